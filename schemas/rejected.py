@@ -1,0 +1,21 @@
+"""Rejected rows: every row that was read and could not be used, with its reason and what it said."""
+
+import pyarrow as pa
+
+from schemas.fields import dataset_schema, documented
+
+REJECTED = dataset_schema(
+    "rejected",
+    1,
+    [
+        documented("dataset", pa.string(), "'ratings' or 'items'"),
+        documented("reason", pa.string(), "the rule that the row breaks, such as 'user_id is missing'"),
+        documented("source", pa.string(), "the file or dataset that the row came from"),
+        documented("position", pa.int64(), "where in the source: grows along a file; its low 40 bits are near the byte or row"),
+        documented("user_id", pa.string(), "as found", nullable=True),
+        documented("item_id", pa.string(), "as found", nullable=True),
+        documented("rating", pa.string(), "as found", nullable=True),
+        documented("timestamp", pa.string(), "as found", nullable=True),
+        documented("text", pa.string(), "the whole line, where it could not be split into columns", nullable=True),
+    ],
+)

@@ -1,0 +1,231 @@
+"""Reads and writes whole files through Beam's FileSystems, so that a path may be local or in an object store.
+
+What is written here is either complete or absent: a file is written under a temporary name and then renamed. On a local
+disk the rename is atomic; object stores copy the finished object over the old one in one piece. Where a file system refuses
+to rename onto an existing file (HDFS), the old one is deleted first.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
+from apache_beam.io.filesystems import FileSystems
+
+from schemas.blocks import Block
+
+_COPY_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that a stage wrote: what a manifest says of it."""
+
+    path: str
+    """Relative to the folder of the attempt that wrote it."""
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def join(root: str, *parts: str) -> str:
+    """Joins a root (a path or URI) and relative parts."""
+    return FileSystems.join(root, *parts) if parts else root
+
+
+def exists(path: str) -> bool:
+    """Tells whether there is a file at `path`."""
+    return FileSystems.exists(path)
+
+
+def list_files(pattern: str) -> list[FileMetadata]:
+    """Returns the files that match a glob (path, size, time of change), by path; an empty list where there are none."""
+    try:
+        (match,) = FileSystems.match([pattern])
+    except (BeamIOError, FileNotFoundError):
+        return []
+    return sorted(match.metadata_list, key=lambda metadata: metadata.path)
+
+
+def open_file(path: str) -> BinaryIO:
+    """Opens `path` for reading its bytes as they are (nothing is decompressed)."""
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def create_file(path: str) -> BinaryIO:
+    """Opens `path` for writing bytes as they are, making the folders above it."""
+    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns the contents of `path`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def rename(source: str, destination: str) -> None:
+    """Renames a file, replacing what is there."""
+    try:
+        FileSystems.rename([source], [destination])
+    except BeamIOError:
+        if not exists(source) or not exists(destination):
+            raise
+        FileSystems.delete([destination])
+        FileSystems.rename([source], [destination])
+
+
+def delete(*paths: str) -> None:
+    """Deletes files or folders; those already gone are no error."""
+    present = [path for path in paths if exists(path)]
+    if present:
+        FileSystems.delete(present)
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """Opens a file that appears at `path`, whole, when the block ends without an error, and not at all otherwise."""
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with create_file(temporary) as file:
+            yield file
+        rename(temporary, path)
+    except BaseException:
+        delete(temporary)
+        raise
+
+
+def write_json(path: str, value: dict[str, Any]) -> None:
+    """Writes `value` to `path` as JSON, in one piece."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: str) -> Any:
+    """Returns the JSON value in `path`."""
+    return json.loads(read_bytes(path))
+
+
+class HashingWriter:
+    """A write-only file that counts and hashes the bytes that pass to the file under it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._hash.update(view)
+        self.bytes += view.nbytes
+        self._file.write(bytes(view))
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def flush(self) -> None:
+        """Does nothing: the file under it is flushed when it is closed."""
+
+    def close(self) -> None:
+        """Does nothing: the file under it has an owner."""
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def parquet_writer(root: str, path: str, schema: pa.Schema, written: list[WrittenFile]) -> Iterator[pq.ParquetWriter]:
+    """Opens a Parquet writer for `root/path` (zstd); appends what was written to `written` once the file is complete.
+
+    Each block written becomes one row group, with statistics, so that readers can skip those that they do not need.
+    """
+    with replacing(join(root, path)) as file:
+        hashing = HashingWriter(file)
+        writer = pq.ParquetWriter(pa.PythonFile(hashing, mode="w"), schema, compression="zstd", write_page_index=True)
+        rows = _RowCounter(writer)
+        yield rows  # type: ignore[misc]
+        writer.close()
+    written.append(WrittenFile(path, rows.rows, hashing.bytes, hashing.sha256))
+
+
+class _RowCounter:
+    """A ParquetWriter that remembers how many rows went through it."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self.rows = 0
+
+    def write_batch(self, block: Block) -> None:
+        self._writer.write_batch(block, row_group_size=max(1, block.num_rows))
+        self.rows += block.num_rows
+
+
+def read_parquet_blocks(path: str, columns: list[str] | None = None, max_rows: int | None = None) -> Iterator[Block]:
+    """Yields a Parquet file's row groups as blocks, in order, none of them empty; of at most `max_rows` rows where given."""
+    with open_file(path) as file:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups):
+            for block in parquet.iter_batches(max_rows or 2**31 - 1, row_groups=[group], columns=columns):
+                if block.num_rows:
+                    yield block
+
+
+def sha256_of(path: str) -> str:
+    """Returns the SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while data := file.read(_COPY_BYTES):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def upload_folder(folder: Path, root: str, path: str) -> list[WrittenFile]:
+    """Copies every file below the local `folder` to `root/path`, and returns what was written, by path."""
+    written = []
+    for source in sorted(file for file in folder.rglob("*") if file.is_file()):
+        relative = f"{path}/{source.relative_to(folder).as_posix()}"
+        with replacing(join(root, relative)) as file, source.open("rb") as data:
+            hashing = HashingWriter(file)
+            shutil.copyfileobj(data, hashing, _COPY_BYTES)
+        written.append(WrittenFile(relative, 0, hashing.bytes, hashing.sha256))
+    return written
+
+
+def is_local(path: str) -> bool:
+    """Tells whether `path` is on this machine's disk, so that libraries can open it themselves."""
+    return FileSystems.get_scheme(path) is None
+
+
+@contextmanager
+def local_folder(root: str, files: list[WrittenFile]) -> Iterator[Path]:
+    """Yields a local folder that holds `files` of `root`: `root` itself where it is local, else a copy that goes afterwards."""
+    if is_local(root):
+        yield Path(root)
+        return
+    with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
+        for file in files:
+            target = Path(folder, file.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open_file(join(root, file.path)) as source, target.open("wb") as out:
+                shutil.copyfileobj(source, out, _COPY_BYTES)
+        yield Path(folder)

@@ -1,0 +1,16 @@
+"""Users: one row a user, with the history that personalises the list and the items held out to judge it."""
+
+import pyarrow as pa
+
+from schemas.fields import dataset_schema, documented
+
+USERS = dataset_schema(
+    "users",
+    1,
+    [
+        documented("user_id", pa.string(), "the user; files are hash buckets of users, sorted by user_id"),
+        documented("history", pa.list_(pa.string()), "training positives, oldest first, no item twice"),
+        documented("below_min_rating", pa.list_(pa.string()), "items rated below --min_rating: seen, but no positives"),
+        documented("holdout", pa.list_(pa.string()), "positives held out of training, oldest first"),
+    ],
+)
