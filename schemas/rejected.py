@@ -11,7 +11,7 @@ REJECTED = dataset_schema(
         documented("dataset", pa.string(), "'ratings' or 'items'"),
         documented("reason", pa.string(), "the rule that the row breaks, such as 'user_id is missing'"),
         documented("source", pa.string(), "the file or dataset that the row came from"),
-        documented("position", pa.int64(), "where in the source: grows along a file; its low 40 bits are near the byte or row"),
+        documented("position", pa.int64(), "where in the source: grows along a file; low 40 bits: about the byte or row"),
         documented("user_id", pa.string(), "as found", nullable=True),
         documented("item_id", pa.string(), "as found", nullable=True),
         documented("rating", pa.string(), "as found", nullable=True),

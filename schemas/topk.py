@@ -29,7 +29,7 @@ TOPK = dataset_schema(
         documented(
             "recommendations",
             pa.list_(RECOMMENDATION),
-            "min(k, eligible items) items, best first: score descending, then item_id ascending; no item twice, none already seen",
+            "min(k, eligible items) items, best first (score descending, then item_id ascending); none twice, none seen",
         ),
     ],
 )

@@ -87,4 +87,3 @@ def key_by_user(block: Block, num_buckets: int) -> Iterator[tuple[int, Block]]:
 def key_by_shard(block: Block, num_shards: int) -> Iterator[tuple[int, Block]]:
     """Yields (shard, the block's rows whose item is in it)."""
     return split_by_key(block, shard_of(block["item_id"], num_shards))
-
