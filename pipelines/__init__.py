@@ -1,1 +1,6 @@
 """The stages: one module each, each a command, and the command that runs them in order."""
+
+import logging
+
+# Beam warns on the root logger as it is imported, of clients that nothing here uses. `pipelines.logs` decides from then on.
+logging.getLogger().setLevel(logging.ERROR)

@@ -1,11 +1,12 @@
 """Blocks: the elements of every PCollection here are Arrow record batches of thousands of rows, never single rows."""
 
 from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
 
-Block = pa.RecordBatch
+Block: TypeAlias = pa.RecordBatch
 
 MAX_ROWS = 65_536
 """The most rows a block of ratings or items holds: a few MB, so that many fit in a bundle."""
@@ -45,4 +46,4 @@ def in_blocks(table: pa.Table | Block, max_rows: int = MAX_ROWS) -> Iterator[Blo
     """Yields `table` in blocks of at most `max_rows` rows, none of them empty."""
     for start in range(0, table.num_rows, max_rows):
         piece = table.slice(start, max_rows)
-        yield piece if isinstance(piece, Block) else one_block(piece.to_batches(), piece.schema)
+        yield piece if isinstance(piece, pa.RecordBatch) else one_block(piece.to_batches(), piece.schema)

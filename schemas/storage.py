@@ -154,7 +154,7 @@ class HashingWriter:
 
 
 @contextmanager
-def parquet_writer(root: str, path: str, schema: pa.Schema, written: list[WrittenFile]) -> Iterator[pq.ParquetWriter]:
+def parquet_writer(root: str, path: str, schema: pa.Schema, written: list[WrittenFile]) -> Iterator["RowGroupWriter"]:
     """Opens a Parquet writer for `root/path` (zstd); appends what was written to `written` once the file is complete.
 
     Each block written becomes one row group, with statistics, so that readers can skip those that they do not need.
@@ -162,14 +162,14 @@ def parquet_writer(root: str, path: str, schema: pa.Schema, written: list[Writte
     with replacing(join(root, path)) as file:
         hashing = HashingWriter(file)
         writer = pq.ParquetWriter(pa.PythonFile(hashing, mode="w"), schema, compression="zstd", write_page_index=True)
-        rows = _RowCounter(writer)
-        yield rows  # type: ignore[misc]
+        groups = RowGroupWriter(writer)
+        yield groups
         writer.close()
-    written.append(WrittenFile(path, rows.rows, hashing.bytes, hashing.sha256))
+    written.append(WrittenFile(path, groups.rows, hashing.bytes, hashing.sha256))
 
 
-class _RowCounter:
-    """A ParquetWriter that remembers how many rows went through it."""
+class RowGroupWriter:
+    """Writes each block as a row group, and counts the rows."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer = writer

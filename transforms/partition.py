@@ -73,10 +73,9 @@ def split_by_key(block: Block, keys: np.ndarray) -> Iterator[tuple[int, Block]]:
     sorted_keys = keys[order]
     ends = np.flatnonzero(np.diff(sorted_keys, append=np.nan))
     taken = block.take(pa.array(order)) if len(ends) > 1 else block
-    start = 0
-    for end in ends:
+    starts = np.concatenate([[0], ends + 1])
+    for start, end in zip(starts, ends, strict=False):
         yield int(sorted_keys[end]), taken.slice(start, end + 1 - start)
-        start = end + 1
 
 
 def key_by_user(block: Block, num_buckets: int) -> Iterator[tuple[int, Block]]:

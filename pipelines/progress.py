@@ -1,0 +1,102 @@
+"""Shows how far a run has come: a line a stage on a terminal, plain log lines elsewhere; all on standard error."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from apache_beam.metrics import MetricsFilter
+from apache_beam.runners.runner import PipelineResult
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pipelines.logs import LOGGER
+from transforms.progress import NAMESPACE, TALLY
+
+_REFRESH_SECONDS = 0.2
+_LOG_SECONDS = 30.0
+
+
+def describe(blocks: int, rows: int, seconds: float, note: str = "") -> str:
+    """Returns '12 blocks  98,304 rows  49,152 rows/s', as much of it as there is to say."""
+    words = [f"{seconds:.1f} s"]
+    if blocks:
+        words += [f"{blocks:,} block{'s' if blocks > 1 else ''}", f"{rows:,} rows", f"{rows / max(seconds, 1e-3):,.0f} rows/s"]
+    if note:
+        words.append(note)
+    return "  ".join(words)
+
+
+class Progress:
+    """Reports the stages of one run, one after the other."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+
+    def skipped(self, stage: str, what: str) -> None:
+        """Says that a stage was finished before."""
+        self._say(stage, f"done before: {what}", "cyan", "=")
+
+    @contextmanager
+    def running(self, stage: str) -> Iterator[None]:
+        """Shows a stage while it runs, and how it ended."""
+        TALLY.reset()
+        started = time.monotonic()
+        stop = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(stage, started, stop), daemon=True)
+        watcher.start()
+        try:
+            yield
+        except BaseException:
+            stop.set()
+            watcher.join()
+            self._say(stage, f"failed after {time.monotonic() - started:.1f} s", "red", "x")
+            raise
+        stop.set()
+        watcher.join()
+        self._say(stage, describe(TALLY.blocks, TALLY.rows, time.monotonic() - started, TALLY.note), "green", "+")
+
+    def _watch(self, stage: str, started: float, stop: threading.Event) -> None:
+        if self._terminal:
+            with Live(console=self._console, transient=True, refresh_per_second=1 / _REFRESH_SECONDS) as live:
+                while not stop.wait(_REFRESH_SECONDS):
+                    live.update(self._line(stage, self._now(started), "yellow", "…"))
+            return
+        LOGGER.info("%s: started", stage)
+        while not stop.wait(_LOG_SECONDS):
+            LOGGER.info("%s: %s", stage, self._now(started))
+
+    def _now(self, started: float) -> str:
+        return describe(TALLY.blocks, TALLY.rows, time.monotonic() - started, TALLY.note)
+
+    def _say(self, stage: str, text: str, style: str, mark: str) -> None:
+        if self._terminal:
+            self._console.print(self._line(stage, text, style, mark))
+        else:
+            LOGGER.info("%s: %s", stage, text)
+        sys.stderr.flush()
+
+    @staticmethod
+    def _line(stage: str, text: str, style: str, mark: str) -> Text:
+        return Text.assemble((f"{mark} ", style), (f"{stage:<10}", "bold"), text)
+
+
+def follow(result: PipelineResult) -> None:
+    """Waits for a pipeline that runs elsewhere, and takes its counts into the tally as they come.
+
+    Raises:
+      RuntimeError: if the pipeline does not end well.
+    """
+    ours = MetricsFilter().with_namespace(NAMESPACE)
+    while True:
+        state = result.wait_until_finish(duration=2_000)
+        for counter in result.metrics().query(ours)["counters"]:
+            if counter.key.metric.name in ("blocks", "rows") and counter.result:
+                setattr(TALLY, counter.key.metric.name, max(getattr(TALLY, counter.key.metric.name), counter.result))
+        if result.state in ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"):
+            break
+    if result.state != "DONE":
+        raise RuntimeError(f"the runner ended in state {state or result.state}")

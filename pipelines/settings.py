@@ -1,0 +1,280 @@
+"""Flags, and the one frozen settings object that they become at the edge; nothing further in sees a flag."""
+
+import argparse
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import yaml
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from schemas.errors import InputError
+from schemas.storage import exists, read_bytes
+from transforms.search import SearchSettings
+from transforms.split import DEFAULT_HOLDOUT, SplitSettings
+from transforms.training import TrainingSettings
+from transforms.validate import RatingRules
+
+LOCAL_RUNNER = "FnApiRunner"
+"""Beam's in-process runner: what no --runner, or --runner DirectRunner, means here. Beam's own DirectRunner would first
+try to download another one."""
+
+
+class ShortlistOptions(PipelineOptions):
+    """Every flag of every stage; each command takes them all and uses its own."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        job = parser.add_argument_group("job")
+        job.add_argument("--output", help="the output root: a folder or a URI; the only flag that every command needs")
+        job.add_argument("--config", help="a YAML file of flags (k: 100, columns: {user_id: uid}); flags given directly win")
+        job.add_argument("--seed", type=int, default=42, help="of everything that draws by chance (default 42)")
+        job.add_argument("--verbose", action="store_true", help="let Beam and TensorFlow speak, and show tracebacks")
+
+        data = parser.add_argument_group("data")
+        data.add_argument("--ratings", help="Parquet, CSV, TSV, RecBole .inter (file, folder or glob), or tfds:NAME")
+        data.add_argument("--columns", default="", help="user_id=…,item_id=…,rating=…,timestamp=…: what the ratings call them")
+        data.add_argument("--items", help="the catalogue, in the same formats; without it, the catalogue is what was rated")
+        data.add_argument("--item_columns", default="", help="item_id=…,title=…: what the items call them")
+        data.add_argument("--tfds_data_dir", help="where TensorFlow Datasets keeps prepared datasets")
+        data.add_argument("--timestamp_unit", default="s", help="of numeric times: s, ms, us or ns (default s)")
+        data.add_argument("--rating_range", help="LOW,HIGH: ratings outside are rejected (default: any finite number)")
+        data.add_argument("--max_rejected_fraction", type=float, default=0.01, help="of rating rows (default 0.01)")
+        data.add_argument("--num_buckets", type=int, help="files of users and of the table (default: by the ratings' size)")
+
+        split = parser.add_argument_group("split")
+        split.add_argument("--split", default="random", help="random, temporal, last or none (default random)")
+        split.add_argument("--holdout", type=float, help="a fraction (random 0.2, temporal 0.1), or items a user (last 1)")
+        split.add_argument("--min_rating", type=float, help="the lowest rating that counts as a positive (default: any)")
+
+        train = parser.add_argument_group("train")
+        defaults = TrainingSettings()
+        train.add_argument("--user_tower", default=defaults.user_tower, help="the kind of user tower: id")
+        train.add_argument("--dim", type=int, default=defaults.dim, help=f"of the embeddings (default {defaults.dim})")
+        train.add_argument("--learning_rate", type=float, default=defaults.learning_rate, help="of Adam")
+        train.add_argument("--batch_size", type=int, default=defaults.batch_size, help="rows a step, and negatives a row")
+        train.add_argument("--l2", type=float, default=defaults.l2, help="weight of the L2 penalty on a batch's embeddings")
+        train.add_argument("--max_epochs", type=int, default=defaults.max_epochs, help="the most epochs")
+        train.add_argument("--patience", type=int, default=defaults.patience, help="epochs without a better validation")
+
+        index = parser.add_argument_group("index")
+        index.add_argument("--num_shards", type=int, help="ScaNN indexes (default: the fewest that fit --max_shard_bytes)")
+        index.add_argument("--max_shard_bytes", type=int, default=4 << 30, help="the most memory for one shard (default 4 GiB)")
+
+        recommend = parser.add_argument_group("recommend")
+        recommend.add_argument("--k", type=int, default=100, help="items a user (default 100)")
+        recommend.add_argument("--recommend_seen", action="store_true", help="keep items that the user has seen")
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """What to read, and how to judge and split it."""
+
+    ratings: str | None
+    columns: Mapping[str, str]
+    items: str | None
+    item_columns: Mapping[str, str]
+    tfds_data_dir: str | None
+    rules: RatingRules
+    max_rejected_fraction: float
+    num_buckets: int | None
+    split: SplitSettings
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise InputError(
+                f"max_rejected_fraction must be between 0 and 1, got {self.max_rejected_fraction:g}: "
+                "change --max_rejected_fraction"
+            )
+        if self.num_buckets is not None and self.num_buckets < 1:
+            raise InputError(f"num_buckets must be at least 1, got {self.num_buckets}: change --num_buckets")
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How to shard the index."""
+
+    num_shards: int | None
+    max_shard_bytes: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_shards is not None and self.num_shards < 1:
+            raise InputError(f"num_shards must be at least 1, got {self.num_shards}: change --num_shards")
+        if self.max_shard_bytes < 1 << 20:
+            raise InputError(f"max_shard_bytes must be at least 1 MiB, got {self.max_shard_bytes}: raise --max_shard_bytes")
+
+
+@dataclass(frozen=True)
+class RecommendSettings:
+    """What a list holds."""
+
+    k: int
+    recommend_seen: bool
+    search: SearchSettings
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"k must be at least 1, got {self.k}: raise --k")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A job: everything that was asked for, checked."""
+
+    output: str
+    ingest: IngestSettings
+    training: TrainingSettings
+    index: IndexSettings
+    recommend: RecommendSettings
+    verbose: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other mistake is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}: see --help")
+
+
+def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:
+    """Turns a command line into settings and Beam's options.
+
+    Args:
+      argv: the flags, without the program.
+      description: what the command does, for --help.
+
+    Raises:
+      InputError: for an unknown flag or a value that will not do.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, epilog="Any Beam option may follow, such as --runner.")
+    ShortlistOptions._add_argparse_args(parser)
+    flags, others = parser.parse_known_args(list(argv))
+    if flags.config:
+        flags, others = parser.parse_known_args([*flags_of_config(flags.config), *argv])
+    _refuse_unknown(others, parser)
+    options = PipelineOptions(others)
+    standard = options.view_as(StandardOptions)
+    if standard.runner in (None, "DirectRunner"):
+        standard.runner = LOCAL_RUNNER
+    return settings_of(flags), options
+
+
+def flags_of_config(path: str) -> list[str]:
+    """Reads a YAML file of flags.
+
+    Raises:
+      InputError: if there is no such file, or it is no mapping of flags to plain values.
+    """
+    if not exists(path):
+        raise InputError(f"the config {path} does not exist: check --config")
+    try:
+        config = yaml.safe_load(read_bytes(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the config {path} is not YAML ({error}): repair it") from error
+    if not isinstance(config, dict):
+        raise InputError(f"the config {path} must be a mapping of flags to values, got {type(config).__name__}: repair it")
+    argv = []
+    for name, value in config.items():
+        if isinstance(value, bool):
+            argv += [f"--{name}"] if value else []
+        elif isinstance(value, dict):
+            argv.append(f"--{name}=" + ",".join(f"{key}={column}" for key, column in value.items()))
+        elif isinstance(value, list):
+            argv += [f"--{name}={each}" for each in value]
+        elif value is not None:
+            argv.append(f"--{name}={value}")
+    return argv
+
+
+def _refuse_unknown(argv: Sequence[str], ours: argparse.ArgumentParser) -> None:
+    """Beam drops flags that it does not know; a typing error must not go unnoticed."""
+    beam_parser = _Parser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    for cls in PipelineOptions.__subclasses__():
+        if cls is not ShortlistOptions:
+            cls._add_argparse_args(_ValueProviders(beam_parser))
+    _, unknown = beam_parser.parse_known_args(list(argv))
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        known = [name for parser in (ours, beam_parser) for action in parser._actions for name in action.option_strings]
+        near = difflib.get_close_matches(flag, known, n=1)
+        repair = f"did you mean {near[0]}?" if near else "see --help"
+        raise InputError(f"unknown flag {flag}: {repair}")
+
+
+class _ValueProviders:
+    """Lets Beam's option classes add their flags to a plain parser."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, "add_argument" if name == "add_value_provider_argument" else name)
+
+
+def columns_of(flag: str, text: str) -> dict[str, str]:
+    """Reads 'role=column,role=column'.
+
+    Raises:
+      InputError: for a pair that is none, or a role that is named twice.
+    """
+    columns: dict[str, str] = {}
+    for pair in filter(None, (each.strip() for each in text.split(","))):
+        role, equals, column = (each.strip() for each in pair.partition("="))
+        if not (role and equals and column):
+            raise InputError(f"{flag} takes role=column pairs, got {pair!r}: write it as {flag} user_id=uid,item_id=iid")
+        if role in columns:
+            raise InputError(f"{flag} names the column of {role} twice ({columns[role]!r} and {column!r}): keep one")
+        columns[role] = column
+    return columns
+
+
+def _range_of(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(each) for each in text.split(","))
+    except ValueError:
+        raise InputError(f"rating_range must be LOW,HIGH, got {text!r}: write it as --rating_range=0,10") from None
+    if not low < high:
+        raise InputError(f"rating_range must go from low to high, got {text!r}: swap its ends")
+    return low, high
+
+
+def settings_of(flags: argparse.Namespace) -> Settings:
+    """Checks the flags' values and returns them as settings.
+
+    Raises:
+      InputError: naming the flag, the rule and the repair.
+    """
+    if not flags.output:
+        raise InputError("no output root: give --output DIR")
+    holdout = DEFAULT_HOLDOUT.get(flags.split, 0) if flags.holdout is None else flags.holdout
+    return Settings(
+        output=flags.output,
+        ingest=IngestSettings(
+            ratings=flags.ratings,
+            columns=columns_of("--columns", flags.columns),
+            items=flags.items,
+            item_columns=columns_of("--item_columns", flags.item_columns),
+            tfds_data_dir=flags.tfds_data_dir,
+            rules=RatingRules(rating_range=_range_of(flags.rating_range), timestamp_unit=flags.timestamp_unit),
+            max_rejected_fraction=flags.max_rejected_fraction,
+            num_buckets=flags.num_buckets,
+            split=SplitSettings(flags.split, holdout, flags.min_rating, flags.seed),
+        ),
+        training=TrainingSettings(
+            user_tower=flags.user_tower,
+            dim=flags.dim,
+            learning_rate=flags.learning_rate,
+            batch_size=flags.batch_size,
+            l2=flags.l2,
+            max_epochs=flags.max_epochs,
+            patience=flags.patience,
+            seed=flags.seed,
+        ),
+        index=IndexSettings(flags.num_shards, flags.max_shard_bytes, flags.seed),
+        recommend=RecommendSettings(flags.k, flags.recommend_seen, SearchSettings()),
+        verbose=flags.verbose,
+    )

@@ -1,0 +1,174 @@
+"""Runs one stage: skips it when it is done, gives it a folder of its own, and writes its manifest when all else is there."""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines.progress import Progress, follow
+from schemas.errors import InputError
+from schemas.manifest import StageManifest, digest_of, fingerprint_of, write_manifest
+from schemas.storage import WrittenFile, delete, join, read_json
+from schemas.workspace import Workspace
+from transforms.write import SUMMARY, WriteSummary
+
+VERSIONED = ("apache-beam", "numpy", "pyarrow", "scann", "tensorflow", "tensorflow-recommenders", "tf-keras")
+
+Reports = Sequence[beam.PCollection]
+"""What a stage's `build` returns: collections of WrittenFile and of dicts of metrics."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that decides what a stage makes.
+
+    Attributes:
+      name: 'ingest', 'train', and so on.
+      module: the module whose code, with what it imports, is part of the fingerprint.
+      settings: what the stage was told, as JSON; only what changes its result.
+      inputs: the finished stages that it reads.
+      sources: the files from outside that it reads.
+      build: adds the stage's steps to a pipeline, given the folder to write to.
+      check: looks at the metrics when the pipeline is done, and raises InputError if they will not do.
+    """
+
+    name: str
+    module: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, StageManifest]
+    build: Callable[[beam.Pipeline, str], Reports]
+    sources: Sequence[Mapping[str, Any]] = ()
+    check: Callable[[Mapping[str, Any]], None] = field(default=lambda metrics: None)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits: the same when and only when the stage would make the same again."""
+        return fingerprint_of(
+            {
+                "stage": self.name,
+                "code": code_version(self.module),
+                "settings": self.settings,
+                "inputs": {name: manifest.digest for name, manifest in self.inputs.items()},
+                "sources": list(self.sources),
+            }
+        )
+
+
+def run_stage(stage: Stage, workspace: Workspace, options: PipelineOptions, progress: Progress) -> StageManifest:
+    """Runs a stage, unless it is done, and returns its manifest.
+
+    An attempt writes to a folder that no other attempt knows. The manifest says which attempt is the stage's; where two
+    runs race, the first manifest stays and the later run takes it over.
+    """
+    fingerprint = stage.fingerprint
+    done = workspace.read(stage.name, fingerprint)
+    if done:
+        progress.skipped(stage.name, summary_of(done))
+        return done
+    folder = workspace.new_attempt(stage.name, fingerprint)
+    started_at = now()
+    with progress.running(stage.name):
+        summary = run_pipeline(stage, join(workspace.root, folder), options)
+        stage.check(summary["metrics"])
+    files = [WrittenFile(**file) for file in summary["files"]]
+    manifest = StageManifest(
+        stage=stage.name,
+        fingerprint=fingerprint,
+        folder=folder,
+        digest=digest_of(files),
+        settings=stage.settings,
+        inputs={name: {"fingerprint": each.fingerprint, "digest": each.digest} for name, each in stage.inputs.items()},
+        sources=stage.sources,
+        files=files,
+        metrics=summary["metrics"],
+        versions=versions(),
+        started_at=started_at,
+        finished_at=now(),
+    )
+    other = workspace.read(stage.name, fingerprint)
+    if other:
+        delete(join(workspace.root, folder))
+        return other
+    write_manifest(workspace.manifest(stage.name, fingerprint), manifest)
+    return manifest
+
+
+def run_pipeline(stage: Stage, attempt: str, options: PipelineOptions) -> Mapping[str, Any]:
+    """Runs a stage's pipeline to its end, and returns what its workers reported: {'files': […], 'metrics': {…}}."""
+    pipeline = beam.Pipeline(options=options)
+    reports = stage.build(pipeline, attempt)
+    _ = reports | "GatherReports" >> beam.Flatten() | "WriteSummary" >> WriteSummary(attempt)
+    follow(pipeline.run())
+    return read_json(join(attempt, SUMMARY))
+
+
+def summary_of(manifest: StageManifest) -> str:
+    """Returns a few words on what a stage made."""
+    size = sum(file.bytes for file in manifest.files)
+    return f"{len(manifest.files)} files, {size / 1e6:.1f} MB, {manifest.finished_at}"
+
+
+def now() -> str:
+    """Returns the time: UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that decide the results."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED}
+
+
+@cache
+def code_version(module: str) -> str:
+    """Returns a hash of a module's code and of every module of `transforms` and `schemas` that it imports, however deep.
+
+    Comments, docstrings and layout do not count. A change of code makes a stage run again; nobody has to remember a number.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_imported(module)):
+        digest.update(f"{name}\n{_code_of(name)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _imported(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        waiting += [
+            node.module
+            for node in ast.walk(ast.parse(_source(name)))
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("transforms", "schemas")
+        ]
+    return found
+
+
+def _code_of(module: str) -> str:
+    tree = ast.parse(_source(module))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+            ]
+    return ast.dump(tree)
+
+
+def _source(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise InputError(f"the module {module} cannot be found: install the package anew")
+    return Path(spec.origin).read_text(encoding="utf-8")

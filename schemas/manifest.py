@@ -1,0 +1,93 @@
+"""A stage's manifest: one small JSON object, written last, that says a stage is finished and what it made."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from schemas.errors import InputError
+from schemas.storage import WrittenFile, exists, join, read_json, write_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StageManifest:
+    """What a finished stage was made from and what it wrote."""
+
+    stage: str
+    """'ingest', 'train', and so on."""
+    fingerprint: str
+    """Of everything that decides the result: settings, code and inputs."""
+    folder: str
+    """Where its files are, relative to the output root: the folder of the attempt that finished."""
+    digest: str
+    """Of the files' contents: what a later stage's fingerprint takes from this one."""
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Mapping[str, str]]
+    """For each stage it read: that stage's fingerprint and digest."""
+    sources: Sequence[Mapping[str, Any]]
+    """The files that came from outside: path, size and time of change."""
+    files: Sequence[WrittenFile]
+    """Everything it wrote, paths relative to `folder`, in the order of their paths."""
+    metrics: Mapping[str, Any]
+    versions: Mapping[str, str]
+    """Of Python and the packages that ran it."""
+    started_at: str
+    finished_at: str
+    """UTC, ISO 8601."""
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def dataset(self, name: str) -> list[WrittenFile]:
+        """Returns the files below the folder `name`, in the order of their paths."""
+        return [file for file in self.files if file.path.startswith(f"{name}/")]
+
+    def paths(self, root: str, dataset: str) -> list[str]:
+        """Returns the full paths of a dataset's files, in their order."""
+        return [join(root, self.folder, file.path) for file in self.dataset(dataset)]
+
+    def rows(self, dataset: str) -> int:
+        """Returns how many rows a dataset has."""
+        return sum(file.rows for file in self.dataset(dataset))
+
+
+def fingerprint_of(value: Any) -> str:
+    """Returns 16 hex digits that stand for a JSON-like value: equal values, in whatever order of keys, give equal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of(files: Sequence[WrittenFile]) -> str:
+    """Returns 16 hex digits that stand for the names and contents of `files`."""
+    return fingerprint_of(sorted([file.path, file.sha256] for file in files))
+
+
+def write_manifest(path: str, manifest: StageManifest) -> None:
+    """Writes a manifest in one piece: from now on the stage is finished."""
+    write_json(path, asdict(manifest))
+
+
+def read_manifest(path: str) -> StageManifest | None:
+    """Reads a manifest, or returns None where the stage is not finished.
+
+    Raises:
+      InputError: if what is there is no manifest of this version.
+    """
+    if not exists(path):
+        return None
+    try:
+        value = read_json(path)
+        if value["schema_version"] != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {value['schema_version']}, this program writes {SCHEMA_VERSION}: "
+                "use the program that made it, or another --output"
+            )
+        value["files"] = [WrittenFile(**file) for file in value["files"]]
+        return StageManifest(**value)
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a stage's manifest ({error}): delete its folder, so that the stage runs again"
+        ) from error

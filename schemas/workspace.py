@@ -1,0 +1,53 @@
+"""The workspace: where everything lies below the output root.
+
+LATEST                                    the pointer to the release that is served, written last
+releases/<release>/manifest.json          what the release is made of
+stages/<stage>-<fingerprint>/
+    manifest.json                         written last: the stage is finished, and which attempt did it
+    attempt-<id>/…                        one attempt's files; attempts never share a folder
+    checkpoints/…                         (train) where a retried training goes on
+"""
+
+import uuid
+from dataclasses import dataclass
+
+from schemas.manifest import StageManifest, read_manifest
+from schemas.storage import join, list_files
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths of one output root, which may be a local folder or a URI."""
+
+    root: str
+
+    @property
+    def latest(self) -> str:
+        return join(self.root, "LATEST")
+
+    def release_manifest(self, release: str) -> str:
+        """Returns a release's manifest, relative to the root."""
+        return f"releases/{release}/manifest.json"
+
+    def stage(self, name: str, fingerprint: str) -> str:
+        """Returns a stage's folder, relative to the root."""
+        return f"stages/{name}-{fingerprint}"
+
+    def manifest(self, name: str, fingerprint: str) -> str:
+        return join(self.root, self.stage(name, fingerprint), "manifest.json")
+
+    def checkpoints(self, name: str, fingerprint: str) -> str:
+        return join(self.root, self.stage(name, fingerprint), "checkpoints")
+
+    def new_attempt(self, name: str, fingerprint: str) -> str:
+        """Returns a folder, relative to the root, that no other attempt uses."""
+        return f"{self.stage(name, fingerprint)}/attempt-{uuid.uuid4().hex[:12]}"
+
+    def read(self, name: str, fingerprint: str) -> StageManifest | None:
+        """Returns a stage's manifest, or None where it is not finished."""
+        return read_manifest(self.manifest(name, fingerprint))
+
+    def finished(self, name: str) -> list[StageManifest]:
+        """Returns the finished runs of a stage, oldest first."""
+        found = [read_manifest(file.path) for file in list_files(join(self.root, "stages", f"{name}-*", "manifest.json"))]
+        return sorted((manifest for manifest in found if manifest), key=lambda manifest: manifest.finished_at)
