@@ -10,18 +10,20 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from schemas.blocks import Block
+from schemas.errors import InputError
 
 _COPY_BYTES = 1 << 22
 
@@ -70,6 +72,23 @@ def read_bytes(path: str) -> bytes:
     """Returns the contents of `path`."""
     with open_file(path) as file:
         return file.read()
+
+
+def check_writable(root: str) -> None:
+    """Writes and deletes a small file below `root`.
+
+    Raises:
+      InputError: if that is refused.
+    """
+    path = join(root, f".writable-{uuid.uuid4().hex}")
+    try:
+        with create_file(path) as file:
+            file.write(b"")
+        delete(path)
+    except (OSError, BeamIOError, ValueError) as error:
+        raise InputError(
+            f"the output {root} cannot be written ({error}): choose another --output, or change its rights"
+        ) from error
 
 
 def rename(source: str, destination: str) -> None:
@@ -188,6 +207,38 @@ def read_parquet_blocks(path: str, columns: list[str] | None = None, max_rows: i
             for block in parquet.iter_batches(max_rows or 2**31 - 1, row_groups=[group], columns=columns):
                 if block.num_rows:
                     yield block
+
+
+def find_rows(paths: Iterable[str], column: str, values: pa.Array, columns: list[str] | None = None) -> pa.Table | None:
+    """Returns the rows of Parquet files whose `column` is one of `values`, reading only the row groups that can hold one.
+
+    Args:
+      paths: the files.
+      column: a string column that has statistics.
+      values: [n] string, n at least 1.
+      columns: what to return; everything by default.
+
+    Returns:
+      The rows found, or None where there are no files.
+    """
+    low, high = (each.as_py() for each in pc.min_max(values).values())
+    found = []
+    for path in paths:
+        with open_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            at = parquet.schema_arrow.get_field_index(column)
+            wanted = list(dict.fromkeys([*columns, column])) if columns else None
+            schema = (
+                parquet.schema_arrow if wanted is None else pa.schema([parquet.schema_arrow.field(name) for name in wanted])
+            )
+            groups = []
+            for group in range(parquet.num_row_groups):
+                statistics = parquet.metadata.row_group(group).column(at).statistics
+                if statistics is None or not statistics.has_min_max or (statistics.min <= high and statistics.max >= low):
+                    groups.append(group)
+            table = parquet.read_row_groups(groups, columns=wanted) if groups else schema.empty_table()
+            found.append(table.filter(pc.is_in(table[column], values)))
+    return pa.concat_tables(found) if found else None
 
 
 def sha256_of(path: str) -> str:

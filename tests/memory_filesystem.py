@@ -1,4 +1,4 @@
-"""A second Beam file system, in memory (`memory://…`): like an object store, it has no folders, and a file appears when closed."""
+"""A second Beam file system, in memory (`memory://…`): like an object store, it has no folders, files appear when closed."""
 
 import fnmatch
 import io

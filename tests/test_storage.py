@@ -88,3 +88,18 @@ def test_block_coder_round_trips_a_slice_at_the_cost_of_the_slice() -> None:
 def test_one_block_of_nothing_is_empty() -> None:
     assert one_block([], TABLE.schema).num_rows == 0
     assert list(in_blocks(TABLE.slice(0, 0))) == []
+
+
+def test_find_rows_reads_only_the_row_groups_that_can_hold_them(root: str) -> None:
+    with storage.parquet_writer(root, "t.parquet", TABLE.schema, []) as writer:
+        for block in in_blocks(TABLE, 3):
+            writer.write_batch(block)
+    path = storage.join(root, "t.parquet")
+    found = storage.find_rows([path], "id", pa.array(["004", "999", "000"]), ["n"])
+    assert found is not None
+    assert found["n"].to_pylist() == [0, 4]
+    nothing = storage.find_rows([path], "id", pa.array(["zzz"]))
+    assert nothing is not None
+    assert nothing.num_rows == 0
+    assert nothing.schema.names == ["id", "n"]
+    assert storage.find_rows([], "id", pa.array(["a"])) is None

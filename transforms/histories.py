@@ -153,19 +153,21 @@ class SplitByUser(beam.PTransform):
     Attributes:
       settings: how to split.
       num_buckets: how many hash buckets of users; each becomes one file of every dataset.
+      cut: for the temporal split, the first second that is held out, as a side input.
     """
 
     settings: SplitSettings
     num_buckets: int
+    cut: beam.pvalue.AsSingleton | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, blocks: beam.PCollection[Block], cut: beam.pvalue.AsSingleton | None = None) -> UserParts:
+    def expand(self, blocks: beam.PCollection[Block]) -> UserParts:
         outputs = (
             blocks
             | "KeyByUser" >> beam.FlatMap(key_by_user, self.num_buckets).with_output_types(tuple[int, Block])
             | "GroupByBucket" >> beam.GroupByKey()
-            | "SplitBucket" >> beam.ParDo(_SplitBucket(self.settings), cut).with_outputs(*UserParts._fields)
+            | "SplitBucket" >> beam.ParDo(_SplitBucket(self.settings), self.cut).with_outputs(*UserParts._fields)
         )
         return UserParts(*(outputs[name] for name in UserParts._fields))

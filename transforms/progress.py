@@ -44,16 +44,17 @@ class _CountBlock(beam.DoFn):
         self._blocks = Metrics.counter(NAMESPACE, "blocks")
         self._rows = Metrics.counter(NAMESPACE, "rows")
 
-    def process(self, block: Any) -> Iterator[Any]:
+    def process(self, element: Any) -> Iterator[Any]:
+        block = element[1] if isinstance(element, tuple) else element
         self._blocks.inc()
         self._rows.inc(block.num_rows)
         TALLY.add(block.num_rows)
-        yield block
+        yield element
 
 
 @dataclass
 class CountBlocks(beam.PTransform):
-    """Passes blocks on, unchanged, and counts them."""
+    """Passes blocks on, placed or keyed ones too, unchanged, and counts them."""
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -1,22 +1,30 @@
 """Writes keyed blocks as Parquet files, and what a pipeline made as one JSON file that the next step can read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindows
 
 from schemas.blocks import Block
 from schemas.storage import WrittenFile, join, parquet_writer, write_json
+from transforms.read import PlacedBlock
 
 Part = tuple[int, list[Block]]
 """A part's number and its blocks, in order: the contents of one file."""
 
 
-def part_path(folder: str, part: int) -> str:
-    """Returns the name of a part's file; names sort as the parts do."""
-    return f"{folder}/part-{part:06d}.parquet"
+def part_path(folder: str, part: int, ordinal: int = 0) -> str:
+    """Returns the name of a part's file, or of the rest of a part from its `ordinal`-th block on; names sort as parts do."""
+    return f"{folder}/part-{part:06d}{f'-{ordinal:06d}' if ordinal else ''}.parquet"
+
+
+def part_of(path: str) -> int:
+    """Returns the number of the part that `part_path` named."""
+    return int(path[path.rindex("part-") + 5 :][:6])
 
 
 def write_part(root: str, folder: str, schema: pa.Schema, part: int, blocks: Iterable[Block]) -> WrittenFile:
@@ -49,6 +57,69 @@ class WriteParts(beam.PTransform):
         return parts | "WriteFile" >> beam.MapTuple(
             lambda part, blocks: write_part(self.root, self.folder, self.schema, part, blocks)
         ).with_output_types(WrittenFile)
+
+
+class _WritePlaced(beam.DoFn):
+    """Keeps a file open while the blocks of its part come by, and closes it after the last; memory holds one block."""
+
+    def __init__(self, root: str, folder: str, schema: pa.Schema) -> None:
+        super().__init__()
+        self._root = root
+        self._folder = folder
+        self._schema = schema
+
+    def start_bundle(self) -> None:
+        self._stack = ExitStack()
+        self._part: int | None = None
+        self._written: list[WrittenFile] = []
+
+    def process(self, element: PlacedBlock) -> Iterator[WrittenFile]:
+        place, block = element
+        if place.part != self._part:
+            yield from self._close()
+            path = part_path(self._folder, place.part, place.ordinal)
+            self._writer = self._stack.enter_context(parquet_writer(self._root, path, self._schema, self._written))
+            self._part = place.part
+        self._writer.write_batch(block.cast(self._schema))
+        if place.is_last:
+            yield from self._close()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for file in self._close():
+            yield GlobalWindows.windowed_value(file)
+
+    def _close(self) -> list[WrittenFile]:
+        self._stack.close()
+        self._part = None
+        done, self._written = self._written, []
+        self._stack = ExitStack()
+        return done
+
+
+@dataclass
+class WritePlacedBlocks(beam.PTransform):
+    """Writes the blocks of each part to one file, in order, as they come; nothing is shuffled.
+
+    The blocks of a part come one after the other where the reading and what follows it are fused, as they are when nothing
+    between them groups. Should a runner break a part over two bundles, it becomes two files, each sorted.
+
+    Attributes:
+      root: the folder of the attempt.
+      folder: the dataset's folder, relative to it.
+      schema: the dataset's schema.
+    """
+
+    root: str
+    folder: str
+    schema: pa.Schema
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, blocks: beam.PCollection[PlacedBlock]) -> beam.PCollection[WrittenFile]:
+        return blocks | "WriteBlocks" >> beam.ParDo(_WritePlaced(self.root, self.folder, self.schema)).with_output_types(
+            WrittenFile
+        )
 
 
 SUMMARY = "summary.json"
