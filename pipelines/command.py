@@ -12,11 +12,10 @@ from schemas.errors import InputError
 OK, FAULT, MISTAKE = 0, 1, 2
 """Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags."""
 
-# A worker's failure comes back as text: '… schemas.errors.InputError: message [while running 'Step']'.
-_IN_WORKER = re.compile(r"schemas\.errors\.InputError: (?P<message>[^\n]*?)(?: \[while running .*)?$", re.MULTILINE)
-_OS_ERROR = re.compile(
-    r"^(?:OSError|PermissionError|FileNotFoundError): (?P<message>\[Errno \d+\][^\n]*?)(?: \[while running .*)?$", re.MULTILINE
-)
+# Beam adds the step to a worker's message, and most runners bring back nothing but the text of the failure.
+_STEP = re.compile(r" \[while running '.*", re.DOTALL)
+_IN_WORKER = re.compile(r"schemas\.errors\.InputError: (?P<message>[^\n]*)")
+_OS_ERROR = re.compile(r"^(?:OSError|PermissionError|FileNotFoundError): (?P<message>\[Errno \d+\][^\n]*)", re.MULTILINE)
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -50,10 +49,10 @@ def mistake_in(error: BaseException) -> str | None:
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, InputError):
-            return str(found)
+            return _STEP.sub("", str(found))
         match = _IN_WORKER.search(str(found))
         if match:
-            return match["message"]
+            return _STEP.sub("", match["message"])
         found = found.__cause__ or found.__context__
     return None
 
@@ -61,7 +60,11 @@ def mistake_in(error: BaseException) -> str | None:
 def machine_fault_in(error: BaseException) -> str | None:
     """Returns what the operating system refused, such as a full disk, or None."""
     matches = list(_OS_ERROR.finditer("".join(traceback.format_exception(error))))
-    return f"the machine refused: {matches[-1]['message']}; what was published before is untouched" if matches else None
+    return (
+        f"the machine refused: {_STEP.sub('', matches[-1]['message'])}; what was published before is untouched"
+        if matches
+        else None
+    )
 
 
 def _say(message: str) -> None:

@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.progress import Progress, follow
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, digest_of, fingerprint_of, write_manifest
-from schemas.storage import WrittenFile, delete, join, read_json
+from schemas.storage import WrittenFile, delete_folder, join, read_json
 from schemas.workspace import Workspace
 from transforms.write import SUMMARY, WriteSummary
 
@@ -39,7 +39,7 @@ class Stage:
       inputs: the finished stages that it reads.
       sources: the files from outside that it reads.
       build: adds the stage's steps to a pipeline, given the folder to write to.
-      check: looks at the metrics when the pipeline is done, and raises InputError if they will not do.
+      check: given the metrics and the attempt's folder when the pipeline is done, raises InputError if they will not do.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Stage:
     inputs: Mapping[str, StageManifest]
     build: Callable[[beam.Pipeline, str], Reports]
     sources: Sequence[Mapping[str, Any]] = ()
-    check: Callable[[Mapping[str, Any]], None] = field(default=lambda metrics: None)
+    check: Callable[[Mapping[str, Any], str], None] = field(default=lambda metrics, folder: None)
 
     @property
     def fingerprint(self) -> str:
@@ -79,7 +79,7 @@ def run_stage(stage: Stage, workspace: Workspace, options: PipelineOptions, prog
     started_at = now()
     with progress.running(stage.name):
         summary = run_pipeline(stage, join(workspace.root, folder), options)
-        stage.check(summary["metrics"])
+        stage.check(summary["metrics"], join(workspace.root, folder))
     files = [WrittenFile(**file) for file in summary["files"]]
     manifest = StageManifest(
         stage=stage.name,
@@ -97,10 +97,10 @@ def run_stage(stage: Stage, workspace: Workspace, options: PipelineOptions, prog
     )
     other = workspace.read(stage.name, fingerprint)
     if other:
-        delete(join(workspace.root, folder))
+        delete_folder(join(workspace.root, folder))
         return other
     write_manifest(workspace.manifest(stage.name, fingerprint), manifest)
-    return manifest
+    return workspace.read(stage.name, fingerprint) or manifest
 
 
 def run_pipeline(stage: Stage, attempt: str, options: PipelineOptions) -> Mapping[str, Any]:

@@ -102,11 +102,18 @@ def rename(source: str, destination: str) -> None:
         FileSystems.rename([source], [destination])
 
 
-def delete(*paths: str) -> None:
-    """Deletes files or folders; those already gone are no error."""
-    present = [path for path in paths if exists(path)]
-    if present:
-        FileSystems.delete(present)
+def delete(path: str) -> None:
+    """Deletes a file; one already gone is no error."""
+    if exists(path):
+        FileSystems.delete([path])
+
+
+def delete_folder(path: str) -> None:
+    """Deletes every file below a folder, and the folder where the file system has such a thing."""
+    files = [file.path for file in list_files(join(path, "**"))]
+    if files:
+        FileSystems.delete(files)
+    delete(path)
 
 
 @contextmanager

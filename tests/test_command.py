@@ -1,0 +1,50 @@
+"""What went wrong becomes an exit code and one line, wherever it happened."""
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.test_pipeline import TestPipeline
+
+from pipelines.command import FAULT, MISTAKE, OK, run_command
+from schemas.errors import InputError
+
+
+def test_success_is_zero() -> None:
+    assert run_command(lambda argv: None, []) == OK
+
+
+def test_a_mistake_is_one_line_and_two(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(argv: object) -> None:
+        raise InputError("k must be at least 1, got 0:\n raise --k")
+
+    assert run_command(command, []) == MISTAKE
+    assert capsys.readouterr().err == "error: k must be at least 1, got 0: raise --k\n"
+
+
+def test_a_mistake_found_by_a_worker_is_the_same_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(element: int) -> int:
+        raise InputError(f"bad value {element} [in brackets]: mend it")
+
+    def command(argv: object) -> None:
+        with TestPipeline("FnApiRunner") as pipeline:
+            _ = pipeline | beam.Create([7]) | beam.Map(fail)
+
+    assert run_command(command, []) == MISTAKE
+    assert capsys.readouterr().err == "error: bad value 7 [in brackets]: mend it\n"
+
+
+def test_a_fault_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(argv: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    assert run_command(command, []) == FAULT
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: oops" in err
+    assert "fault of the program" in err
+
+
+def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(argv: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    assert run_command(command, []) == FAULT
+    assert "[Errno 28] No space left on device; what was published before is untouched" in capsys.readouterr().err

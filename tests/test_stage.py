@@ -1,0 +1,141 @@
+"""A finished stage is skipped; an unfinished one leaves nothing that counts; fingerprints follow all that matters."""
+
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines import stage as stages
+from pipelines.progress import Progress
+from pipelines.stage import Stage, code_version, run_stage
+from schemas.blocks import in_blocks
+from schemas.errors import InputError
+from schemas.manifest import StageManifest, digest_of, fingerprint_of, read_manifest
+from schemas.storage import WrittenFile, exists, join, list_files, read_parquet_blocks, write_json
+from schemas.workspace import Workspace
+from transforms.write import WriteParts
+
+SCHEMA = pa.schema([("n", pa.int64())])
+OPTIONS = PipelineOptions(["--runner", "FnApiRunner"])
+
+
+def counting(limit: int, **changes: Any) -> Stage:
+    blocks = list(in_blocks(pa.table({"n": pa.array(range(limit), pa.int64())}), 10))
+
+    def build(root: beam.Pipeline, attempt: str) -> list:
+        parts = root | "Numbers" >> beam.Create([(0, blocks)])
+        return [parts | "Write" >> WriteParts(attempt, "numbers", SCHEMA), root | "Report" >> beam.Create([{"limit": limit}])]
+
+    facts: dict[str, Any] = {
+        "name": "count",
+        "module": "transforms.write",
+        "settings": {"limit": limit},
+        "inputs": {},
+        "build": build,
+    }
+    return Stage(**(facts | changes))
+
+
+def test_a_stage_writes_its_files_then_its_manifest_and_is_skipped_from_then_on(root: str) -> None:
+    workspace = Workspace(root)
+    made = run_stage(counting(25), workspace, OPTIONS, Progress())
+    assert made.rows("numbers") == 25
+    assert made.metrics == {"limit": 25}
+    (path,) = made.paths(root, "numbers")
+    assert pa.Table.from_batches(read_parquet_blocks(path))["n"].to_pylist() == list(range(25))
+
+    def never(*_: Any) -> list:
+        raise AssertionError("a finished stage ran again")
+
+    assert run_stage(counting(25, build=never), workspace, OPTIONS, Progress()) == made
+    assert workspace.finished("count") == [made]
+    assert read_manifest(workspace.manifest("count", made.fingerprint)) == made
+
+
+def test_a_failed_check_leaves_no_manifest(root: str) -> None:
+    def check(metrics: Any, folder: str) -> None:
+        raise InputError(f"limit {metrics['limit']} is too low")
+
+    stage = counting(5, check=check)
+    with pytest.raises(InputError, match="limit 5"):
+        run_stage(stage, Workspace(root), OPTIONS, Progress())
+    assert Workspace(root).read("count", stage.fingerprint) is None
+    assert Workspace(root).finished("count") == []
+
+
+def test_of_two_runs_at_once_the_first_manifest_stays(root: str) -> None:
+    workspace = Workspace(root)
+    inner: list[StageManifest] = []
+
+    def check(metrics: Any, folder: str) -> None:
+        # While this run is about to finish, another one does.
+        inner.append(run_stage(counting(8), workspace, OPTIONS, Progress()))
+
+    outer = run_stage(counting(8, check=check), workspace, OPTIONS, Progress())
+    assert outer == inner[0]
+    assert (
+        len({file.path.rsplit("/", 2)[0] for file in list_files(join(root, "stages", "*", "attempt-*", "numbers", "*"))}) == 1
+    )
+
+
+def test_fingerprints_follow_settings_inputs_sources_and_code() -> None:
+    first = counting(5)
+    written = [WrittenFile("a", 1, 2, "00")]
+    upstream = StageManifest("up", "f", "folder", digest_of(written), {}, {}, [], written, {}, {}, "", "")
+    other = StageManifest("up", "f", "folder", digest_of([WrittenFile("a", 1, 2, "01")]), {}, {}, [], written, {}, {}, "", "")
+    variants = [
+        first,
+        counting(6),
+        counting(5, name="other"),
+        counting(5, module="transforms.read"),
+        counting(5, sources=[{"path": "x", "size": 1}]),
+        counting(5, sources=[{"path": "x", "size": 2}]),
+        counting(5, inputs={"up": upstream}),
+        counting(5, inputs={"up": other}),
+    ]
+    assert len({variant.fingerprint for variant in variants}) == len(variants)
+    assert counting(5).fingerprint == first.fingerprint
+    assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
+
+
+def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {
+        "transforms.a": '"""Doc."""\nfrom schemas.b import f\n\ndef g():\n    return f()\n',
+        "schemas.b": "def f():\n    return 1\n",
+    }
+    monkeypatch.setattr(stages, "_source", lambda name: sources[name])
+
+    def version() -> str:
+        code_version.cache_clear()
+        return code_version("transforms.a")
+
+    before = version()
+    sources["transforms.a"] = 'from schemas.b import f  # why\n\n\ndef g():\n    """What."""\n    return f()\n'
+    assert version() == before
+    sources["schemas.b"] = "def f():\n    return 2\n"
+    assert version() != before
+    code_version.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"{", "is not a stage's manifest"),
+        (b"[]", "is not a stage's manifest"),
+        (b'{"schema_version": 99}', "schema version 99"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, contents: bytes, message: str) -> None:
+    (tmp_path / "manifest.json").write_bytes(contents)
+    with pytest.raises(InputError, match=message):
+        read_manifest(str(tmp_path / "manifest.json"))
+
+
+def test_a_manifest_is_never_half_there(root: str) -> None:
+    path = join(root, "manifest.json")
+    assert not exists(path)
+    write_json(path, {"schema_version": 99})
+    assert [file.path for file in list_files(join(root, "*"))] == [path]
