@@ -131,7 +131,7 @@ class Settings:
     verbose: bool
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every other mistake is said."""
 
     def error(self, message: str) -> NoReturn:
@@ -148,7 +148,7 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     Raises:
       InputError: for an unknown flag or a value that will not do.
     """
-    parser = _Parser(description=description, allow_abbrev=False, epilog="Any Beam option may follow, such as --runner.")
+    parser = OneLineParser(description=description, allow_abbrev=False, epilog="Any Beam option may follow, such as --runner.")
     ShortlistOptions._add_argparse_args(parser)
     flags, others = parser.parse_known_args(list(argv))
     if flags.config:
@@ -190,7 +190,7 @@ def flags_of_config(path: str) -> list[str]:
 
 def _refuse_unknown(argv: Sequence[str], ours: argparse.ArgumentParser) -> None:
     """Beam drops flags that it does not know; a typing error must not go unnoticed."""
-    beam_parser = _Parser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    beam_parser = OneLineParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
     for cls in PipelineOptions.__subclasses__():
         if cls is not ShortlistOptions:
             cls._add_argparse_args(_ValueProviders(beam_parser))

@@ -36,8 +36,9 @@ class Workspace:
     def manifest(self, name: str, fingerprint: str) -> str:
         return join(self.root, self.stage(name, fingerprint), "manifest.json")
 
-    def checkpoints(self, name: str, fingerprint: str) -> str:
-        return join(self.root, self.stage(name, fingerprint), "checkpoints")
+    @property
+    def checkpoints(self) -> str:
+        return join(self.root, "checkpoints")
 
     def new_attempt(self, name: str, fingerprint: str) -> str:
         """Returns a folder, relative to the root, that no other attempt uses."""

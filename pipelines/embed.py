@@ -1,0 +1,48 @@
+"""Embeds the catalogue with the item tower: `python -m pipelines.embed --output DIR`."""
+
+import sys
+from collections.abc import Mapping
+
+import apache_beam as beam
+
+from pipelines.settings import Settings
+from pipelines.stage import Reports, Stage
+from schemas.embeddings import embeddings_schema
+from schemas.items import ITEMS
+from schemas.manifest import StageManifest
+from schemas.storage import join
+from transforms.embed import EmbedItems
+from transforms.progress import CountBlocks
+from transforms.read import ReadParts
+from transforms.write import WritePlacedBlocks, part_of
+
+
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+    """Returns the stage, which reads the catalogue and the item tower."""
+    trained = done["train"]
+    tower = join(settings.output, trained.folder, "item_tower")
+    parts = {part_of(path): path for path in done["ingest"].paths(settings.output, "items")}
+    dim = trained.metrics["dim"]
+    return Stage(
+        name="embed",
+        module=__name__,
+        settings={},
+        inputs={name: done[name] for name in ("ingest", "train")},
+        build=lambda root, attempt: build(root, attempt, parts, tower, dim),
+    )
+
+
+def build(root: beam.Pipeline, attempt: str, parts: dict[int, str], tower: str, dim: int) -> Reports:
+    """Adds the stage's steps: blocks of items pass through the tower, and those that it knows are written."""
+    items = root | "ReadItems" >> ReadParts(parts, ITEMS.names) | "Progress" >> CountBlocks()
+    embeddings = items | "EmbedItems" >> EmbedItems(tower, dim)
+    return [
+        embeddings | "WriteEmbeddings" >> WritePlacedBlocks(attempt, "embeddings", embeddings_schema(dim)),
+        root | "ReportDim" >> beam.Create([{"dim": dim}]),
+    ]
+
+
+if __name__ == "__main__":
+    from pipelines.run import run_alone
+
+    sys.exit(run_alone("embed"))

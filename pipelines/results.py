@@ -1,0 +1,115 @@
+"""Prints what a run made: how good it is, what three users get, and how to read the table."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.lookup import Published, list_of, open_latest
+from schemas.manifest import StageManifest
+from schemas.release import Latest
+from schemas.storage import read_parquet_blocks
+from schemas.workspace import Workspace
+
+_SHOWN_USERS = 3
+_SHOWN_ITEMS = 5
+
+
+def show(workspace: Workspace, done: Mapping[str, StageManifest], latest: Latest, is_new: bool, seconds: float) -> None:
+    """Prints a run's results on standard output.
+
+    Args:
+      workspace: the output.
+      done: all stages' manifests.
+      latest: what `LATEST` says.
+      is_new: whether this run published it.
+      seconds: how long the run took.
+    """
+    console = Console(highlight=False)
+    metrics = done["recommend"].metrics
+    console.print(quality_table(metrics), counts_line(metrics), sep="\n")
+    published = open_latest(workspace)
+    for user_id in some_users(published):
+        show_user(published, user_id, console)
+    folder = f"{workspace.root.rstrip('/')}/{latest.topk[0].rpartition('/')[0]}" if latest.topk else workspace.root
+    console.soft_wrap = True
+    console.print(f"\n[bold]{'published' if is_new else 'already published'}[/] {latest.release} in {seconds:.1f} s")
+    console.print(
+        f"[bold]table[/]     {escape(folder)}/*.parquet  ({metrics['users']:,} users, {metrics['pairs']:,} rows of lists)"
+    )
+    console.print(f"[bold]look up[/]   {this_python()} -m pipelines.lookup --output {escape(workspace.root)} --user USER")
+    console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(folder))}")
+
+
+def duckdb_line(folder: str) -> str:
+    """Returns the shell line that reads the table with DuckDB."""
+    return f"""{this_python()} -c "import duckdb; duckdb.sql(\\"FROM '{folder}/*.parquet'\\").show()\""""
+
+
+def this_python() -> str:
+    """Returns the running Python as a shell would name it from here: `.venv/bin/python` where that is what runs."""
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def quality_table(metrics: Mapping[str, Any]) -> Table:
+    """Returns the metrics beside those of the popularity baseline."""
+    quality, popularity = metrics["quality"], metrics["popularity"]
+    users = quality["users"]
+    cutoffs = sorted({int(name.partition("@")[2]) for name in quality["means"] if "@" in name})
+    table = Table(title=f"held-out quality, mean over {users:,} users" if users else "coverage", title_justify="left")
+    table.add_column("metric")
+    table.add_column("this table", justify="right")
+    table.add_column("popularity", justify="right")
+    for name, value in quality["means"].items():
+        if "@" in name and int(name.partition("@")[2]) not in (cutoffs[0], cutoffs[-1]):
+            continue  # The table stays short; the manifest has every cutoff.
+        error = quality["standard_errors"].get(name)
+        table.add_row(
+            name, f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else ""), f"{popularity['means'][name]:.4f}"
+        )
+    return table
+
+
+def counts_line(metrics: Mapping[str, Any]) -> str:
+    """Returns what was served, and how sure the lists are."""
+    words = [f"{metrics['users_personalised']:,} users personalised, {metrics['users_popular']:,} popular"]
+    recall = metrics["recall_against_exact"]
+    if recall["standard_error"] is not None:
+        words.append(f"recall of ScaNN against exact search {recall['mean']:.4f} ± {recall['standard_error']:.4f}")
+    words.append(f"{metrics['rows_researched']:,} rows searched again, {metrics['rows_exact']:,} exactly")
+    if metrics["lists_short_of_k"]:
+        words.append(f"{metrics['lists_short_of_k']:,} lists are shorter than k: no more items are eligible")
+    return "; ".join(words)
+
+
+def some_users(published: Published) -> list[str]:
+    """Returns a few users with lists of their own, spread over the first block of the table."""
+    for path in published.topk[:1]:
+        for block in read_parquet_blocks(path, ["user_id", "source", "history_length"]):
+            rows = [row for row in block.to_pylist() if row["source"] == "personalised"] or block.to_pylist()
+            step = max(1, len(rows) // _SHOWN_USERS)
+            return [row["user_id"] for row in rows[step // 2 :: step][:_SHOWN_USERS]]
+    return []
+
+
+def show_user(published: Published, user_id: str, console: Console) -> None:
+    """Prints what a user liked, beside what the user gets."""
+    row, items = list_of(published, user_id)
+    users: pa.Table = published.users_of([user_id])
+    liked = users["history"].to_pylist()[0][::-1][:_SHOWN_ITEMS]
+    titles = published.titles_of(liked)
+    table = Table(title=f"user {escape(user_id)} ({row['source']})", title_justify="left")
+    table.add_column(f"latest of {row['history_length']} in the history", max_width=34, no_wrap=True)
+    table.add_column("recommended", max_width=34, no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True, min_width=6)
+    for at in range(min(_SHOWN_ITEMS, max(len(liked), len(items)))):
+        left = titles.get(liked[at], liked[at]) if at < len(liked) else ""
+        item, title, score = items[at] if at < len(items) else ("", "", None)
+        table.add_row(escape(left), escape(title or item), "" if score is None else f"{score:.2f}")
+    console.print(table)

@@ -1,0 +1,311 @@
+"""The whole job, as its users run it: the table is right, a second run does nothing, every mistake is one line."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import lookup, run
+from pipelines.command import MISTAKE, OK, run_command
+from schemas.fields import doc_of
+from schemas.storage import exists, join, list_files, open_file, read_json
+from schemas.topk import TOPK
+from schemas.workspace import Workspace
+from tests.made_data import ODD_IDS, ratings, write_csv, write_items, write_ratings
+
+QUICK = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--k=10", "--num_shards=3", "--num_buckets=2", "--seed=7"]
+
+
+def run_job(*flags: str) -> int:
+    return run_command(run.main, [*QUICK, *flags])
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of sources, and the output of a run on them."""
+    folder = tmp_path_factory.mktemp("job")
+    sources = [f"--ratings={write_ratings(folder)}", f"--items={write_items(folder)}"]
+    assert run_job(*sources, f"--output={folder / 'out'}") == OK
+    return folder, folder / "out"
+
+
+def topk_of(output: str | Path) -> list[dict]:
+    latest = read_json(join(str(output), "LATEST"))
+    rows = []
+    for path in latest["topk"]:
+        with open_file(join(str(output), path)) as file:
+            rows += pq.read_table(file).to_pylist()
+    return rows
+
+
+def test_every_user_has_exactly_k_items_none_of_them_seen(job: tuple[Path, Path]) -> None:
+    done = run.finished_before("publish", run.parse_command([f"--output={job[1]}"], "")[0])
+    held_out = set()
+    for path in done["ingest"].paths(str(job[1]), "interactions/holdout"):
+        held_out |= {(row["user_id"], row["item_id"]) for row in pq.read_table(path).to_pylist()}
+    rated = {(user, item) for user, item, *_ in ratings()}
+    rows = topk_of(job[1])
+    assert sorted(row["user_id"] for row in rows) == sorted({user for user, _ in rated})
+    for row in rows:
+        items = [each["item_id"] for each in row["recommendations"]]
+        scores = [each["score"] for each in row["recommendations"]]
+        seen = {item for user, item in rated - held_out if user == row["user_id"]}
+        assert len(items) == len(set(items)) == 10
+        assert not seen & set(items)
+        assert "unrated" not in items
+        assert scores == sorted(scores, reverse=True)
+        assert row["source"] == "personalised"
+        assert row["history_length"] == len(seen)
+
+
+def test_other_engines_read_the_table_without_casts(job: tuple[Path, Path]) -> None:
+    latest = json.loads((job[1] / "LATEST").read_text())
+    paths = [str(job[1] / path) for path in latest["topk"]]
+    expected = {row["user_id"]: row for row in topk_of(job[1])}
+    schema = pq.read_schema(paths[0])
+    assert schema.equals(TOPK)
+    assert schema.metadata == TOPK.metadata
+    assert [doc_of(field) for field in schema] == [doc_of(field) for field in TOPK]
+    found = duckdb.execute(
+        "SELECT user_id, len(recommendations), recommendations[1].item_id FROM read_parquet(?)", [paths]
+    ).fetchall()
+    polars = pl.read_parquet(paths).select("user_id", pl.col("recommendations").list.len(), pl.col("history_length"))
+    pandas = pd.concat([pd.read_parquet(path) for path in paths])
+    assert {user: (count, best) for user, count, best in found} == {
+        user: (10, row["recommendations"][0]["item_id"]) for user, row in expected.items()
+    }
+    assert {row[0]: row[1:] for row in polars.rows()} == {user: (10, row["history_length"]) for user, row in expected.items()}
+    assert {row.user_id: row.recommendations[0]["score"] for row in pandas.itertuples()} == {
+        user: row["recommendations"][0]["score"] for user, row in expected.items()
+    }
+
+
+def test_files_are_hash_buckets_sorted_by_user(job: tuple[Path, Path]) -> None:
+    latest = json.loads((job[1] / "LATEST").read_text())
+    assert len(latest["topk"]) == 2
+    for path in latest["topk"]:
+        users = pq.read_table(job[1] / path)["user_id"].to_pylist()
+        assert users == sorted(users, key=str.encode)
+
+
+def test_a_second_run_finds_all_done(job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, output = job
+    files = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    assert run_job(f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv", f"--output={output}") == OK
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == files
+    captured = capsys.readouterr()
+    assert captured.err.count("done before") == 5
+    assert "already published" in captured.out
+
+
+def test_results_name_metrics_users_and_how_to_read_the_table(
+    job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = job
+    assert run_job(f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv", f"--output={output}") == OK
+    out = capsys.readouterr().out
+    for word in ("recall@10", "ndcg@10", "mrr", "coverage@10", "popularity", "Title of", "60 users"):
+        assert word in out
+    (line,) = [line for line in out.splitlines() if line.startswith("DuckDB")]
+    shown = subprocess.run(["bash", "-c", line.removeprefix("DuckDB")], capture_output=True, text=True, check=True)
+    assert "personalised" in shown.stdout
+
+
+def test_the_release_and_the_pointer_say_what_was_published(job: tuple[Path, Path]) -> None:
+    latest = json.loads((job[1] / "LATEST").read_text())
+    release = json.loads((job[1] / latest["manifest"]).read_text())
+    assert set(latest) == {"release", "manifest", "topk"}
+    assert [file["path"] for file in release["topk"]] == latest["topk"]
+    assert release["rows"] == 60
+    assert list(release["stages"]) == ["ingest", "train", "embed", "index", "recommend"]
+    assert release["metrics"]["recall_against_exact"]["mean"] == 1.0
+    assert release["metrics"]["users"] == 60
+
+
+def test_lookup_shows_one_user(job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    for user in ("u3", "007", "7", "emoji 🙂", 'quo"te', "<script>alert(1)</script>"):
+        assert run_command(lookup.main, [f"--output={job[1]}", f"--user={user}", "--top=3"]) == OK
+        out = capsys.readouterr().out
+        assert "Title of" in out
+    assert run_command(lookup.main, [f"--output={job[1]}", "--user=nobody"]) == MISTAKE
+    assert "user 'nobody' is not in release" in capsys.readouterr().err
+
+
+def test_stages_run_one_by_one_like_the_whole(job: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, output = job
+    flags = [*QUICK, f"--output={tmp_path}"]
+    sources = [f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv"]
+    assert run_command(run._alone("ingest"), [*flags, *sources]) == OK
+    for name in ("train", "embed", "index"):
+        assert run_command(run._alone(name), flags) == OK
+    # With the sources, a stage finds exactly what those flags made.
+    assert run_command(run._alone("recommend"), [*flags, *sources]) == OK
+    assert run_command(run._alone("publish"), flags) == OK
+    assert topk_of(tmp_path) == topk_of(output)
+
+
+def test_a_stage_whose_input_is_not_done_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ratings_path = write_ratings(tmp_path)
+    assert run_command(run._alone("index"), [f"--output={tmp_path}/out"]) == MISTAKE
+    assert "index needs embed, which is not done" in capsys.readouterr().err
+    assert run_command(run._alone("train"), [f"--output={tmp_path}/out", f"--ratings={ratings_path}"]) == MISTAKE
+    assert "train needs ingest, which is not done for these settings" in capsys.readouterr().err
+    assert run_command(run._alone("ingest"), [f"--output={tmp_path}/out"]) == MISTAKE
+    assert "no ratings: give --ratings" in capsys.readouterr().err
+
+
+def test_everything_goes_through_beams_file_systems(
+    job: tuple[Path, Path], memory_root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = job
+    assert run_job(f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv", f"--output={memory_root}") == OK
+    assert topk_of(memory_root) == topk_of(output)
+    capsys.readouterr()
+    assert run_command(lookup.main, [f"--output={memory_root}", "--user=u3"]) == OK
+    assert "personalised" in capsys.readouterr().out
+    assert not [file for file in list_files(join(memory_root, "**")) if file.path.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("split", ["last", "temporal", "none"])
+def test_every_split_ends_in_a_whole_table(tmp_path: Path, split: str) -> None:
+    assert run_job(f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out", f"--split={split}") == OK
+    rows = topk_of(tmp_path / "out")
+    assert len(rows) == 60
+    assert {len(row["recommendations"]) for row in rows} == {10}
+
+
+def test_ratings_alone_without_ratings_or_times_are_enough(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv.gz"
+    lines = ["user_id\titem_id", *(f"{user}\t{item}" for user, item, *_ in ratings() if "\n" not in user + item)]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    assert run_job(f"--ratings={path}", f"--output={tmp_path}/out") == OK
+    assert len(topk_of(tmp_path / "out")) == 59
+
+
+def test_low_ratings_are_seen_but_no_positives(tmp_path: Path) -> None:
+    assert run_job(f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out", "--min_rating=3", "--split=none") == OK
+    rated = {(user, item): rating for user, item, rating, _ in ratings()}
+    for row in topk_of(tmp_path / "out"):
+        mine = {item: rating for (user, item), rating in rated.items() if user == row["user_id"]}
+        assert row["history_length"] == sum(rating >= 3 for rating in mine.values())
+        assert not mine.keys() & {each["item_id"] for each in row["recommendations"]}
+
+
+def test_k_and_shards_beyond_the_catalogue_are_cut_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_ratings(tmp_path)
+    assert run_job(f"--ratings={path}", f"--output={tmp_path}/out", "--k=5000", "--num_shards=900", "--split=none") == OK
+    err = capsys.readouterr().err
+    assert "k 5000 is above the number of candidates: using 40" in err
+    assert "num_shards 900 is above the number of candidates: using 40" in err
+    for row in topk_of(tmp_path / "out"):
+        assert len(row["recommendations"]) == 40 - row["history_length"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("only", f"i{i}", 3.0, i) for i in range(5)],
+        [(f"u{i}", "only", 3.0, i) for i in range(5)],
+        [("u", "i", 3.0, 1)],
+    ],
+    ids=["one user", "one item", "one row"],
+)
+def test_the_smallest_inputs_work(tmp_path: Path, rows: list[tuple]) -> None:
+    path = write_csv(tmp_path / "r.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
+    assert run_job(f"--ratings={path}", f"--output={tmp_path}/out", "--split=none") == OK
+    assert [row["recommendations"] for row in topk_of(tmp_path / "out")] == [[]] * len({row[0] for row in rows})
+
+
+def test_odd_ids_survive_the_whole_way(job: tuple[Path, Path]) -> None:
+    rows = topk_of(job[1])
+    assert set(ODD_IDS) <= {row["user_id"] for row in rows}
+    assert set(ODD_IDS) <= {each["item_id"] for row in rows for each in row["recommendations"]}
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Flags and the words of the message, by name."""
+    good = write_ratings(folder)
+    header = ["user_id", "item_id", "rating", "timestamp"]
+    parquet = folder / "bad.parquet"
+    parquet.write_bytes(b"PAR1 and then nothing of the kind")
+    (folder / "empty.csv").write_bytes(b"")
+    unwritable = folder / "file"
+    unwritable.write_text("in the way")
+    return {
+        "missing file": ([f"--ratings={folder}/none.csv"], "none.csv"),
+        "empty file": ([f"--ratings={folder}/empty.csv"], "is empty"),
+        "missing column": ([f"--ratings={good}", "--columns=user_id=uid"], "no column 'uid'"),
+        "doubly mapped": ([f"--ratings={good}", "--columns=user_id=item_id,item_id=item_id"], "item_id"),
+        "no times": (
+            [f"--ratings={write_csv(folder / 'n.csv', header[:3], [('u', 'i', 1)])}", "--split=last"],
+            "--split last needs times",
+        ),
+        "no ratings column": (
+            [f"--ratings={write_csv(folder / 'm.csv', header[:2], [('u', 'i')])}", "--min_rating=3"],
+            "--min_rating 3 needs ratings",
+        ),
+        "unknown dataset": (["--ratings=tfds:movielenz/100k-ratings"], "did you mean movielens"),
+        "k of 0": ([f"--ratings={good}", "--k=0"], "k must be at least 1, got 0"),
+        "all rejected": (
+            [f"--ratings={write_csv(folder / 'rejected.csv', header, [('', 'i', 1, 1)] * 3)}", "--max_rejected_fraction=1"],
+            "user_id is missing",
+        ),
+        "ratings of text": (
+            [f"--ratings={write_csv(folder / 'text.csv', header, [('u', 'i', 'good', 1)] * 9)}"],
+            "rating is not a number",
+        ),
+        "milliseconds": (
+            [f"--ratings={write_csv(folder / 'ms.csv', header, [('u', 'i', 1, 1_500_000_000_000)] * 9)}"],
+            "--timestamp_unit ms",
+        ),
+        "corrupt Parquet": ([f"--ratings={parquet}"], "is damaged, or not Parquet"),
+        "output in the way": ([f"--ratings={good}", f"--output={unwritable}/out"], "cannot be written"),
+        "min_rating above all": ([f"--ratings={good}", "--min_rating=99"], "no"),
+        "unknown flag": ([f"--ratings={good}", "--num_shard=2"], "did you mean --num_shards"),
+    }
+
+
+def test_every_mistake_is_one_line_and_leaves_the_release_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    assert run_job(f"--ratings={write_ratings(tmp_path)}", f"--output={output}") == OK
+    before = (output / "LATEST").read_bytes()
+    capsys.readouterr()
+    for name, (flags, words) in bad_inputs(tmp_path).items():
+        assert run_job(f"--output={output}", *flags) == MISTAKE, name
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        assert words in line, name
+        assert "Traceback" not in line, name
+        assert (output / "LATEST").read_bytes() == before, name
+
+
+def test_rejected_rows_are_kept_with_reason_source_and_values(tmp_path: Path) -> None:
+    rows = [*ratings(), ("", "i1", 3.0, 1), ("u1", "i1", "bad", 1)]
+    path = write_csv(tmp_path / "r.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
+    assert run_job(f"--ratings={path}", f"--output={tmp_path}/out") == OK
+    (manifest,) = Workspace(str(tmp_path / "out")).finished("ingest")
+    kept = [row for each in manifest.paths(str(tmp_path / "out"), "rejected") for row in pq.read_table(each).to_pylist()]
+    assert [(row["reason"], row["source"], row["user_id"], row["item_id"], row["rating"]) for row in kept] == [
+        ("user_id is missing", str(path), None, "i1", "3.0"),
+        ("rating is not a number", str(path), "u1", "i1", "bad"),
+    ]
+
+
+def test_the_command_line_works_as_a_process_of_its_own(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "pipelines.run", "--output", str(tmp_path / "out"), "--ratings", str(tmp_path / "none.csv")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == MISTAKE
+    assert made.stdout == ""
+    assert made.stderr.startswith("error: cannot read")
+    assert made.stderr.count("\n") == 1
+    assert not exists(str(tmp_path / "out" / "LATEST"))

@@ -1,0 +1,96 @@
+"""Flags become settings; every mistake is one line that names the value, the rule and the repair."""
+
+from pathlib import Path
+
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+
+from pipelines.settings import parse_command
+from schemas.errors import InputError
+
+OUTPUT = ["--output", "/tmp/out"]
+
+
+def test_defaults_and_values_reach_the_settings() -> None:
+    settings, _ = parse_command(
+        [*OUTPUT, "--ratings=r.csv", "--columns", "user_id=uid, item_id=iid", "--k=7", "--num_shards", "3"], ""
+    )
+    assert settings.ingest.ratings == "r.csv"
+    assert settings.ingest.columns == {"user_id": "uid", "item_id": "iid"}
+    assert (settings.recommend.k, settings.index.num_shards) == (7, 3)
+    assert (settings.ingest.split.split, settings.ingest.split.holdout) == ("random", 0.2)
+
+
+@pytest.mark.parametrize(("split", "holdout"), [("random", 0.2), ("temporal", 0.1), ("last", 1), ("none", 0)])
+def test_each_split_has_its_own_default_holdout(split: str, holdout: float) -> None:
+    assert parse_command([*OUTPUT, "--split", split], "")[0].ingest.split.holdout == holdout
+
+
+def test_a_config_gives_flags_and_the_command_line_wins(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("k: 20\ndim: 8\ncolumns: {user_id: uid}\nrecommend_seen: true\nverbose: false\nitems: null\n")
+    settings, _ = parse_command([*OUTPUT, "--config", str(config), "--dim=16"], "")
+    assert (settings.recommend.k, settings.training.dim, settings.recommend.recommend_seen) == (20, 16, True)
+    assert settings.ingest.columns == {"user_id": "uid"}
+    assert not settings.verbose
+
+
+def test_a_config_may_hold_the_output_and_beam_options(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text(f"output: {tmp_path}\ndirect_num_workers: 2\n")
+    settings, options = parse_command(["--config", str(config)], "")
+    assert settings.output == str(tmp_path)
+    assert options.view_as(DirectOptions).direct_num_workers == 2
+
+
+@pytest.mark.parametrize("flags", [[], ["--runner", "DirectRunner"]])
+def test_no_runner_means_the_in_process_one(flags: list[str]) -> None:
+    assert parse_command([*OUTPUT, *flags], "")[1].view_as(StandardOptions).runner == "FnApiRunner"
+
+
+def test_another_runner_is_left_alone() -> None:
+    assert parse_command([*OUTPUT, "--runner", "FlinkRunner"], "")[1].view_as(StandardOptions).runner == "FlinkRunner"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "no output root: give --output DIR"),
+        ([*OUTPUT, "--num_shard=3"], "unknown flag --num_shard: did you mean --num_shards"),
+        ([*OUTPUT, "--qqqqqqqq"], "unknown flag --qqqqqqqq: see --help"),
+        ([*OUTPUT, "--k=ten"], "argument --k: invalid int value: 'ten'"),
+        ([*OUTPUT, "--k=0"], "k must be at least 1, got 0: raise --k"),
+        ([*OUTPUT, "--num_shards=0"], "num_shards must be at least 1, got 0"),
+        ([*OUTPUT, "--max_shard_bytes=5"], "max_shard_bytes must be at least 1 MiB, got 5"),
+        ([*OUTPUT, "--num_buckets=0"], "num_buckets must be at least 1, got 0"),
+        ([*OUTPUT, "--max_rejected_fraction=2"], "max_rejected_fraction must be between 0 and 1, got 2"),
+        ([*OUTPUT, "--columns=user_id"], "--columns takes role=column pairs, got 'user_id'"),
+        ([*OUTPUT, "--columns=user_id=a,user_id=b"], r"names the column of user_id twice \('a' and 'b'\)"),
+        ([*OUTPUT, "--rating_range=5"], "rating_range must be LOW,HIGH, got '5'"),
+        ([*OUTPUT, "--rating_range=5,1"], "rating_range must go from low to high"),
+        ([*OUTPUT, "--timestamp_unit=h"], "timestamp_unit must be one of s, ms, us, ns, got 'h'"),
+        ([*OUTPUT, "--split=weekly"], "split must be one of"),
+        ([*OUTPUT, "--user_tower=magic"], "user_tower must be one of id, got 'magic'"),
+        ([*OUTPUT, "--dim=0"], "dim must be between 1 and 4096, got 0"),
+        ([*OUTPUT, "--config=/no/such.yaml"], "the config /no/such.yaml does not exist"),
+    ],
+)
+def test_mistakes_are_named(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_command(flags, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- k", "must be a mapping of flags to values, got list"),
+        ("k: [", "is not YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("nun_shards: 3", "unknown flag --nun_shards: did you mean --num_shards"),
+    ],
+)
+def test_a_bad_config_is_named(tmp_path: Path, text: str, message: str) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text(text)
+    with pytest.raises(InputError, match=message):
+        parse_command([*OUTPUT, f"--config={config}"], "")

@@ -1,0 +1,200 @@
+"""Embeds users and items with trained towers, a block at a time, through Beam's RunInference.
+
+A tower is a SavedModel that takes ids, so Beam's own TensorFlow handler, which loads Keras models and feeds them numbers,
+does not fit; a handler here loads one and turns a block into a block. TensorFlow is imported when a tower is loaded.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import MaybeKeyedModelHandler, ModelHandler, RunInference
+
+from schemas.blocks import Block
+from schemas.embeddings import embeddings_schema
+from schemas.errors import InputError
+from schemas.storage import WrittenFile, is_local, join, list_files, local_folder
+from transforms.progress import NAMESPACE
+
+ITEMS_WITHOUT_VECTOR = "items_without_vector"
+"""The counter of the items that the tower does not know."""
+
+
+class Tower(Protocol):
+    """Turns blocks into vectors."""
+
+    dim: int
+
+    def embed(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Returns [n, dim] float32 vectors, and [n] bool: which rows the tower knows (the others' vectors are zero)."""
+
+
+class _SavedTower:
+    """A SavedModel that takes ids: [n] string -> {"embedding": [n, dim] float32, "known": [n] bool}.
+
+    Args:
+      path: its folder, which may be remote.
+
+    Raises:
+      InputError: if there is no such model at `path`, or, in `embed`, if a vector is not finite.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, path: str) -> None:
+        import tensorflow as tf
+
+        prefix = len(join(path, "x")) - 1
+        files = [] if is_local(path) else list_files(join(path, "**"))
+        with local_folder(path, [WrittenFile(file.path[prefix:], 0, file.size_in_bytes, "") for file in files]) as folder:
+            if not (folder / "saved_model.pb").exists():
+                raise InputError(f"a {self.kind} tower must be a SavedModel, got {path} without saved_model.pb: check the path")
+            # The model owns the variables that its function uses.
+            self._model = tf.saved_model.load(str(folder))
+        self._function = self._model.signatures["serving_default"]
+        self.dim = int(self._function.structured_outputs["embedding"].shape[1])
+
+    def embed(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Returns [n, dim] float32 vectors, and [n] bool: which rows the tower knows (the others' vectors are zero)."""
+        import tensorflow as tf
+
+        ids = block[f"{self.kind}_id"]
+        output = self._function(tf.constant(ids.to_numpy(zero_copy_only=False), tf.string))
+        vectors, known = output["embedding"].numpy(), output["known"].numpy()
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            first = ids[int(np.argmin(finite))].as_py()
+            raise InputError(
+                f"vectors must be finite, got nan or inf for {self.kind} {first!r}: train again with a lower --learning_rate"
+            )
+        return vectors, known
+
+
+class UserTower(_SavedTower):
+    """Embeds blocks of USERS; load it in `setup()`, by path, once a process."""
+
+    kind = "user"
+
+
+class ItemTower(_SavedTower):
+    """Embeds blocks of ITEMS; load it in `setup()`, by path, once a process."""
+
+    kind = "item"
+
+
+def vector_column(vectors: np.ndarray, known: np.ndarray | None = None) -> pa.FixedSizeListArray:
+    """Returns [n, dim] float32 as FixedSizeList<float32>[dim], null where `known` ([n] bool) is given and false."""
+    mask = None if known is None else pa.array(~known)
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1], mask=mask)
+
+
+def embed_items(block: Block, tower: Tower, dim: int) -> Block:
+    """Returns the rows of `embeddings_schema(dim)` of the items that the tower knows.
+
+    Args:
+      block: rows of ITEMS.
+      tower: an item tower.
+      dim: that its vectors must have.
+
+    Raises:
+      InputError: if they have another.
+    """
+    if tower.dim != dim:
+        raise InputError(f"the item tower must give vectors of {dim} dimensions, got {tower.dim}: pass the towers' own --dim")
+    vectors, known = tower.embed(block)
+    rows = block.filter(pa.array(known))
+    columns = [rows["item_id"], rows["code"], rows["train_count"], vector_column(vectors[known])]
+    return pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(dim))
+
+
+def embed_users(block: Block, tower: Tower) -> Block:
+    """Returns the block with a column `vector`, [dim] float32, null where the tower does not know the user.
+
+    Args:
+      block: rows of USERS.
+      tower: a user tower.
+    """
+    vectors, known = tower.embed(block)
+    column = vector_column(vectors, known)
+    schema = block.schema.append(pa.field("vector", column.type))
+    return pa.RecordBatch.from_arrays([*block.columns, column], schema=schema)
+
+
+class _BlockHandler(ModelHandler[Block, Block, Tower]):
+    """A model handler for which one block is a batch.
+
+    Args:
+      load: makes the tower.
+      embed: (block, tower) -> block.
+    """
+
+    def __init__(self, load: Callable[[], Tower], embed: Callable[[Block, Tower], Block]) -> None:
+        super().__init__()
+        self._load = load
+        self._embed = embed
+
+    def load_model(self) -> Tower:
+        return self._load()
+
+    def run_inference(self, batch: Sequence[Block], model: Tower, inference_args: dict[str, Any] | None = None) -> list[Block]:
+        return [self._embed(block, model) for block in batch]
+
+    def batch_elements_kwargs(self) -> dict[str, Any]:
+        return {"min_batch_size": 1, "max_batch_size": 1}
+
+    def get_num_bytes(self, batch: Sequence[Block]) -> int:
+        return sum(block.nbytes for block in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return NAMESPACE
+
+
+@dataclass
+class EmbedItems(beam.PTransform):
+    """Embeds the catalogue; items that the tower does not know are dropped and counted (`items_without_vector`).
+
+    Blocks may have keys, which stay; so does a block of which no item is known, empty.
+
+    Attributes:
+      tower_path: the item tower's folder.
+      dim: that its vectors must have.
+    """
+
+    tower_path: str
+    dim: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, items: beam.PCollection) -> beam.PCollection:
+        handler: ModelHandler = MaybeKeyedModelHandler(_BlockHandler(lambda: ItemTower(self.tower_path), self._embed))
+        return items | "EmbedItem" >> RunInference(handler).with_output_types(items.element_type)
+
+    def _embed(self, block: Block, tower: Tower) -> Block:
+        embeddings = embed_items(block, tower, self.dim)
+        Metrics.counter(NAMESPACE, ITEMS_WITHOUT_VECTOR).inc(block.num_rows - embeddings.num_rows)
+        return embeddings
+
+
+@dataclass
+class EmbedUsers(beam.PTransform):
+    """Appends each user's vector (`vector`, null where the tower does not know the user) to blocks of USERS.
+
+    Blocks may have keys, which stay.
+
+    Attributes:
+      tower_path: the user tower's folder.
+    """
+
+    tower_path: str
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, users: beam.PCollection) -> beam.PCollection:
+        handler: ModelHandler = MaybeKeyedModelHandler(_BlockHandler(lambda: UserTower(self.tower_path), embed_users))
+        return users | "EmbedUser" >> RunInference(handler).with_output_types(users.element_type)

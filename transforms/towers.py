@@ -1,0 +1,185 @@
+"""Two towers in TensorFlow Recommenders: a vector for each user and each item, whose inner product is the score.
+
+The loss is TFRS's in-batch softmax: each user of a batch picks its item among the items of the batch. Items come into batches
+as often as they are popular, so the log of that probability is taken off their scores (the logQ correction: Yi et al. 2019).
+It is taken off in log space, as one more dimension of the vectors, since TFRS's own correction clips probabilities at 1e-6.
+
+Training works on codes; what `save` writes works on ids and needs nothing but TensorFlow.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+
+class SparseAdam(tf.keras.optimizers.Adam):
+    """Adam (Kingma and Ba 2015) that touches only the rows of an embedding that are in the batch.
+
+    Keras decays the moments of every row at every step, so that a step takes as long as the vocabulary is large. Here the
+    moments of a row stand still while it is away ("lazy" Adam); all variables must be embeddings.
+    """
+
+    def update_step(self, gradient: tf.IndexedSlices, variable: tf.Variable) -> None:
+        """Updates the rows in `gradient`, which Keras has made unique."""
+        slot = self._index_dict[self._var_key(variable)]
+        first, second = self._momentums[slot], self._velocities[slot]
+        step = tf.cast(self.iterations + 1, tf.float32)
+        rate = self.learning_rate * tf.sqrt(1 - tf.pow(self.beta_2, step)) / (1 - tf.pow(self.beta_1, step))
+        rows, values = gradient.indices, gradient.values
+        mean = self.beta_1 * tf.gather(first, rows) + (1 - self.beta_1) * values
+        square = self.beta_2 * tf.gather(second, rows) + (1 - self.beta_2) * tf.square(values)
+        first.scatter_update(tf.IndexedSlices(mean, rows))
+        second.scatter_update(tf.IndexedSlices(square, rows))
+        variable.scatter_sub(tf.IndexedSlices(rate * mean / (tf.sqrt(square) + self.epsilon), rows))
+
+
+class IdTower(tf.keras.layers.Embedding):
+    """A vector of its own for each id that training saw.
+
+    Args:
+      num_ids: codes are 0 to num_ids - 1.
+      dim: of the vectors.
+      l2: adds l2 / 2 times the mean squared length of the batch's vectors to the loss.
+      seed: of the first vectors, uniform in +-0.05.
+    """
+
+    def __init__(self, num_ids: int, dim: int, l2: float, seed: int) -> None:
+        super().__init__(
+            num_ids,
+            dim,
+            embeddings_initializer=tf.keras.initializers.RandomUniform(-0.05, 0.05, seed=seed),
+            activity_regularizer=tf.keras.regularizers.L2(l2 / 2) if l2 else None,
+        )
+        self.build(None)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """[num_ids, dim] float32: every id's vector, by code."""
+        return self.embeddings.numpy()
+
+    def save(self, ids: pa.Array, folder: Path) -> None:
+        """Writes a SavedModel that takes ids: [n] string -> {"embedding": [n, dim] float32, "known": [n] bool}.
+
+        Args:
+          ids: [num_ids] string, by code.
+          folder: a local folder.
+        """
+        with tempfile.TemporaryDirectory(prefix="shortlist-") as scratch:
+            served = _ServedIds(ids, self.vectors, Path(scratch, "vocabulary.txt"))
+            tf.saved_model.save(served, str(folder), signatures=served.embed)
+        # It holds a random number, is not needed, and would make equal models differ.
+        (folder / "fingerprint.pb").unlink()
+
+
+class _ServedIds(tf.Module):
+    """Looks ids up; an unknown one has the zero vector."""
+
+    def __init__(self, ids: pa.Array, vectors: np.ndarray, vocabulary: Path) -> None:
+        super().__init__()
+        # One id a line, in base64: an id may hold a line break. A file, since a graph is at most 2 GB.
+        lines = tf.io.encode_base64(tf.constant(ids.to_numpy(zero_copy_only=False), tf.string)).numpy()
+        vocabulary.write_bytes(b"\n".join(lines) + b"\n")
+        self.vectors = tf.Variable(vectors, trainable=False)
+        self.rows = tf.lookup.StaticHashTable(
+            tf.lookup.TextFileInitializer(
+                str(vocabulary),
+                key_dtype=tf.string,
+                key_index=tf.lookup.TextFileIndex.WHOLE_LINE,
+                value_dtype=tf.int64,
+                value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
+            ),
+            default_value=-1,
+            experimental_is_anonymous=True,  # Its name would hold the scratch folder's path, and could meet another table's.
+        )
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="ids")])
+    def embed(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        rows = self.rows.lookup(tf.io.encode_base64(ids))
+        known = rows >= 0
+        vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
+        return {"embedding": tf.where(known[:, tf.newaxis], vectors, 0.0), "known": known}
+
+
+USER_TOWERS: dict[str, Callable[[int, int, float, int], IdTower]] = {"id": IdTower}
+"""By the name that `--user_tower` takes."""
+
+
+def negatives(users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+    """Tells which items of a batch each of its users is scored against.
+
+    Those are its own item and those of other users that are other items: the same item again is an accidental hit, and what
+    the same user has elsewhere in the batch is a positive too.
+
+    Args:
+      users: [batch] int32 codes.
+      items: [batch] int32 codes.
+
+    Returns:
+      [batch, batch] bool.
+    """
+    same_user = users[:, tf.newaxis] == users[tf.newaxis, :]
+    same_item = items[:, tf.newaxis] == items[tf.newaxis, :]
+    return tf.linalg.set_diag(~(same_user | same_item), tf.ones_like(users, tf.bool))
+
+
+class TwoTowers(tfrs.Model):
+    """A user tower and an item tower, trained with TFRS's retrieval task.
+
+    Args:
+      user_tower: [batch] int32 -> [batch, dim] float32.
+      item_tower: likewise.
+      log_probability: [num_items] float32, how likely a random training row has the item.
+    """
+
+    def __init__(
+        self, user_tower: tf.keras.layers.Layer, item_tower: tf.keras.layers.Layer, log_probability: np.ndarray
+    ) -> None:
+        super().__init__()
+        self.user_tower = user_tower
+        self.item_tower = item_tower
+        self._log_probability = tf.constant(log_probability, tf.float32)
+        # A mean, where TFRS's default is a sum: neither the learning rate nor the L2 term then depends on the batch size.
+        self._task = tfrs.tasks.Retrieval(
+            loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="sum_over_batch_size")
+        )
+
+    def compute_loss(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
+        """Returns the softmax loss of a batch; the towers' L2 terms are in `losses`.
+
+        Args:
+          inputs: [batch] int32 users and [batch] int32 items.
+          training: changes nothing here.
+        """
+        users, items = inputs
+        queries = self.user_tower(users)
+        candidates = self.item_tower(items)
+        log_probability = tf.gather(self._log_probability, items)[:, tf.newaxis]
+        return self._task(
+            tf.concat([queries, tf.ones_like(log_probability)], axis=1),
+            tf.concat([candidates, -log_probability], axis=1),
+            score_mask=negatives(users, items),
+            compute_metrics=False,
+            compute_batch_metrics=False,
+        )
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2)
+    def train_steps(self, users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+        """Trains on batch after batch without going back to Python.
+
+        Args:
+          users: [num_steps, batch] int32.
+          items: likewise.
+
+        Returns:
+          [num_steps] float32, the loss of each batch before the step on it, L2 terms included.
+        """
+        num_steps = tf.shape(users)[0]
+        losses = tf.TensorArray(tf.float32, num_steps)
+        for step in tf.range(num_steps):
+            losses = losses.write(step, self.train_step((users[step], items[step]))["total_loss"])
+        return losses.stack()
