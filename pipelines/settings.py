@@ -4,7 +4,7 @@ import argparse
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import yaml
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
@@ -190,10 +190,10 @@ def flags_of_config(path: str) -> list[str]:
 
 def _refuse_unknown(argv: Sequence[str], ours: argparse.ArgumentParser) -> None:
     """Beam drops flags that it does not know; a typing error must not go unnoticed."""
-    beam_parser = OneLineParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    beam_parser = _BeamFlags(allow_abbrev=False, add_help=False, conflict_handler="resolve")
     for cls in PipelineOptions.__subclasses__():
         if cls is not ShortlistOptions:
-            cls._add_argparse_args(_ValueProviders(beam_parser))
+            cls._add_argparse_args(cast(Any, beam_parser))
     _, unknown = beam_parser.parse_known_args(list(argv))
     if unknown:
         flag = unknown[0].split("=")[0]
@@ -203,14 +203,11 @@ def _refuse_unknown(argv: Sequence[str], ours: argparse.ArgumentParser) -> None:
         raise InputError(f"unknown flag {flag}: {repair}")
 
 
-class _ValueProviders:
-    """Lets Beam's option classes add their flags to a plain parser."""
+class _BeamFlags(OneLineParser):
+    """A plain parser that Beam's option classes can add their flags to."""
 
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self._parser = parser
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._parser, "add_argument" if name == "add_value_provider_argument" else name)
+    def add_value_provider_argument(self, *names: str, **settings: Any) -> None:
+        self.add_argument(*names, **settings)
 
 
 def columns_of(flag: str, text: str) -> dict[str, str]:

@@ -216,17 +216,14 @@ def read_parquet_blocks(path: str, columns: list[str] | None = None, max_rows: i
                     yield block
 
 
-def find_rows(paths: Iterable[str], column: str, values: pa.Array, columns: list[str] | None = None) -> pa.Table | None:
+def find_rows(paths: Iterable[str], column: str, values: pa.Array, columns: list[str] | None = None) -> pa.Table:
     """Returns the rows of Parquet files whose `column` is one of `values`, reading only the row groups that can hold one.
 
     Args:
-      paths: the files.
+      paths: the files, at least one.
       column: a string column that has statistics.
       values: [n] string, n at least 1.
       columns: what to return; everything by default.
-
-    Returns:
-      The rows found, or None where there are no files.
     """
     low, high = (each.as_py() for each in pc.min_max(values).values())
     found = []
@@ -245,7 +242,7 @@ def find_rows(paths: Iterable[str], column: str, values: pa.Array, columns: list
                     groups.append(group)
             table = parquet.read_row_groups(groups, columns=wanted) if groups else schema.empty_table()
             found.append(table.filter(pc.is_in(table[column], values)))
-    return pa.concat_tables(found) if found else None
+    return pa.concat_tables(found)
 
 
 def sha256_of(path: str) -> str:

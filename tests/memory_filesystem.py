@@ -47,10 +47,10 @@ class MemoryFileSystem(FileSystem):
             if path.startswith(dir_or_prefix):
                 yield FileMetadata(path, len(data), changed)
 
-    def create(self, path, mime_type="application/octet-stream", compression_type=CompressionTypes.AUTO):  # type: ignore[no-untyped-def]
+    def create(self, path, mime_type="application/octet-stream", compression_type=CompressionTypes.AUTO):
         return self._wrap(_Upload(path), path, compression_type)
 
-    def open(self, path, mime_type="application/octet-stream", compression_type=CompressionTypes.AUTO):  # type: ignore[no-untyped-def]
+    def open(self, path, mime_type="application/octet-stream", compression_type=CompressionTypes.AUTO):
         if path not in FILES:
             raise BeamIOError(f"no such file: {path}")
         return self._wrap(io.BytesIO(FILES[path][0]), path, compression_type)

@@ -7,7 +7,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
 from schemas.blocks import in_blocks
-from schemas.storage import join, list_files, parquet_writer, read_json, read_parquet_blocks
+from schemas.storage import WrittenFile, join, list_files, parquet_writer, read_json, read_parquet_blocks
 from transforms.read import Place, ReadParquet, ReadParts
 from transforms.write import (
     SUMMARY,
@@ -55,7 +55,7 @@ def test_placed_blocks_are_written_back_as_they_were(root: str, parts: dict[int,
 def test_a_part_broken_over_bundles_becomes_two_sorted_files(root: str) -> None:
     blocks = list(in_blocks(table_of(0, 30), 10))
     writer = _WritePlaced(root, "out", SCHEMA)
-    written = []
+    written: list[WrittenFile] = []
     for bundle in (range(2), range(2, 3)):
         writer.start_bundle()
         for at in bundle:

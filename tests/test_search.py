@@ -19,7 +19,7 @@ from transforms.search import (
     top_k_of,
     top_k_of_block,
 )
-from transforms.top_k import NO_MORE, PAD, Lists, pack
+from transforms.top_k import NO_MORE, PAD, Lists, pack, pack_counts
 
 
 def make_shards(vectors, num_shards, *, plan=plan_shard, train_counts=None, blocked=None, seed=0):
@@ -151,18 +151,47 @@ def test_real_scores_do_not_depend_on_shards_or_kind(vectors, users, seen):
         np.testing.assert_allclose(expected.scores[row], approximate[row, end - 20 : end][::-1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("plan", [plan_shard, lambda n, dim: plan_shard(n, dim, 60)])
-def test_answers_do_not_depend_on_blocks(vectors, users, seen, plan):
-    shards = make_shards(vectors, 3, plan=plan)
-    search = SearchSettings(4, 2.0)
-    whole_block, _ = top_k_of_block(shards, users, Lists.of(seen), 20, search)
+@pytest.mark.parametrize("num_leaves", [None, 60])
+def test_answers_do_not_depend_on_blocks(vectors, users, seen, num_leaves, monkeypatch):
+    monkeypatch.setattr("transforms.search._EXACT_SHARE", 0)
+    shards = make_shards(vectors, 2, plan=lambda n, dim: plan_shard(n, dim, num_leaves))
+    excluded = Lists.of([codes[: row % 60] for row, codes in enumerate(seen)])
+    search = SearchSettings(20, 2.0)
+    whole_block, _ = top_k_of_block(shards, users, excluded, 20, search)
 
     for size in (1, 37, 299):
         for start in range(0, len(users) if size > 1 else 20, size):
-            rows = slice(start, start + size)
-            top, _ = top_k_of_block(shards, users[rows], Lists.of(seen[rows]), 20, search)
+            rows = np.arange(start, min(start + size, len(users)))
+            top, _ = top_k_of_block(shards, users[rows], excluded.take(rows), 20, search)
             np.testing.assert_array_equal(top.codes, whole_block.codes[rows])
             np.testing.assert_array_equal(top.scores, whole_block.scores[rows])
+
+
+@pytest.mark.parametrize("num_leaves", [None, 30])
+@pytest.mark.parametrize("blocked_share", [0, 0.2])
+@pytest.mark.parametrize("popular", [False, True])
+def test_an_answer_keeps_nothing_back_before_its_bound(vectors, users, num_leaves, blocked_share, popular, monkeypatch):
+    monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)
+    users = users[:50]
+    codes, counts = np.arange(0, 9000, 3), np.random.default_rng(0).integers(0, 500, 3000)
+    blocked = np.random.default_rng(1).random(9000) < blocked_share
+    shard = Shard(build(vectors, plan_shard(3000, 16, num_leaves)), codes, counts, blocked)
+    if popular:
+        everything = np.broadcast_to(pack_counts(counts, codes), (len(users), 3000))
+    else:
+        rows, scores = build(vectors, plan_shard(3000, 16)).search_exact(users, 3000)
+        everything = pack(scores, codes[rows])
+    everything = np.sort(np.where(blocked[everything.astype(np.uint32)], PAD, everything), axis=1)
+
+    for width in (1, 10, 500, 2999, 3000, 4000):
+        answer = shard.answer(
+            Request(np.arange(len(users)), None if popular else users, width, width), SearchSettings(None, 3000.0)
+        )
+        for keys, bound, row in zip(answer.keys, answer.bounds, everything, strict=True):
+            assert keys[keys <= min(bound, NO_MORE)].tolist() == row[row <= min(bound, NO_MORE)].tolist()
+        # And something is known: about as much as was asked for.
+        known = ((answer.keys <= answer.bounds[:, None]) & (answer.keys < PAD)).sum(axis=1).mean()
+        assert known >= 0.7 * min(width, 3000 * (1 - blocked_share))
 
 
 def test_shards_that_are_asked_elsewhere_give_the_same(vectors, users, seen):

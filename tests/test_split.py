@@ -96,7 +96,7 @@ def test_none_keeps_everything(rows: list[Row]) -> None:
 
 def test_random_is_about_the_fraction_and_does_not_depend_on_the_order_of_rows() -> None:
     rng = np.random.default_rng(0)
-    rows = [(f"u{u}", f"i{i}", 1.0, 0) for u in range(100) for i in range(100)]
+    rows: list[Row] = [(f"u{u}", f"i{i}", 1.0, 0) for u in range(100) for i in range(100)]
     shuffled = [rows[i] for i in rng.permutation(len(rows))]
     whole, other = (split_bucket([block_of(each)], SplitSettings("random", 0.2), None) for each in (rows, shuffled))
     held = {(r["user_id"], r["item_id"]) for b in whole.holdout for r in b.to_pylist()}

@@ -55,7 +55,8 @@ def test_parquet_keeps_rows_row_groups_bytes_and_hash(root: str) -> None:
 def test_parquet_is_read_by_another_engine(tmp_path: Path) -> None:
     with storage.parquet_writer(str(tmp_path), "part.parquet", TABLE.schema, []) as writer:
         writer.write_batch(one_block(TABLE.to_batches(), TABLE.schema))
-    assert duckdb.sql(f"SELECT sum(n), max(id) FROM '{tmp_path}/part.parquet'").fetchall() == [(45, "009")]
+    found = duckdb.execute("SELECT sum(n), max(id) FROM read_parquet(?)", [f"{tmp_path}/part.parquet"]).fetchall()
+    assert found == [(45, "009")]
 
 
 def test_folders_travel_to_storage_and_back(root: str, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -96,10 +97,7 @@ def test_find_rows_reads_only_the_row_groups_that_can_hold_them(root: str) -> No
             writer.write_batch(block)
     path = storage.join(root, "t.parquet")
     found = storage.find_rows([path], "id", pa.array(["004", "999", "000"]), ["n"])
-    assert found is not None
     assert found["n"].to_pylist() == [0, 4]
     nothing = storage.find_rows([path], "id", pa.array(["zzz"]))
-    assert nothing is not None
     assert nothing.num_rows == 0
     assert nothing.schema.names == ["id", "n"]
-    assert storage.find_rows([], "id", pa.array(["a"])) is None

@@ -5,7 +5,8 @@ ScaNN (Guo et al. 2020; SOAR: Sun et al. 2023) is quick and has sharp edges. Wha
 - A score is the float32 inner product, the same bits whatever the batch, the kind of index, the shard or the width: every
   kind reorders in float32. ScaNN scores candidates three at a time and rounds a last one or two differently, so widths and
   the number of vectors are kept at multiples of three; it scores a batch of fewer than 32 queries with another kernel, which
-  can choose other leaves, so short batches are filled up.
+  can choose other leaves, so short batches are filled up. One case is left: where the leaves that are opened hold fewer
+  vectors than are to be reordered, one or two of a row's scores may differ in their last bit from batch to batch.
 - What ScaNN pads with row 0 and NaN is row -1 and score -inf.
 - As many neighbors are reordered as are asked for, at least: ScaNN silently returns fewer otherwise.
 - A build depends on its vectors, its plan and its seed alone.
