@@ -14,13 +14,14 @@ from schemas.storage import join
 from transforms.embed import EmbedItems
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
+from transforms.training import ITEM_TOWER
 from transforms.write import WritePlacedBlocks, part_of
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     """Returns the stage, which reads the catalogue and the item tower."""
     trained = done["train"]
-    tower = join(settings.output, trained.folder, "item_tower")
+    tower = join(settings.output, trained.folder, ITEM_TOWER)
     parts = {part_of(path): path for path in done["ingest"].paths(settings.output, "items")}
     dim = trained.metrics["dim"]
     return Stage(

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import apache_beam as beam
 
@@ -16,6 +17,7 @@ from transforms.embed import EmbedUsers
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
 from transforms.recommend import ListSettings, RecommendFused
+from transforms.training import USER_TOWER
 from transforms.write import WritePlacedBlocks, part_of
 
 CHECKED_USERS = 1_000
@@ -23,7 +25,19 @@ CHECKED_USERS = 1_000
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
-    """Settles k, and returns the stage."""
+    """Returns the stage, which reads users, the user tower and the index."""
+    job, lists = job_of(settings, done)
+    return Stage(
+        name="recommend",
+        module=__name__,
+        settings=asdict(lists),
+        inputs={name: done[name] for name in ("ingest", "train", "embed", "index")},
+        build=lambda root, attempt: build(root, attempt, **job, lists=lists),
+    )
+
+
+def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[str, Any], ListSettings]:
+    """Settles k, and returns where everything is that `build` reads, and what a list holds."""
     ingested, trained, embedded, indexed = (done[name] for name in ("ingest", "train", "embed", "index"))
     num_candidates = embedded.rows("embeddings")
     k = settings.recommend.k
@@ -36,23 +50,15 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         search=settings.recommend.search,
         checked_fraction=min(1.0, CHECKED_USERS / max(1, ingested.rows("users"))),
     )
-    return Stage(
-        name="recommend",
-        module=__name__,
-        settings=asdict(lists),
-        inputs={name: done[name] for name in ("ingest", "train", "embed", "index")},
-        build=lambda root, attempt: build(
-            root,
-            attempt,
-            users={part_of(path): path for path in ingested.paths(settings.output, "users")},
-            tower=join(settings.output, trained.folder, "user_tower"),
-            index_root=join(settings.output, indexed.folder),
-            index_files=indexed.dataset("shards"),
-            num_shards=indexed.metrics["num_shards"],
-            num_items=ingested.rows("items"),
-            lists=lists,
-        ),
-    )
+    job = {
+        "users": {part_of(path): path for path in ingested.paths(settings.output, "users")},
+        "tower": join(settings.output, trained.folder, USER_TOWER),
+        "index_root": join(settings.output, indexed.folder),
+        "index_files": indexed.dataset("shards"),
+        "num_shards": indexed.metrics["num_shards"],
+        "num_items": ingested.rows("items"),
+    }
+    return job, lists
 
 
 def build(

@@ -1,0 +1,107 @@
+"""What Beam costs: the recommend stage against a bare loop that does the same with the same tower and index.
+
+    python -m benchmarks.beam_overhead [--output DIR]
+
+Without --output, makes ratings of 200,000 users and 50,000 items and runs the job on them first (one epoch: only the time of
+`recommend` is of interest). Prints one line of JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import recommend, run
+from pipelines.command import run_command
+from pipelines.settings import parse_command
+from pipelines.stage import run_pipeline
+from schemas.storage import WrittenFile, join, parquet_writer, read_parquet_blocks
+from schemas.topk import TOPK
+from transforms.embed import UserTower, embed_users
+from transforms.ranking_metrics import JudgeRankings, MeanOfRows
+from transforms.recommend import ListSettings, load_index, recommend_block
+from transforms.write import part_path
+
+NUM_USERS, NUM_ITEMS, RATINGS_A_USER = 200_000, 50_000, 20
+
+
+def make_ratings(path: Path) -> Path:
+    """Writes ratings whose items follow Zipf's law."""
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(NUM_USERS), RATINGS_A_USER)
+    chances = 1 / np.arange(1, NUM_ITEMS + 1)
+    items = rng.choice(NUM_ITEMS, len(users), p=chances / chances.sum())
+    pq.write_table(pa.table({"user_id": users, "item_id": items}), path)
+    return path
+
+
+def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
+    """Does what the stage does, without Beam; returns seconds, loading included."""
+    started = time.perf_counter()
+    tower = UserTower(job["tower"])
+    index = load_index(job["index_root"], job["index_files"], job["num_shards"])
+    judge, mean = JudgeRankings(lists.cutoffs, job["num_items"]), MeanOfRows()
+    sums, popular, recalls = judge.create_accumulator(), judge.create_accumulator(), mean.create_accumulator()
+    written: list[WrittenFile] = []
+    for part, path in job["users"].items():
+        with parquet_writer(attempt, part_path("topk", part), TOPK, written) as writer:
+            for block in read_parquet_blocks(path):
+                made = recommend_block(embed_users(block, tower), index, lists)
+                writer.write_batch(made.topk.cast(TOPK))
+                sums = judge.add_input(sums, (made.lists, made.holdout))
+                popular = judge.add_input(popular, (made.popular, made.holdout))
+                recalls = mean.add_input(recalls, made.recalls)
+    judge.extract_output(sums), judge.extract_output(popular), mean.extract_output(recalls)
+    return time.perf_counter() - started
+
+
+def measure(output: str, repeats: int) -> dict:
+    """Alternates both, and returns medians and their ratio."""
+    settings, options = parse_command([f"--output={output}"], "")
+    done = run.finished_before("publish", settings)
+    stage = recommend.stage(settings, {name: done[name] for name in ("ingest", "train", "embed", "index")})
+    job, lists = recommend.job_of(settings, done)
+    seconds: dict[str, list[float]] = {"beam": [], "bare": []}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as attempt:
+            started = time.perf_counter()
+            run_pipeline(stage, attempt, options)
+            seconds["beam"].append(time.perf_counter() - started)
+        with tempfile.TemporaryDirectory() as attempt:
+            seconds["bare"].append(bare_loop(job, attempt, lists))
+    medians = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
+    return {
+        "users": done["ingest"].rows("users"),
+        "items": done["embed"].rows("embeddings"),
+        "shards": job["num_shards"],
+        "k": lists.k,
+        "seconds": medians,
+        "ratio": round(medians["beam"] / medians["bare"], 3),
+        "repeats": repeats,
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", help="the output of a run; without it, one is made")
+    parser.add_argument("--repeats", type=int, default=5)
+    flags = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
+        output = flags.output
+        if not output:
+            output = join(folder, "output")
+            ratings = make_ratings(Path(folder, "ratings.parquet"))
+            run.main([f"--ratings={ratings}", f"--output={output}", "--max_epochs=1", "--num_shards=4", "--num_buckets=8"])
+        print(json.dumps(measure(output, flags.repeats)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
