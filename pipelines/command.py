@@ -1,5 +1,6 @@
 """Turns what happens in a command into what its caller sees: an exit code, and one line for a mistake."""
 
+import os
 import re
 import sys
 import traceback
@@ -31,6 +32,10 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     except KeyboardInterrupt:
         _say("stopped; what was finished is kept, run the same command again to go on")
         return 130
+    except BrokenPipeError:
+        # Whoever reads standard output, such as `head`, has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except Exception as error:
         mistake = mistake_in(error)
         if "--verbose" in argv or mistake is None:
