@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,16 @@ def test_other_engines_read_the_table_without_casts(job: tuple[Path, Path]) -> N
     assert {row.user_id: row.recommendations[0]["score"] for row in pandas.itertuples()} == {
         user: row["recommendations"][0]["score"] for user, row in expected.items()
     }
+
+
+def test_the_documentations_python_reads_the_table(job: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "ml-100k").symlink_to(job[1])
+    snippets = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "docs" / "table.md").read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        shown = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert shown.stdout.strip()
 
 
 def test_files_are_hash_buckets_sorted_by_user(job: tuple[Path, Path]) -> None:
