@@ -29,6 +29,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         module=__name__,
         settings={},
         inputs={name: done[name] for name in ("ingest", "train")},
+        reads={"ingest": ["items"], "train": [ITEM_TOWER]},
         build=lambda root, attempt: build(root, attempt, parts, tower, dim),
     )
 

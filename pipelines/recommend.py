@@ -32,6 +32,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         module=__name__,
         settings=asdict(lists),
         inputs={name: done[name] for name in ("ingest", "train", "embed", "index")},
+        reads={"ingest": ["users", "items"], "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
         build=lambda root, attempt: build(root, attempt, **job, lists=lists),
     )
 

@@ -74,16 +74,21 @@ def finished_before(name: str, settings: Settings) -> Done:
 
 
 def _add_with_inputs(manifest: StageManifest, workspace: Workspace, done: Done) -> None:
+    """Adds a stage and all that led to it; what does not belong together is refused."""
     done[manifest.stage] = manifest
-    for name, facts in manifest.inputs.items():
-        if name not in done:
-            found = workspace.read(name, facts["fingerprint"])
-            if found is None or found.digest != facts["digest"]:
-                raise InputError(
-                    f"{manifest.stage} was made from {name} {facts['fingerprint']}, which is gone or was made anew: "
-                    f"run python -m pipelines.{manifest.stage} again"
-                )
-            _add_with_inputs(found, workspace, done)
+    inputs = {name: done.get(name) or workspace.read(name, facts["fingerprint"]) for name, facts in manifest.inputs.items()}
+    for name, found in inputs.items():
+        facts = manifest.inputs[name]
+        if found is None or found.digest_of_datasets(facts["datasets"]) != facts["digest"]:
+            raise InputError(
+                f"{manifest.stage} {manifest.fingerprint} was made from another {name} than there is now: "
+                f"run python -m pipelines.{manifest.stage} again"
+            )
+    # Direct inputs come before those of inputs: a stage may be older than a stage before it, where that made the same again.
+    new = [found for name, found in inputs.items() if found and name not in done]
+    done |= {found.stage: found for found in new}
+    for found in new:
+        _add_with_inputs(found, workspace, done)
 
 
 def main(argv: Sequence[str]) -> None:

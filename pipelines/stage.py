@@ -37,6 +37,7 @@ class Stage:
       module: the module whose code, with what it imports, is part of the fingerprint.
       settings: what the stage was told, as JSON; only what changes its result.
       inputs: the finished stages that it reads.
+      reads: which datasets of each of them, where not all: what a stage does not read cannot make it run again.
       sources: the files from outside that it reads.
       build: adds the stage's steps to a pipeline, given the folder to write to.
       check: given the metrics and the attempt's folder when the pipeline is done, raises InputError if they will not do.
@@ -47,6 +48,7 @@ class Stage:
     settings: Mapping[str, Any]
     inputs: Mapping[str, StageManifest]
     build: Callable[[beam.Pipeline, str], Reports]
+    reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sources: Sequence[Mapping[str, Any]] = ()
     check: Callable[[Mapping[str, Any], str], None] = field(default=lambda metrics, folder: None)
 
@@ -58,10 +60,22 @@ class Stage:
                 "stage": self.name,
                 "code": code_version(self.module),
                 "settings": self.settings,
-                "inputs": {name: manifest.digest for name, manifest in self.inputs.items()},
+                "inputs": {name: facts["digest"] for name, facts in self.lineage.items()},
                 "sources": list(self.sources),
             }
         )
+
+    @property
+    def lineage(self) -> dict[str, dict[str, Any]]:
+        """What was read of each input: the input's fingerprint, the datasets, and the digest of their contents."""
+        return {
+            name: {
+                "fingerprint": manifest.fingerprint,
+                "datasets": list(self.reads.get(name, [])),
+                "digest": manifest.digest_of_datasets(self.reads.get(name, [])),
+            }
+            for name, manifest in self.inputs.items()
+        }
 
 
 def run_stage(stage: Stage, workspace: Workspace, options: PipelineOptions, progress: Progress) -> StageManifest:
@@ -87,7 +101,7 @@ def run_stage(stage: Stage, workspace: Workspace, options: PipelineOptions, prog
         folder=folder,
         digest=digest_of(files),
         settings=stage.settings,
-        inputs={name: {"fingerprint": each.fingerprint, "digest": each.digest} for name, each in stage.inputs.items()},
+        inputs=stage.lineage,
         sources=stage.sources,
         files=files,
         metrics=summary["metrics"],

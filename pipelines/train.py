@@ -23,6 +23,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         module=__name__,
         settings=asdict(settings.training),
         inputs={"ingest": ingested},
+        reads={"ingest": ["interactions/train"]},
         build=lambda root, attempt: build(root, attempt, paths, settings.training, checkpoints),
     )
 

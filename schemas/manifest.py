@@ -23,10 +23,10 @@ class StageManifest:
     folder: str
     """Where its files are, relative to the output root: the folder of the attempt that finished."""
     digest: str
-    """Of the files' contents: what a later stage's fingerprint takes from this one."""
+    """Of all files' contents."""
     settings: Mapping[str, Any]
-    inputs: Mapping[str, Mapping[str, str]]
-    """For each stage it read: that stage's fingerprint and digest."""
+    inputs: Mapping[str, Mapping[str, Any]]
+    """For each stage that it read: that stage's `fingerprint`, the `datasets` read (none named: all), and their `digest`."""
     sources: Sequence[Mapping[str, Any]]
     """The files that came from outside: path, size and time of change."""
     files: Sequence[WrittenFile]
@@ -46,6 +46,13 @@ class StageManifest:
     def paths(self, root: str, dataset: str) -> list[str]:
         """Returns the full paths of a dataset's files, in their order."""
         return [join(root, self.folder, file.path) for file in self.dataset(dataset)]
+
+    def digest_of_datasets(self, datasets: Sequence[str]) -> str:
+        """Returns the digest of the contents of some datasets, or of everything where none is named.
+
+        It is what a later stage's fingerprint takes from this one: made again with the same contents, it changes nothing.
+        """
+        return digest_of([file for name in datasets for file in self.dataset(name)]) if datasets else self.digest
 
     def rows(self, dataset: str) -> int:
         """Returns how many rows a dataset has."""

@@ -29,11 +29,9 @@ def test_the_source_distribution_holds_all_modules_of_the_three_packages(tmp_pat
 
 
 def test_every_pinned_version_is_exact_and_fits_the_packages_own_bounds() -> None:
-    pinned = dict(
-        re.fullmatch(r"([\w.-]+)==(\S+)", line).groups()  # type: ignore[union-attr]
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==\S+", line) for line in lines)
+    pinned = dict(line.split("==") for line in lines)
     for name, version in {
         "apache-beam": "2.77",
         "tensorflow": "2.20",

@@ -101,6 +101,18 @@ def test_fingerprints_follow_settings_inputs_sources_and_code() -> None:
     assert fingerprint_of({"a": 1, "b": 2}) == fingerprint_of({"b": 2, "a": 1})
 
 
+def test_what_a_stage_does_not_read_does_not_change_its_fingerprint() -> None:
+    def upstream(*files: WrittenFile) -> StageManifest:
+        return StageManifest("up", "f", "folder", digest_of(files), {}, {}, [], files, {}, {}, "", "")
+
+    read, other, changed = WrittenFile("a/1", 1, 2, "00"), WrittenFile("b/1", 1, 2, "00"), WrittenFile("b/1", 1, 2, "01")
+    first, second = (
+        counting(5, inputs={"up": upstream(read, each)}, reads={"up": ["a"]}).fingerprint for each in (other, changed)
+    )
+    assert first == second
+    assert counting(5, inputs={"up": upstream(read, other)}, reads={"up": ["b"]}).fingerprint != first
+
+
 def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {
         "transforms.a": '"""Doc."""\nfrom schemas.b import f\n\ndef g():\n    return f()\n',
