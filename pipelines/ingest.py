@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from pipelines.settings import IngestSettings, Settings
 from pipelines.stage import Reports, Stage
 from schemas.blocks import Block, one_block
 from schemas.errors import InputError
-from schemas.interactions import INTERACTIONS
+from schemas.interactions import EXCLUSIONS, INTERACTIONS, SERVED_USERS
 from schemas.items import with_features
 from schemas.manifest import StageManifest
 from schemas.rejected import REJECTED
@@ -24,10 +24,20 @@ from schemas.users import USERS
 from transforms.catalogue import BuildCatalogue
 from transforms.histories import SplitByUser
 from transforms.progress import CountBlocks
-from transforms.sources import ReadBlocks, Source, resolve_items, resolve_ratings
-from transforms.split import FindCut
-from transforms.validate import ValidateItems, ValidateRatings, check_rejected
+from transforms.sources import (
+    EXCLUSIONS_ROLES,
+    SERVED_USERS_ROLES,
+    ReadBlocks,
+    Source,
+    resolve_items,
+    resolve_list,
+    resolve_ratings,
+)
+from transforms.split import FindCut, FindLatest
+from transforms.validate import ValidateIds, ValidateItems, ValidateRatings, check_rejected
 from transforms.write import Part, WriteParts
+
+DAY_SECONDS = 86_400
 
 BUCKET_BYTES = 64 << 20
 """About how much of the ratings, as text, goes to one bucket of users: a worker holds a bucket in memory."""
@@ -42,52 +52,94 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
       InputError: if a source cannot be read, or lacks a column that the split needs.
     """
     ask = settings.ingest
-    ratings = resolve_ratings(str(ask.ratings), ask.columns, ask.tfds_data_dir)
-    items = resolve_items(ask.items, ask.item_columns, ask.tfds_data_dir) if ask.items else None
-    check_columns(ratings, ask)
-    num_buckets = ask.num_buckets or default_buckets(ratings)
+    sources = resolve_sources(ask)
+    check_columns(sources.ratings, ask)
+    num_buckets = ask.num_buckets or default_buckets(sources.ratings)
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         try:
-            check_rejected(metrics["ratings"], ask.max_rejected_fraction, "ratings")
-            if items:
-                check_rejected(metrics["items"], ask.max_rejected_fraction, "items")
+            for source in sources.given:
+                check_rejected(metrics[rows_read(source.dataset)], ask.max_rejected_fraction, source.dataset)
         except InputError as error:
             raise InputError(f"{error}. They are in {folder}/rejected") from error
 
     return Stage(
         name="ingest",
         module=__name__,
-        settings={"rules": asdict(ask.rules), "split": asdict(ask.split), "num_buckets": num_buckets},
+        settings={
+            "rules": asdict(ask.rules),
+            "split": asdict(ask.split),
+            "num_buckets": num_buckets,
+            "recency_half_life_days": ask.recency_half_life_days,
+        },
         inputs={},
-        sources=[source.description() for source in (ratings, items) if source],
-        build=lambda root, attempt: build(root, attempt, ratings, items, ask, num_buckets),
+        sources=[source.description() for source in sources.given],
+        build=lambda root, attempt: build(root, attempt, sources, ask, num_buckets),
         check=check,
     )
 
 
-def build(
-    root: beam.Pipeline, attempt: str, ratings: Source, items: Source | None, ask: IngestSettings, num_buckets: int
-) -> Reports:
+class Sources(NamedTuple):
+    """What the stage reads; only ratings are needed."""
+
+    ratings: Source
+    items: Source | None
+    users: Source | None
+    exclusions: Source | None
+
+    @property
+    def given(self) -> list[Source]:
+        """The sources that there are."""
+        return [source for source in self if source]
+
+
+def resolve_sources(ask: IngestSettings) -> Sources:
+    """Finds every source that was asked for.
+
+    Raises:
+      InputError: if one cannot be read.
+    """
+    where = ask.tfds_data_dir
+    return Sources(
+        ratings=resolve_ratings(str(ask.ratings), ask.columns, where),
+        items=resolve_items(ask.items, ask.item_columns, where) if ask.items else None,
+        users=resolve_list(ask.users, SERVED_USERS_ROLES, ask.list_columns, where) if ask.users else None,
+        exclusions=resolve_list(ask.exclude, EXCLUSIONS_ROLES, ask.list_columns, where) if ask.exclude else None,
+    )
+
+
+def build(root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettings, num_buckets: int) -> Reports:
     """Adds the stage's steps: ratings are read, validated and split by user; items are merged with what was rated."""
-    checked = root | "ReadRatings" >> ReadBlocks(ratings) | "ValidateRatings" >> ValidateRatings(ask.rules)
-    valid = checked.valid | "Progress" >> CountBlocks()
+    checks = {
+        "ratings": ValidateRatings(ask.rules),
+        "items": ValidateItems(),
+        "users": ValidateIds(SERVED_USERS, "served users"),
+        "exclusions": ValidateIds(EXCLUSIONS, "exclusions"),
+    }
+    checked = {
+        name: root | f"Read{name.title()}" >> ReadBlocks(source) | f"Validate{name.title()}" >> checks[name]
+        for name, source in sources._asdict().items()
+        if source
+    }
+    valid = checked["ratings"].valid | "Progress" >> CountBlocks()
+    latest = beam.pvalue.AsSingleton(valid | "FindLatest" >> beam.CombineGlobally(FindLatest()))
     cut = None
     if ask.split.split == "temporal":
         cut = beam.pvalue.AsSingleton(valid | "FindCut" >> beam.CombineGlobally(FindCut(ask.split.holdout)))
-    parts = valid | "SplitByUser" >> SplitByUser(ask.split, num_buckets, cut)
-    described, rejected, features = [parts.item_counts], [checked.rejected], []
-    reports = [checked.summary | "ReportRatings" >> beam.Map(lambda summary: {"ratings": summary, "num_buckets": num_buckets})]
-    if items:
-        checked_items = root | "ReadItems" >> ReadBlocks(items) | "ValidateItems" >> ValidateItems()
-        features = list(items.other_columns)
-        described.append(checked_items.valid)
-        rejected.append(checked_items.rejected)
-        reports.append(checked_items.summary | "ReportItems" >> beam.Map(lambda summary: {"items": summary}))
+    lists = [checked[name].valid for name in ("users", "exclusions") if name in checked]
+    split = SplitByUser(ask.split, num_buckets, ask.recency_half_life_days * DAY_SECONDS, latest, cut)
+    parts = [valid, *lists] | "GatherUsers" >> beam.Flatten() | "SplitByUser" >> split
+    described = [parts.item_counts, *(checked[name].valid for name in ("items",) if name in checked)]
+    features = list(sources.items.other_columns) if sources.items else []
     catalogue = described | "GatherItems" >> beam.Flatten() | "BuildCatalogue" >> BuildCatalogue(features)
+    rejected = [each.rejected for each in checked.values()]
     kept = rejected | "GatherRejected" >> beam.Flatten() | "PartRejected" >> beam.FlatMap(key_rejected, num_buckets)
     return [
-        *reports,
+        root | "ReportBuckets" >> beam.Create([{"num_buckets": num_buckets}]),
+        *(
+            each.summary | f"Report{name.title()}" >> beam.Map(name_summary, sources._asdict()[name].dataset)
+            for name, each in checked.items()
+        ),
         parts.metrics,
         catalogue.metrics,
         parts.users | "WriteUsers" >> WriteParts(attempt, "users", USERS),
@@ -99,6 +151,16 @@ def build(
         | "SortRejected" >> beam.MapTuple(sort_rejected)
         | "WriteRejected" >> WriteParts(attempt, "rejected", REJECTED),
     ]
+
+
+def rows_read(dataset: str) -> str:
+    """Returns the name of the metric that says how many rows of a source were read, and why some were rejected."""
+    return f"{dataset.replace(' ', '_')}_read"
+
+
+def name_summary(summary: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Returns a source's summary under its name among the metrics."""
+    return {rows_read(dataset): summary}
 
 
 def key_rejected(block: Block, num_buckets: int) -> Iterator[tuple[int, Block]]:

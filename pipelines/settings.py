@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
@@ -37,10 +38,16 @@ class ShortlistOptions(PipelineOptions):
         data.add_argument("--columns", default="", help="user_id=…,item_id=…,rating=…,timestamp=…: what the ratings call them")
         data.add_argument("--items", help="the catalogue, in the same formats; without it, the catalogue is what was rated")
         data.add_argument("--item_columns", default="", help="item_id=…,title=…: what the items call them")
+        data.add_argument("--users", help="users to serve beside those of the ratings, whether they have ratings or not")
+        data.add_argument("--exclude", help="(user_id, item_id) pairs that must not be recommended")
+        data.add_argument("--list_columns", default="", help="user_id=…,item_id=…: what lists of ids call them")
         data.add_argument("--tfds_data_dir", help="where TensorFlow Datasets keeps prepared datasets")
         data.add_argument("--timestamp_unit", default="s", help="of numeric times: s, ms, us or ns (default s)")
         data.add_argument("--rating_range", help="LOW,HIGH: ratings outside are rejected (default: any finite number)")
         data.add_argument("--max_rejected_fraction", type=float, default=0.01, help="of rating rows (default 0.01)")
+        data.add_argument(
+            "--recency_half_life_days", type=float, default=7.0, help="how fast what is popular grows old (default 7)"
+        )
         data.add_argument("--num_buckets", type=int, help="files of users and of the table (default: by the ratings' size)")
 
         split = parser.add_argument_group("split")
@@ -75,9 +82,13 @@ class IngestSettings:
     columns: Mapping[str, str]
     items: str | None
     item_columns: Mapping[str, str]
+    users: str | None
+    exclude: str | None
+    list_columns: Mapping[str, str]
     tfds_data_dir: str | None
     rules: RatingRules
     max_rejected_fraction: float
+    recency_half_life_days: float
     num_buckets: int | None
     split: SplitSettings
 
@@ -86,6 +97,11 @@ class IngestSettings:
             raise InputError(
                 f"max_rejected_fraction must be between 0 and 1, got {self.max_rejected_fraction:g}: "
                 "change --max_rejected_fraction"
+            )
+        if not 0 < self.recency_half_life_days < math.inf:
+            raise InputError(
+                f"recency_half_life_days must be a number above 0, got {self.recency_half_life_days:g}: "
+                "change --recency_half_life_days"
             )
         if self.num_buckets is not None and self.num_buckets < 1:
             raise InputError(f"num_buckets must be at least 1, got {self.num_buckets}: change --num_buckets")
@@ -255,9 +271,13 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             columns=columns_of("--columns", flags.columns),
             items=flags.items,
             item_columns=columns_of("--item_columns", flags.item_columns),
+            users=flags.users,
+            exclude=flags.exclude,
+            list_columns=columns_of("--list_columns", flags.list_columns),
             tfds_data_dir=flags.tfds_data_dir,
             rules=RatingRules(rating_range=_range_of(flags.rating_range), timestamp_unit=flags.timestamp_unit),
             max_rejected_fraction=flags.max_rejected_fraction,
+            recency_half_life_days=flags.recency_half_life_days,
             num_buckets=flags.num_buckets,
             split=SplitSettings(flags.split, holdout, flags.min_rating, flags.seed),
         ),

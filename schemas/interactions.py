@@ -15,5 +15,11 @@ POSITION = documented(
 INTERACTIONS = dataset_schema("interactions", 1, [USER_ID, ITEM_ID, RATING, TIMESTAMP])
 """What `ingest` writes to `interactions/train` and `interactions/holdout`."""
 
+SERVED_USERS = pa.schema([USER_ID])
+"""Users to serve whether they have ratings or not."""
+
+EXCLUSIONS = pa.schema([USER_ID, ITEM_ID])
+"""Pairs that must not be recommended."""
+
 VALID = pa.schema([USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION])
 """A validated block inside `ingest`: it still knows where each row stood, which decides between repeated pairs."""

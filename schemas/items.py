@@ -12,6 +12,12 @@ ITEMS = dataset_schema(
         documented("code", pa.int32(), "0 to n - 1: the rank of item_id in the catalogue; ties between scores go to the lower"),
         documented("title", pa.string(), "what to show a person", nullable=True),
         documented("train_count", pa.int64(), "training positives of the item"),
+        documented(
+            "recent_count",
+            pa.float64(),
+            "training positives, each counted half for every --recency_half_life_days before the end of training; "
+            "equal to train_count where there are no times",
+        ),
         documented("holdout_count", pa.int64(), "held-out positives of the item"),
     ],
 )

@@ -16,7 +16,7 @@ FEATURES = [pa.field("genres", pa.string())]
 
 def counts_of(rows: list[tuple[str, int, int]]) -> pa.RecordBatch:
     ids, train, holdout = zip(*rows, strict=True)
-    return pa.RecordBatch.from_arrays([ids, train, holdout], schema=ITEM_COUNTS)
+    return pa.RecordBatch.from_arrays([ids, train, [each * 500_000 for each in train], holdout], schema=ITEM_COUNTS)
 
 
 def described(rows: list[tuple[str, str | None, str | None]], first_position: int = 0) -> pa.RecordBatch:
@@ -79,6 +79,7 @@ def test_catalogue_merges_sources_and_numbers_items_in_the_order_of_their_ids(it
             tuple(row[name] for name in ("item_id", "title", "train_count", "holdout_count", "genres")) for row in rows
         ] == expected
         assert [row["code"] for row in rows] == list(range(len(expected)))
+        assert [row["recent_count"] for row in rows] == [row["train_count"] / 2 for row in rows]
 
     def check_metrics(reports: list) -> None:
         assert sum(report["item_rows_repeated"] for report in reports) == 1

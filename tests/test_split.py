@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
-from schemas.interactions import VALID
-from transforms.histories import latest_of_each_pair, split_bucket
-from transforms.split import FindCut, SplitSettings, split_rows, user_rows
+from schemas.interactions import EXCLUSIONS, SERVED_USERS, VALID
+from transforms.histories import MILLION, Times, latest_of_each_pair, sorted_unique, split_bucket
+from transforms.split import FindCut, FindLatest, SplitSettings, split_rows, user_rows
 
 ROWS = st.lists(
     st.tuples(
@@ -27,6 +27,7 @@ ROWS = st.lists(
     max_size=40,
 )
 Row = tuple[str, str, float | None, int]
+NOW = Times(None, 10, 1.0)
 
 
 def block_of(rows: list[Row]) -> pa.RecordBatch:
@@ -49,7 +50,8 @@ def deduplicated(rows: list[Row]) -> dict[str, list[Row]]:
 
 @given(ROWS)
 def test_the_latest_of_each_pair_stays_sorted_by_user_then_time(rows: list[Row]) -> None:
-    block, user = latest_of_each_pair(block_of(rows))
+    found = block_of(rows)
+    block, user = latest_of_each_pair(found, sorted_unique(found["user_id"]))
     expected = deduplicated(rows)
     found = [(r["user_id"], r["item_id"], r["rating"], r["timestamp"]) for r in block.to_pylist()]
     assert found == [row for user_rows_ in expected.values() for row in user_rows_]
@@ -62,7 +64,7 @@ def is_positive(row: Row, minimum: float | None) -> bool:
 
 @given(ROWS, st.sampled_from([None, 3.0]), st.integers(1, 3))
 def test_last_holds_out_the_last_positives_and_nothing_later_leaks(rows: list[Row], minimum: float | None, held: int) -> None:
-    bucket = split_bucket([block_of(rows)], SplitSettings("last", held, minimum), None)
+    bucket = split_bucket([block_of(rows)], SplitSettings("last", held, minimum), NOW)
     for user, row in zip(deduplicated(rows).items(), [r for b in bucket.users for r in b.to_pylist()], strict=True):
         name, history = user
         positives = [each for each in history if is_positive(each, minimum)]
@@ -77,7 +79,7 @@ def test_last_holds_out_the_last_positives_and_nothing_later_leaks(rows: list[Ro
 
 @given(ROWS, st.integers(0, 7), st.sampled_from([None, 3.0]))
 def test_temporal_holds_out_everything_from_the_cut_on(rows: list[Row], cut: int, minimum: float | None) -> None:
-    bucket = split_bucket([block_of(rows)], SplitSettings("temporal", 0.1, minimum), cut)
+    bucket = split_bucket([block_of(rows)], SplitSettings("temporal", 0.1, minimum), Times(cut, 0, 1.0))
     expected = [row for history in deduplicated(rows).values() for row in history]
     train = [(r["user_id"], r["item_id"]) for b in bucket.train for r in b.to_pylist()]
     holdout = [(r["user_id"], r["item_id"]) for b in bucket.holdout for r in b.to_pylist()]
@@ -87,7 +89,7 @@ def test_temporal_holds_out_everything_from_the_cut_on(rows: list[Row], cut: int
 
 @given(ROWS)
 def test_none_keeps_everything(rows: list[Row]) -> None:
-    bucket = split_bucket([block_of(rows)], SplitSettings("none", 0), None)
+    bucket = split_bucket([block_of(rows)], SplitSettings("none", 0), NOW)
     assert [r["history"] for b in bucket.users for r in b.to_pylist()] == [
         [row[1] for row in history] for history in deduplicated(rows).values()
     ]
@@ -98,11 +100,11 @@ def test_random_is_about_the_fraction_and_does_not_depend_on_the_order_of_rows()
     rng = np.random.default_rng(0)
     rows: list[Row] = [(f"u{u}", f"i{i}", 1.0, 0) for u in range(100) for i in range(100)]
     shuffled = [rows[i] for i in rng.permutation(len(rows))]
-    whole, other = (split_bucket([block_of(each)], SplitSettings("random", 0.2), None) for each in (rows, shuffled))
+    whole, other = (split_bucket([block_of(each)], SplitSettings("random", 0.2), NOW) for each in (rows, shuffled))
     held = {(r["user_id"], r["item_id"]) for b in whole.holdout for r in b.to_pylist()}
     assert held == {(r["user_id"], r["item_id"]) for b in other.holdout for r in b.to_pylist()}
     assert abs(len(held) - 2000) < 5 * (10_000 * 0.2 * 0.8) ** 0.5
-    seeded = split_bucket([block_of(rows)], SplitSettings("random", 0.2, seed=7), None)
+    seeded = split_bucket([block_of(rows)], SplitSettings("random", 0.2, seed=7), NOW)
     overlap = len(held & {(r["user_id"], r["item_id"]) for b in seeded.holdout for r in b.to_pylist()})
     assert abs(overlap - 400) < 5 * (10_000 * 0.04 * 0.96) ** 0.5
 
@@ -111,9 +113,9 @@ def test_random_is_about_the_fraction_and_does_not_depend_on_the_order_of_rows()
 @settings(deadline=None)
 def test_a_split_ignores_how_users_fall_into_buckets(rows: list[Row], split: str, parts: int) -> None:
     how = SplitSettings(split, 1 if split == "last" else 0.3)
-    whole = split_bucket([block_of(rows)], how, 3)
+    whole = split_bucket([block_of(rows)], how, Times(3, 0, 1.0))
     pieces = [
-        split_bucket([block_of([row for row in rows if hash(row[0]) % parts == part])], how, 3)
+        split_bucket([block_of([row for row in rows if hash(row[0]) % parts == part])], how, Times(3, 0, 1.0))
         for part in range(parts)
         if any(hash(row[0]) % parts == part for row in rows)
     ]
@@ -122,7 +124,8 @@ def test_a_split_ignores_how_users_fall_into_buckets(rows: list[Row], split: str
 
 
 def test_no_row_is_in_both_parts() -> None:
-    block, user = latest_of_each_pair(block_of([("a", "x", 5.0, 1), ("a", "y", 1.0, 2), ("b", "x", 2.0, 3)]))
+    found = block_of([("a", "x", 5.0, 1), ("a", "y", 1.0, 2), ("b", "x", 2.0, 3)])
+    block, user = latest_of_each_pair(found, sorted_unique(found["user_id"]))
     for how in (SplitSettings(min_rating=3.0), SplitSettings("temporal", 0.5), SplitSettings("last", 1)):
         parts = split_rows(user_rows(block, user, how), how, 2)
         assert not (parts.train & parts.holdout).any()
@@ -166,3 +169,46 @@ def test_find_cut_runs_in_a_pipeline() -> None:
 def test_bad_settings_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SplitSettings(**arguments)
+
+
+@given(
+    ROWS,
+    st.lists(st.sampled_from(["a", "new", "z"])),
+    st.lists(st.tuples(st.sampled_from(["a", "b", "new", "x"]), st.text("xyz"))),
+)
+def test_served_users_and_exclusions_join_the_users(rows: list[Row], served: list[str], pairs: list[tuple[str, str]]) -> None:
+    blocks = [
+        block_of(rows),
+        pa.RecordBatch.from_arrays([pa.array(served, pa.string())], schema=SERVED_USERS),
+        pa.RecordBatch.from_arrays([pa.array([pair[at] for pair in pairs], pa.string()) for at in (0, 1)], schema=EXCLUSIONS),
+    ]
+    bucket = split_bucket(blocks, SplitSettings("none", 0), NOW)
+    found = [r for b in bucket.users for r in b.to_pylist()]
+    histories = deduplicated(rows)
+    assert [r["user_id"] for r in found] == sorted({*histories, *served}, key=str.encode)
+    for r in found:
+        assert r["history"] == [row[1] for row in histories.get(r["user_id"], [])]
+        assert r["excluded"] == sorted(item for user, item in pairs if user == r["user_id"])
+    known = {*histories, *served}
+    assert bucket.metrics["users_without_ratings"] == len(known - {*histories})
+    assert bucket.metrics["exclusions_of_unknown_users"] == sum(user not in known for user, _ in pairs)
+
+
+@given(ROWS, st.sampled_from([None, 3, 9]))
+def test_recent_counts_halve_with_every_half_life_before_the_end(rows: list[Row], cut: int | None) -> None:
+    how = SplitSettings("none", 0) if cut is None else SplitSettings("temporal", 0.5)
+    bucket = split_bucket([block_of(rows)], how, Times(cut, 6, 2.0))
+    end = 6 if cut is None else cut
+    expected: dict[str, float] = defaultdict(float)
+    for history in deduplicated(rows).values():
+        for _, item, _, time in history:
+            expected[item] += 0.5 ** ((end - time) / 2.0) if cut is None or time < cut else 0.0
+    found = {r["item_id"]: r["recent_millionths"] / MILLION for b in bucket.item_counts for r in b.to_pylist()}
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+@given(st.lists(ROWS, max_size=3))
+def test_find_latest_is_the_maximum_however_merged(blocks: list[list[Row]]) -> None:
+    combine = FindLatest()
+    merged = combine.merge_accumulators([combine.add_input(combine.create_accumulator(), block_of(rows)) for rows in blocks])
+    assert combine.extract_output(merged) == max((row[3] for rows in blocks for row in rows), default=0)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from schemas.blocks import Block, in_blocks, one_block
 from schemas.items import with_features
-from transforms.histories import ITEM_COUNTS
+from transforms.histories import ITEM_COUNTS, MILLION
 from transforms.partition import hash_ids, split_by_key
 from transforms.write import Part
 
@@ -112,17 +112,19 @@ def merge_range(blocks: Iterable[Block], features: list[pa.Field]) -> MergedRang
     ids = pc.unique(pa.concat_arrays([counts["item_id"], source["item_id"]]))
     ids = ids.take(pc.sort_indices(ids))
     row = pc.index_in(counts["item_id"], ids).to_numpy()
-    totals = [
-        pa.array(np.bincount(row, counts[name].to_numpy(), minlength=len(ids)).astype(np.int64))
-        for name in ("train_count", "holdout_count")
-    ]
+    train, recent, holdout = (
+        np.bincount(row, counts[name].to_numpy(), minlength=len(ids)).astype(np.int64)
+        for name in ("train_count", "recent_millionths", "holdout_count")
+    )
     first = pc.index_in(ids, source["item_id"])
     schema = with_features(features)
     columns = [
         ids,
         pa.array(np.arange(len(ids), dtype=np.int32)),
         source["title"].take(first),
-        *totals,
+        pa.array(train),
+        pa.array(recent / MILLION),
+        pa.array(holdout),
         *(source[field.name].take(first) for field in features),
     ]
     repeated = source.num_rows - (len(first) - first.null_count)

@@ -1,4 +1,8 @@
-"""Turns a bucket of validated rows into users with their histories, training and holdout interactions, and item counts."""
+"""Turns a bucket of validated rows into users with their histories, training and holdout interactions, and item counts.
+
+Three kinds of blocks meet in a bucket: ratings (VALID), users to serve whether they have ratings or not (SERVED_USERS), and
+pairs that must not be recommended (EXCLUSIONS). Everyone of the first two kinds becomes a user.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Block, in_blocks, one_block
-from schemas.interactions import INTERACTIONS, VALID
+from schemas.interactions import EXCLUSIONS, INTERACTIONS, SERVED_USERS, VALID
 from schemas.users import USERS
 from transforms.partition import key_by_user
 from transforms.split import Parts, SplitSettings, UserRows, split_rows, user_rows
@@ -19,13 +23,36 @@ from transforms.write import Part
 USERS_A_BLOCK = 8_192
 """Users are searched in blocks of so many: large enough for ScaNN's threads, small enough for a worker's memory."""
 
+MILLION = 1_000_000
+
 ITEM_COUNTS = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("train_count", pa.int64(), nullable=False),
+        pa.field("recent_millionths", pa.int64(), nullable=False),
         pa.field("holdout_count", pa.int64(), nullable=False),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Times:
+    """Moments that the whole of the ratings decides, in seconds.
+
+    Attributes:
+      cut: for the temporal split, the first second that is held out.
+      latest: of all ratings; what is recent is counted from here, or from the cut.
+      half_life: how long it takes for a rating to count half.
+    """
+
+    cut: int | None
+    latest: int
+    half_life: float
+
+    def recency(self, timestamp: np.ndarray) -> np.ndarray:
+        """Returns [n] int64: how much a rating of each second counts, in millionths: whole numbers add up in any order."""
+        end = self.latest if self.cut is None else self.cut
+        return np.rint(MILLION * 0.5 ** ((end - np.minimum(timestamp, end)) / self.half_life)).astype(np.int64)
 
 
 class Bucket(NamedTuple):
@@ -38,16 +65,17 @@ class Bucket(NamedTuple):
     metrics: dict[str, Any]
 
 
-def latest_of_each_pair(block: Block) -> tuple[Block, np.ndarray]:
-    """Keeps the latest row of each (user, item), and sorts by user id, then by time, then by place in the source.
+def latest_of_each_pair(block: Block, users: pa.Array) -> tuple[Block, np.ndarray]:
+    """Keeps the latest row of each (user, item), and sorts by user, then by time, then by place in the source.
 
     Args:
       block: n rows of VALID in any order.
+      users: the users, in their order; all those of `block` are among them.
 
     Returns:
-      The m rows kept, and [m] int64: the rank of each row's user among the users of the block.
+      The m rows kept, and [m] int64: the place of each row's user in `users`.
     """
-    user = _ranks(block["user_id"])
+    user = _places(block["user_id"], users)
     item = block["item_id"].dictionary_encode().indices.to_numpy()
     timestamp = block["timestamp"].fill_null(0).to_numpy(zero_copy_only=False)
     position = block["position"].to_numpy()
@@ -60,74 +88,95 @@ def latest_of_each_pair(block: Block) -> tuple[Block, np.ndarray]:
     return block.take(pa.array(kept)), user[kept]
 
 
-def _ranks(ids: pa.Array) -> np.ndarray:
-    """Returns [n] int64: the rank of each id among the different ids, in the order of their bytes."""
+def sorted_unique(*ids: pa.Array) -> pa.Array:
+    """Returns the different ids, in the order of their bytes."""
+    unique = pc.unique(pa.concat_arrays(ids))
+    return unique.take(pc.sort_indices(unique))
+
+
+def _places(ids: pa.Array, users: pa.Array) -> np.ndarray:
+    """Returns [n] int64: the place of each id in `users`, -1 for others."""
     encoded = ids.dictionary_encode()
-    order = pc.sort_indices(encoded.dictionary).to_numpy()
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    return rank[encoded.indices.to_numpy()]
+    places = pc.index_in(encoded.dictionary, users).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return places[encoded.indices.to_numpy()]
 
 
-def split_bucket(blocks: Iterable[Block], settings: SplitSettings, cut: int | None) -> Bucket:
+def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: Times) -> Bucket:
     """Deduplicates, sorts and splits the rows of a bucket of users.
 
     Args:
-      blocks: rows of VALID; all rows of each of their users.
+      blocks: rows of VALID, SERVED_USERS and EXCLUSIONS; all rows of each of their users.
       settings: how to split.
-      cut: for the temporal split, the first second that is held out.
+      times: when to cut, and what is recent.
     """
-    found = one_block(blocks, VALID)
-    block, user = latest_of_each_pair(found)
+    by_kind: dict[tuple[str, ...], list[Block]] = {tuple(kind.names): [] for kind in (VALID, SERVED_USERS, EXCLUSIONS)}
+    for each in blocks:
+        by_kind[tuple(each.schema.names)].append(each)
+    found, served, excluded = (one_block(by_kind[tuple(kind.names)], kind) for kind in (VALID, SERVED_USERS, EXCLUSIONS))
+    users = sorted_unique(found["user_id"], served["user_id"])
+    block, user = latest_of_each_pair(found, users)
     rows = user_rows(block, user, settings)
-    parts = split_rows(rows, settings, cut)
+    parts = split_rows(rows, settings, times.cut)
     train = parts.train & rows.positive
     interactions = block.select(INTERACTIONS.names)
     return Bucket(
-        users=list(in_blocks(_users(block, rows, parts), USERS_A_BLOCK)),
+        users=list(in_blocks(_users(users, block, rows, parts, excluded), USERS_A_BLOCK)),
         train=list(in_blocks(interactions.filter(pa.array(train)))),
         holdout=list(in_blocks(interactions.filter(pa.array(parts.holdout)))),
-        item_counts=list(in_blocks(_item_counts(block["item_id"], train, parts.holdout))),
+        item_counts=list(
+            in_blocks(_item_counts(block["item_id"], train, train * times.recency(rows.timestamp), parts.holdout))
+        ),
         metrics={
             "rows_repeated": found.num_rows - block.num_rows,
             "rows_below_min_rating": int((~rows.positive).sum()),
-            "users_without_history": int((np.bincount(user, train) == 0).sum()),
+            "users_without_history": int((np.bincount(user, train, minlength=len(users)) == 0).sum()),
             "users_with_holdout": int((np.bincount(user, parts.holdout) > 0).sum()),
+            "users_without_ratings": len(users) - len(np.unique(user)),
+            "exclusions_of_unknown_users": int((_places(excluded["user_id"], users) < 0).sum()),
         },
     )
 
 
-def _users(block: Block, rows: UserRows, parts: Parts) -> Block:
-    """Returns one row of USERS for each user of the sorted `block`."""
-    starts = np.flatnonzero(np.diff(rows.user, prepend=-1))
+def _users(users: pa.Array, block: Block, rows: UserRows, parts: Parts, excluded: Block) -> Block:
+    """Returns one row of USERS for each of `users`, of the sorted `block` and the pairs that are `excluded`."""
 
-    def lists(mask: np.ndarray) -> pa.ListArray:
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows.user[mask], minlength=len(starts)))])
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), block["item_id"].filter(pa.array(mask)))
+    def lists(user: np.ndarray, items: pa.Array) -> pa.ListArray:
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items)
 
-    history = lists(parts.train & rows.positive)
-    return pa.RecordBatch.from_arrays(
-        [block["user_id"].take(pa.array(starts)), history, lists(parts.train & ~rows.positive), lists(parts.holdout)],
-        schema=USERS,
-    )
+    def lists_of(mask: np.ndarray) -> pa.ListArray:
+        return lists(rows.user[mask], block["item_id"].filter(pa.array(mask)))
+
+    unwanted = _places(excluded["user_id"], users)
+    item = _places(excluded["item_id"], sorted_unique(excluded["item_id"]))
+    order = np.lexsort((item, unwanted))[(unwanted < 0).sum() :]
+    columns = {
+        "user_id": users,
+        "history": lists_of(parts.train & rows.positive),
+        "excluded": lists(unwanted[order], excluded["item_id"].take(pa.array(order))),
+        "below_min_rating": lists_of(parts.train & ~rows.positive),
+        "holdout": lists_of(parts.holdout),
+    }
+    return pa.RecordBatch.from_arrays([columns[name] for name in USERS.names], schema=USERS)
 
 
-def _item_counts(items: pa.Array, train: np.ndarray, holdout: np.ndarray) -> Block:
-    """Returns one row of ITEM_COUNTS for each different item."""
+def _item_counts(items: pa.Array, *weights: np.ndarray) -> Block:
+    """Returns one row of ITEM_COUNTS for each different item: the sums of `weights`, each [n] whole numbers."""
     encoded = items.dictionary_encode()
     codes = encoded.indices.to_numpy()
-    counts = [np.bincount(codes, part, minlength=len(encoded.dictionary)).astype(np.int64) for part in (train, holdout)]
+    counts = [np.bincount(codes, weight, minlength=len(encoded.dictionary)).astype(np.int64) for weight in weights]
     return pa.RecordBatch.from_arrays([encoded.dictionary, *(pa.array(count) for count in counts)], schema=ITEM_COUNTS)
 
 
 class _SplitBucket(beam.DoFn):
-    def __init__(self, settings: SplitSettings) -> None:
+    def __init__(self, settings: SplitSettings, half_life: float) -> None:
         super().__init__()
         self._settings = settings
+        self._half_life = half_life
 
-    def process(self, element: tuple[int, Iterable[Block]], cut: int | None) -> Iterator[Any]:
+    def process(self, element: tuple[int, Iterable[Block]], latest: int, cut: int | None) -> Iterator[Any]:
         key, blocks = element
-        bucket = split_bucket(blocks, self._settings, cut)
+        bucket = split_bucket(blocks, self._settings, Times(cut, latest, self._half_life))
         yield beam.pvalue.TaggedOutput("users", (key, bucket.users))
         yield beam.pvalue.TaggedOutput("train", (key, bucket.train))
         yield beam.pvalue.TaggedOutput("holdout", (key, bucket.holdout))
@@ -153,11 +202,15 @@ class SplitByUser(beam.PTransform):
     Attributes:
       settings: how to split.
       num_buckets: how many hash buckets of users; each becomes one file of every dataset.
+      half_life: how long it takes for a rating to count half towards what is recent, in seconds.
+      latest: the latest second of all ratings, as a side input.
       cut: for the temporal split, the first second that is held out, as a side input.
     """
 
     settings: SplitSettings
     num_buckets: int
+    half_life: float
+    latest: beam.pvalue.AsSingleton
     cut: beam.pvalue.AsSingleton | None = None
 
     def __post_init__(self) -> None:
@@ -168,6 +221,7 @@ class SplitByUser(beam.PTransform):
             blocks
             | "KeyByUser" >> beam.FlatMap(key_by_user, self.num_buckets).with_output_types(tuple[int, Block])
             | "GroupByBucket" >> beam.GroupByKey()
-            | "SplitBucket" >> beam.ParDo(_SplitBucket(self.settings), self.cut).with_outputs(*UserParts._fields)
+            | "SplitBucket"
+            >> beam.ParDo(_SplitBucket(self.settings, self.half_life), self.latest, self.cut).with_outputs(*UserParts._fields)
         )
         return UserParts(*(outputs[name] for name in UserParts._fields))

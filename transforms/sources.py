@@ -95,18 +95,24 @@ class Roles:
         return {**self.required, **self.optional}
 
 
+_USER_ID = ("userId", "user", "uid")
 _ITEM_ID = ("itemId", "item", "movie_id", "movieId", "product_id", "productId")
 
 RATING_ROLES = Roles(
     "ratings",
     "--columns",
-    {"user_id": ("userId", "user", "uid"), "item_id": _ITEM_ID},
+    {"user_id": _USER_ID, "item_id": _ITEM_ID},
     {"rating": ("user_rating", "stars"), "timestamp": ("time", "ts", "datetime")},
 )
 
 ITEM_ROLES = Roles(
     "items", "--item_columns", {"item_id": _ITEM_ID}, {"title": ("movie_title", "name")}, keeps_other_columns=True
 )
+
+
+SERVED_USERS_ROLES = Roles("served users", "--list_columns", {"user_id": _USER_ID}, {})
+EXCLUSIONS_ROLES = Roles("exclusions", "--list_columns", {"user_id": _USER_ID, "item_id": _ITEM_ID}, {})
+ITEM_LIST_ROLES = Roles("item list", "--list_columns", {"item_id": _ITEM_ID}, {})
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,15 @@ def resolve_items(uri: str, columns: Mapping[str, str] | None = None, tfds_data_
       InputError: if there is nothing there, or nothing that can be read so.
     """
     return resolve(uri, ITEM_ROLES, columns, tfds_data_dir)
+
+
+def resolve_list(uri: str, roles: Roles, columns: Mapping[str, str] | None = None, tfds_data_dir: str | None = None) -> Source:
+    """Finds a list of ids behind a URI; of `columns`, only the roles that the list has count.
+
+    Raises:
+      InputError: if there is nothing there, or nothing that can be read so.
+    """
+    return resolve(uri, roles, {role: name for role, name in (columns or {}).items() if role in roles.aliases}, tfds_data_dir)
 
 
 def resolve(uri: str, roles: Roles, columns: Mapping[str, str] | None = None, tfds_data_dir: str | None = None) -> Source:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from schemas.blocks import Block
 from schemas.errors import InputError
@@ -152,6 +153,22 @@ class FindCut(beam.CombineFn):
         if sample.shape[1] <= self._sample_rows:
             return sample
         return sample[:, np.argpartition(sample[0], self._sample_rows)[: self._sample_rows]]
+
+
+class FindLatest(beam.CombineFn):
+    """Finds the latest second of all interactions; 0 where there are no times."""
+
+    def create_accumulator(self) -> int:
+        return 0
+
+    def add_input(self, latest: int, block: Block) -> int:
+        return max(latest, pc.max(block["timestamp"]).as_py() or 0)
+
+    def merge_accumulators(self, accumulators: Iterable[int]) -> int:
+        return max(accumulators, default=0)
+
+    def extract_output(self, latest: int) -> int:
+        return latest
 
 
 def user_rows(block: Block, user: np.ndarray, settings: SplitSettings) -> UserRows:

@@ -363,6 +363,27 @@ def validate_items(block: Block) -> tuple[Block, Block]:
     return valid, _rejected(block, "items", verdicts)
 
 
+def validate_ids(block: Block, schema: pa.Schema, dataset: str) -> tuple[Block, Block]:
+    """Checks a raw block of nothing but ids.
+
+    Args:
+      block: the columns of `schema`, position and source.
+      schema: SERVED_USERS, EXCLUSIONS or another of id columns.
+      dataset: its name, for what is rejected.
+
+    Returns:
+      The valid rows (`schema`), and the others (REJECTED).
+    """
+    verdicts = _Verdicts(np.full(block.num_rows, -1))
+    columns = []
+    for name in schema.names:
+        ids, missing = _ids(block[name])
+        verdicts.reject(f"{name} is missing", missing)
+        columns.append(ids)
+    valid = pa.RecordBatch.from_arrays(columns, names=schema.names).filter(pa.array(verdicts.codes < 0))
+    return pa.RecordBatch.from_arrays(valid.columns, schema=schema), _rejected(block, dataset, verdicts)
+
+
 def summarise_rejected(rows: int, rejected: Block) -> Summary:
     """Summarises a block: `rows` were read, `rejected` is those of them that broke a rule."""
     reasons: dict[str, ReasonSummary] = {}
@@ -419,7 +440,7 @@ class MergeSummaries(beam.CombineFn):
 
 def _repair(reason: str, dataset: str) -> str:
     """Says what to do about the commonest reason."""
-    flag = "--columns" if dataset == "ratings" else "--item_columns"
+    flag = {"ratings": "--columns", "items": "--item_columns"}.get(dataset, "--list_columns")
     for unit, name in _UNIT_NAMES.items():
         if reason == f"timestamp looks like {name}":
             return f"pass --timestamp_unit {unit}"
@@ -530,3 +551,22 @@ class ValidateItems(beam.PTransform):
 
     def expand(self, raw: RawBlocks) -> Validated:
         return _validated(raw, "items", validate_items)
+
+
+@dataclass
+class ValidateIds(beam.PTransform):
+    """Validates what was read of a list of ids.
+
+    Attributes:
+      schema: of the list: id columns.
+      dataset: its name.
+    """
+
+    schema: pa.Schema
+    dataset: str
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, raw: RawBlocks) -> Validated:
+        return _validated(raw, self.dataset, validate_ids, self.schema, self.dataset)
