@@ -1,0 +1,223 @@
+"""Proves a run on a few of its users, from the stored embeddings alone: no index, no shards, no codes, nothing of the search.
+
+For each canary, every embedding is scored in float64, a block at a time:
+
+- the score of every item that is served equals the inner product, recomputed;
+- the scores of the exact search over all shards equal the best ones there are, without what the user must not get.
+
+Both hold up to the rounding of float32, whatever the index, so a mismatch means a defect: misaligned ids, towers and index that
+do not belong together, a shard that was lost.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.blocks import Block, one_block
+from schemas.topk import RECOMMENDATION
+from transforms.build_indexes import vectors_of
+from transforms.id_map import list_lengths
+from transforms.item_lists import ItemLists
+from transforms.partition import hash_ids
+from transforms.read import ReadParquet
+
+NUM_CANARIES = 64
+"""About how many users are canaries."""
+
+_ROUNDING = 8 * 2.0**-24
+
+
+def canaries_schema(dim: int) -> pa.Schema:
+    """Returns the schema of canaries whose vectors have `dim` dimensions."""
+    return pa.schema(
+        [
+            pa.field("user_id", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
+            pa.field("unwanted", pa.list_(pa.string()), nullable=False),
+            pa.field("served", pa.list_(RECOMMENDATION), nullable=False),
+            pa.field("exact", pa.list_(RECOMMENDATION), nullable=False),
+        ]
+    )
+
+
+def are_canaries(user_ids: pa.Array, fraction: float) -> np.ndarray:
+    """Returns [n] bool: which users are canaries, by a hash of their ids."""
+    return hash_ids(user_ids, seed=3) < fraction * 2.0**64
+
+
+class Measured(NamedTuple):
+    """What some of the embeddings say of the canaries.
+
+    Attributes:
+      best: [num_canaries, up to k] float64: the best scores of what each may get, in any order.
+      errors: [num_canaries] float64: the largest difference between a stored score and its inner product.
+      found: [num_canaries] int64: how many of the served items there are.
+      max_norm: the length of the longest embedding.
+    """
+
+    best: np.ndarray
+    errors: np.ndarray
+    found: np.ndarray
+    max_norm: float
+
+
+def measure(embeddings: Block, canaries: Block, k: int, blocked: np.ndarray | None = None) -> Measured:
+    """Scores a block of embeddings for every canary.
+
+    Args:
+      embeddings: n rows of `embeddings_schema`.
+      canaries: rows of `canaries_schema`.
+      k: the length of the lists.
+      blocked: [n] bool: items that nobody may get.
+    """
+    vectors = vectors_of(embeddings["embedding"]).astype(np.float64)
+    queries = vectors_of(canaries["vector"]).astype(np.float64)
+    scores = queries @ vectors.T
+    errors, found = np.zeros(len(queries)), np.zeros(len(queries), np.int64)
+
+    canary, row, at = _rows_of(canaries["served"].flatten().field("item_id"), canaries["served"], embeddings["item_id"])
+    stored = canaries["served"].flatten().field("score").to_numpy()[at].astype(np.float64)
+    np.maximum.at(errors, canary, np.abs(scores[canary, row] - stored))
+    np.add.at(found, canary, 1)
+
+    canary, row, _ = _rows_of(canaries["unwanted"].flatten(), canaries["unwanted"], embeddings["item_id"])
+    scores[canary, row] = -np.inf
+    if blocked is not None:
+        scores[:, blocked] = -np.inf
+    best = np.partition(scores, -k, axis=1)[:, -k:] if scores.shape[1] > k else scores
+    return Measured(best, errors, found, float(np.linalg.norm(vectors, axis=1).max(initial=0)))
+
+
+def _rows_of(items: pa.Array, lists: pa.ListArray, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds the items of lists among `item_ids`: whose list, which row, and which place among `items` (the lists' values)."""
+    rows = pc.index_in(items, item_ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    at = np.flatnonzero(rows >= 0)
+    return np.repeat(np.arange(len(lists)), list_lengths(lists))[at], rows[at], at
+
+
+def judge(measured: Measured, canaries: Block) -> dict[str, Any]:
+    """Returns the verdict on a run, given what all embeddings say.
+
+    Returns:
+      `passed`, and what it rests on: users, pairs, the largest differences, and an example of what does not fit.
+    """
+    exact = canaries["exact"]
+    queries = vectors_of(canaries["vector"]).astype(np.float64)
+    tolerance = _ROUNDING * queries.shape[1] * measured.max_norm * np.linalg.norm(queries, axis=1)
+    lengths = list_lengths(canaries["served"])
+    gaps = np.zeros(len(exact))
+    for at, (best, items) in enumerate(zip(measured.best, exact, strict=True)):
+        expected = np.sort(best[np.isfinite(best)])[::-1]
+        scores = np.array([each["score"] for each in items.as_py()])
+        gaps[at] = np.abs(expected - scores).max(initial=0) if len(expected) == len(scores) else np.inf
+    bad = np.flatnonzero((measured.errors > tolerance) | (measured.found < lengths) | (gaps > tolerance))
+    return {
+        "passed": not len(bad),
+        "users": len(exact),
+        "pairs": int(lengths.sum()),
+        "max_score_error": float(measured.errors.max(initial=0)),
+        "max_exact_gap": float(min(gaps.max(initial=0), np.finfo(np.float64).max)),
+        "first_failure": canaries["user_id"][int(bad[0])].as_py() if len(bad) else None,
+    }
+
+
+class MergeMeasured(beam.CombineFn):
+    """Combines what blocks of embeddings say of the canaries; lists have `k` items."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def create_accumulator(self) -> Measured | None:
+        return None
+
+    def add_input(self, merged: Measured | None, measured: Measured) -> Measured:
+        return self._merge([each for each in (merged, measured) if each])
+
+    def merge_accumulators(self, accumulators: Iterable[Measured | None]) -> Measured | None:
+        present = [each for each in accumulators if each]
+        return self._merge(present) if present else None
+
+    def extract_output(self, merged: Measured | None) -> Measured | None:
+        return merged
+
+    def _merge(self, measured: list[Measured]) -> Measured:
+        best = np.concatenate([each.best for each in measured], axis=1)
+        return Measured(
+            np.partition(best, -self.k, axis=1)[:, -self.k :] if best.shape[1] > self.k else best,
+            np.max([each.errors for each in measured], axis=0),
+            np.sum([each.found for each in measured], axis=0),
+            max(each.max_norm for each in measured),
+        )
+
+
+class GatherCanaries(beam.CombineFn):
+    """Brings the canaries of all blocks together, sorted by user."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self._schema = canaries_schema(dim)
+
+    def create_accumulator(self) -> list[Block]:
+        return []
+
+    def add_input(self, blocks: list[Block], block: Block) -> list[Block]:
+        return [*blocks, block]
+
+    def merge_accumulators(self, accumulators: Iterable[list[Block]]) -> list[Block]:
+        return [block for blocks in accumulators for block in blocks]
+
+    def extract_output(self, blocks: list[Block]) -> Block:
+        rows = one_block(blocks, self._schema)
+        return rows.take(pc.sort_indices(rows["user_id"]))
+
+
+class _MeasureBlock(beam.DoFn):
+    def __init__(self, k: int, lists: ItemLists) -> None:
+        super().__init__()
+        self._k = k
+        self._lists = lists
+
+    def process(self, embeddings: Block, canaries: Block) -> Iterator[Measured]:
+        if canaries.num_rows:
+            yield measure(embeddings, canaries, self._k, self._lists.blocked(embeddings["item_id"]))
+
+
+def report(measured: Measured | None, canaries: Block) -> dict[str, Any]:
+    """Returns the verdict as a metric, `canaries`; without canaries there is nothing to prove."""
+    return {"canaries": judge(measured, canaries) if measured else {"passed": True, "users": 0, "pairs": 0}}
+
+
+@dataclass
+class JudgeRun(beam.PTransform):
+    """Measures every embedding against the canaries, and reports the verdict.
+
+    Attributes:
+      embeddings: paths of the stored embeddings.
+      dim: of the vectors.
+      k: the length of the lists.
+      lists: items that nobody may get.
+    """
+
+    embeddings: list[str]
+    dim: int
+    k: int
+    lists: ItemLists
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, canaries: beam.PCollection[Block]) -> beam.PCollection[dict]:
+        gathered = beam.pvalue.AsSingleton(canaries | "GatherCanaries" >> beam.CombineGlobally(GatherCanaries(self.dim)))
+        return (
+            canaries.pipeline
+            | "ReadEmbeddings" >> ReadParquet(self.embeddings)
+            | "MeasureBlock" >> beam.ParDo(_MeasureBlock(self.k, self.lists), gathered)
+            | "Merge" >> beam.CombineGlobally(MergeMeasured(self.k))
+            | "Verdict" >> beam.Map(report, gathered)
+        )
