@@ -4,17 +4,20 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from rich.console import Console
 
+from pipelines.logs import is_verbose
 from schemas.errors import InputError
 
-OK, FAULT, MISTAKE = 0, 1, 2
-"""Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags."""
+OK, FAULT, MISTAKE, STOPPED = 0, 1, 2, 130
+"""Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags; stopped with Ctrl-C."""
 
 # Beam adds the step to a worker's message, and most runners bring back nothing but the text of the failure.
 _STEP = re.compile(r" \[while running '.*", re.DOTALL)
+_INTERRUPTED = re.compile(r"^KeyboardInterrupt\b", re.MULTILINE)
 _IN_WORKER = re.compile(r"schemas\.errors\.InputError: (?P<message>[^\n]*)")
 _OS_ERROR = re.compile(r"^(?:OSError|PermissionError|FileNotFoundError): (?P<message>\[Errno \d+\][^\n]*)", re.MULTILINE)
 
@@ -30,46 +33,60 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     try:
         command(argv)
     except KeyboardInterrupt:
-        _say("stopped; what was finished is kept, run the same command again to go on")
-        return 130
+        return _stopped()
     except BrokenPipeError:
         # Whoever reads standard output, such as `head`, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:
+        if any(isinstance(each, KeyboardInterrupt) or _INTERRUPTED.search(str(each)) for each in causes_of(error)):
+            return _stopped()
         mistake = mistake_in(error)
-        if "--verbose" in argv or mistake is None:
+        if is_verbose() or mistake is None:
             traceback.print_exc()
         if mistake is not None:
             _say(mistake)
             return MISTAKE
-        fault = machine_fault_in(error)
-        _say(fault or "this is a fault of the program; what was published before is untouched")
+        _say(machine_fault_in(error) or "this is a fault of the program, not of the input; finished stages are kept")
         return FAULT
     return OK
 
 
-def mistake_in(error: BaseException) -> str | None:
-    """Returns the message of the InputError behind `error`, on this machine or on a worker, or None."""
+def _stopped() -> int:
+    _say("stopped; what was finished is kept, run the same command again to go on")
+    return STOPPED
+
+
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error, and what it came from."""
     found: BaseException | None = error
     while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def mistake_in(error: BaseException) -> str | None:
+    """Returns the message of the InputError behind `error`, on this machine or on a worker, or None."""
+    for found in causes_of(error):
         if isinstance(found, InputError):
             return _STEP.sub("", str(found))
         match = _IN_WORKER.search(str(found))
         if match:
             return _STEP.sub("", match["message"])
-        found = found.__cause__ or found.__context__
     return None
 
 
 def machine_fault_in(error: BaseException) -> str | None:
     """Returns what the operating system refused, such as a full disk, or None."""
     matches = list(_OS_ERROR.finditer("".join(traceback.format_exception(error))))
-    return (
-        f"the machine refused: {_STEP.sub('', matches[-1]['message'])}; what was published before is untouched"
-        if matches
-        else None
-    )
+    return f"the machine refused: {_STEP.sub('', matches[-1]['message'])}; finished stages are kept" if matches else None
+
+
+class Output(Console):
+    """Prints on standard output; a reader that has had enough, such as `head`, is no error."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
 
 
 def _say(message: str) -> None:

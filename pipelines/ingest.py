@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow.compute as pc
 
+from pipelines.logs import LOGGER
 from pipelines.settings import IngestSettings, Settings
 from pipelines.stage import Reports, Stage
 from schemas.blocks import Block, one_block
@@ -33,7 +34,7 @@ from transforms.sources import (
     resolve_list,
     resolve_ratings,
 )
-from transforms.split import FindCut, FindLatest
+from transforms.split import FindCut, FindLatest, SplitSettings
 from transforms.validate import ValidateIds, ValidateItems, ValidateRatings, check_rejected
 from transforms.write import Part, WriteParts
 
@@ -41,7 +42,7 @@ DAY_SECONDS = 86_400
 
 BUCKET_BYTES = 64 << 20
 """About how much of the ratings, as text, goes to one bucket of users: a worker holds a bucket in memory."""
-_TEXT_BYTES_A_BYTE = {"csv": 1, "tsv": 1, "atomic": 1, "tfds": 25}
+_TEXT_BYTES_A_BYTE = {"csv": 1, "tsv": 1, "inter": 1, "item": 1, "user": 1, "tfds": 25}
 """How much text a byte of a source stands for; 4 for what is compressed. A TFDS split's size is in examples."""
 
 
@@ -62,6 +63,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
                 check_rejected(metrics[rows_read(source.dataset)], ask.max_rejected_fraction, source.dataset)
         except InputError as error:
             raise InputError(f"{error}. They are in {folder}/rejected") from error
+        check_split(metrics, ask.split)
 
     return Stage(
         name="ingest",
@@ -173,6 +175,20 @@ def sort_rejected(key: int, blocks: Iterator[Block]) -> Part:
     rows = one_block(blocks, REJECTED)
     order = pc.sort_indices(rows, [("dataset", "descending"), ("source", "ascending"), ("position", "ascending")])
     return key, [rows.take(order)]
+
+
+def check_split(metrics: Mapping[str, Any], ask: SplitSettings) -> None:
+    """Raises InputError if nothing is left to train on; warns where times are too coarse for the holdout that was asked for."""
+    train, holdout = metrics["rows_train"], metrics["rows_holdout"]
+    if not train:
+        below = f"{metrics['rows_below_min_rating']:,} ratings are below --min_rating, " if ask.min_rating is not None else ""
+        raise InputError(
+            f"there is nothing to train on: {below}{holdout:,} positives are held out by --split {ask.split} --holdout "
+            f"{ask.holdout:g}: lower --min_rating or --holdout, or use --split none"
+        )
+    share = holdout / (train + holdout)
+    if ask.split == "temporal" and not 0.5 < share / ask.holdout < 2:
+        LOGGER.warning("--holdout %g holds out %.3f of the positives: many share a time, or repeat", ask.holdout, share)
 
 
 def check_columns(ratings: Source, ask: IngestSettings) -> None:

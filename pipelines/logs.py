@@ -8,6 +8,11 @@ LOGGER = logging.getLogger("shortlist")
 _NOISY = ("apache_beam", "absl", "tensorflow", "tf_keras", "h5py", "root")
 
 
+def is_verbose() -> bool:
+    """Tells whether `configure` was asked to let everyone speak."""
+    return LOGGER.isEnabledFor(logging.DEBUG)
+
+
 def configure(verbose: bool) -> None:
     """Sets up logging on standard error; must come before TensorFlow is imported, which reads its level once.
 
@@ -17,7 +22,7 @@ def configure(verbose: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     LOGGER.handlers = [handler]
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
     LOGGER.propagate = False
     if verbose:
         logging.getLogger().setLevel(logging.INFO)

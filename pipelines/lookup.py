@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.command import run_command
-from pipelines.settings import OneLineParser
+from pipelines.command import Output, run_command
+from pipelines.settings import OneLineParser, check_root
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest
 from schemas.release import read_latest, read_release
@@ -114,7 +114,10 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--user", required=True, help="the user's id")
     parser.add_argument("--top", type=int, default=20, help="how many items to show (default 20)")
     flags: argparse.Namespace = parser.parse_args(list(argv))
-    show(open_latest(Workspace(flags.output)), flags.user, flags.top, Console())
+    if flags.top < 1:
+        raise InputError(f"top must be at least 1, got {flags.top}: raise --top")
+    check_root(flags.output)
+    show(open_latest(Workspace(flags.output)), flags.user, flags.top, Output())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from schemas.manifest import StageManifest
+from schemas.manifest import StageManifest, check_complete
 from schemas.release import SCHEMA_VERSION, Latest, read_latest, write_latest
 from schemas.storage import exists, join, write_json
 from schemas.workspace import Workspace
@@ -72,6 +72,8 @@ def publish(workspace: Workspace, done: Mapping[str, StageManifest]) -> tuple[La
         write_json(path, manifest)
     if read_latest(workspace) == latest:
         return latest, False
+    for stage in done.values():
+        check_complete(workspace.root, stage, "topk" if stage.stage == "recommend" else None)
     write_latest(workspace, latest)
     return latest, True
 

@@ -1,5 +1,7 @@
 """Prints what a run made: how good it is, what three users get, and how to read the table."""
 
+import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.command import Output
 from pipelines.lookup import Published, list_of, open_latest
 from schemas.manifest import StageManifest
 from schemas.release import Latest
@@ -30,9 +33,10 @@ def show(workspace: Workspace, done: Mapping[str, StageManifest], latest: Latest
       is_new: whether this run published it.
       seconds: how long the run took.
     """
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     metrics = done["recommend"].metrics
-    console.print(quality_table(metrics), counts_line(metrics), sep="\n")
+    console.print(quality_table(metrics))
+    console.print(counts_line(metrics), soft_wrap=True)
     published = open_latest(workspace)
     for user_id in some_users(published):
         show_user(published, user_id, console)
@@ -42,19 +46,21 @@ def show(workspace: Workspace, done: Mapping[str, StageManifest], latest: Latest
     console.print(
         f"[bold]table[/]     {escape(folder)}/*.parquet  ({metrics['users']:,} users, {metrics['pairs']:,} rows of lists)"
     )
-    console.print(f"[bold]look up[/]   {this_python()} -m pipelines.lookup --output {escape(workspace.root)} --user USER")
+    look_up = f"{this_python()} -m pipelines.lookup --output {shlex.quote(workspace.root)} --user USER"
+    console.print(f"[bold]look up[/]   {escape(look_up)}")
     console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(folder))}")
 
 
 def duckdb_line(folder: str) -> str:
     """Returns the shell line that reads the table with DuckDB."""
-    return f"""{this_python()} -c "import duckdb; duckdb.sql(\\"FROM '{folder}/*.parquet'\\").show()\""""
+    query = "FROM '" + folder.replace("'", "''") + "/*.parquet'"
+    return f"{this_python()} -c {shlex.quote(f'import duckdb; duckdb.sql({json.dumps(query)}).show()')}"
 
 
 def this_python() -> str:
     """Returns the running Python as a shell would name it from here: `.venv/bin/python` where that is what runs."""
     path = Path(sys.executable)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def quality_table(metrics: Mapping[str, Any]) -> Table:
@@ -90,7 +96,7 @@ def counts_line(metrics: Mapping[str, Any]) -> str:
 
 def some_users(published: Published) -> list[str]:
     """Returns a few users with lists of their own, spread over the first block of the table."""
-    for path in published.topk[:1]:
+    for path in published.topk:
         for block in read_parquet_blocks(path, ["user_id", "source", "history_length"]):
             rows = [row for row in block.to_pylist() if row["source"] == "personalised"] or block.to_pylist()
             step = max(1, len(rows) // _SHOWN_USERS)
@@ -105,8 +111,9 @@ def show_user(published: Published, user_id: str, console: Console) -> None:
     liked = users["history"].to_pylist()[0][::-1][:_SHOWN_ITEMS]
     titles = published.titles_of(liked)
     table = Table(title=f"user {escape(user_id)} ({row['source']})", title_justify="left")
-    table.add_column(f"latest of {row['history_length']} in the history", max_width=34, no_wrap=True)
-    table.add_column("recommended", max_width=34, no_wrap=True)
+    width = max(8, min(34, (console.width - 18) // 2))
+    table.add_column(f"latest of {row['history_length']} in the history", max_width=width, no_wrap=True)
+    table.add_column("recommended", max_width=width, no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True, min_width=6)
     for at in range(min(_SHOWN_ITEMS, max(len(liked), len(items)))):
         left = titles.get(liked[at], liked[at]) if at < len(liked) else ""

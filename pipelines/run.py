@@ -127,8 +127,8 @@ def _alone(name: str) -> Callable[[Sequence[str]], None]:
 
 
 def _prepare(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:
-    logs.configure("--verbose" in argv)
     settings, options = parse_command(argv, description)
+    logs.configure(settings.verbose)
     check_writable(settings.output)
     return settings, options
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 import yaml
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, WorkerOptions
+from apache_beam.runners.runner import create_runner
 
 from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
@@ -44,7 +47,7 @@ class ShortlistOptions(PipelineOptions):
         data.add_argument("--tfds_data_dir", help="where TensorFlow Datasets keeps prepared datasets")
         data.add_argument("--timestamp_unit", default="s", help="of numeric times: s, ms, us or ns (default s)")
         data.add_argument("--rating_range", help="LOW,HIGH: ratings outside are rejected (default: any finite number)")
-        data.add_argument("--max_rejected_fraction", type=float, default=0.01, help="of rating rows (default 0.01)")
+        data.add_argument("--max_rejected_fraction", type=float, default=0.01, help="of the rows of a source (default 0.01)")
         data.add_argument(
             "--recency_half_life_days", type=float, default=7.0, help="how fast what is popular grows old (default 7)"
         )
@@ -62,6 +65,9 @@ class ShortlistOptions(PipelineOptions):
         train.add_argument("--learning_rate", type=float, default=defaults.learning_rate, help="of Adam")
         train.add_argument("--batch_size", type=int, default=defaults.batch_size, help="rows a step, and negatives a row")
         train.add_argument("--l2", type=float, default=defaults.l2, help="weight of the L2 penalty on a batch's embeddings")
+        train.add_argument(
+            "--validation_fraction", type=float, default=defaults.validation_fraction, help="of the training rows (default 0.1)"
+        )
         train.add_argument("--max_epochs", type=int, default=defaults.max_epochs, help="the most epochs")
         train.add_argument("--patience", type=int, default=defaults.patience, help="epochs without a better validation")
 
@@ -174,6 +180,12 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
         standard.runner = LOCAL_RUNNER
+    try:
+        create_runner(standard.runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise InputError(f"there is no runner {standard.runner!r} ({error}): check --runner") from error
+    if not flags.verbose:
+        options.view_as(WorkerOptions).default_sdk_harness_log_level = "CRITICAL"
     return settings_of(flags), options
 
 
@@ -187,6 +199,8 @@ def flags_of_config(path: str) -> list[str]:
         raise InputError(f"the config {path} does not exist: check --config")
     try:
         config = yaml.safe_load(read_bytes(path))
+    except (OSError, BeamIOError) as error:
+        raise InputError(f"the config {path} cannot be read ({error}): check --config") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"the config {path} is not YAML ({error}): repair it") from error
     if not isinstance(config, dict):
@@ -226,8 +240,19 @@ class _BeamFlags(OneLineParser):
         self.add_argument(*names, **settings)
 
 
+def check_root(output: str) -> None:
+    """Raises InputError if an output root cannot be one on any file system."""
+    wild = next((each for each in "*?[" if each in output), None)
+    if wild:
+        raise InputError(f"the output {output!r} has a {wild!r}, which means a pattern in a path: choose another --output")
+    try:
+        FileSystems.get_filesystem(output)
+    except ValueError as error:
+        raise InputError(f"the output {output!r} is on no file system that is installed ({error}): check --output") from error
+
+
 def columns_of(flag: str, text: str) -> dict[str, str]:
-    """Reads 'role=column,role=column'.
+    """Reads 'role=column,role=column'; 'role=' leaves an optional role out.
 
     Raises:
       InputError: for a pair that is none, or a role that is named twice.
@@ -235,7 +260,7 @@ def columns_of(flag: str, text: str) -> dict[str, str]:
     columns: dict[str, str] = {}
     for pair in filter(None, (each.strip() for each in text.split(","))):
         role, equals, column = (each.strip() for each in pair.partition("="))
-        if not (role and equals and column):
+        if not (role and equals):
             raise InputError(f"{flag} takes role=column pairs, got {pair!r}: write it as {flag} user_id=uid,item_id=iid")
         if role in columns:
             raise InputError(f"{flag} names the column of {role} twice ({columns[role]!r} and {column!r}): keep one")
@@ -252,6 +277,8 @@ def _range_of(text: str | None) -> tuple[float, float] | None:
         raise InputError(f"rating_range must be LOW,HIGH, got {text!r}: write it as --rating_range=0,10") from None
     if not low < high:
         raise InputError(f"rating_range must go from low to high, got {text!r}: swap its ends")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(f"rating_range must be two finite numbers, got {text!r}: leave --rating_range out to allow any rating")
     return low, high
 
 
@@ -263,9 +290,10 @@ def settings_of(flags: argparse.Namespace) -> Settings:
     """
     if not flags.output:
         raise InputError("no output root: give --output DIR")
+    check_root(flags.output)
     holdout = DEFAULT_HOLDOUT.get(flags.split, 0) if flags.holdout is None else flags.holdout
     return Settings(
-        output=flags.output,
+        output=flags.output.rstrip("/") or "/",
         ingest=IngestSettings(
             ratings=flags.ratings,
             columns=columns_of("--columns", flags.columns),
@@ -287,6 +315,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             learning_rate=flags.learning_rate,
             batch_size=flags.batch_size,
             l2=flags.l2,
+            validation_fraction=flags.validation_fraction,
             max_epochs=flags.max_epochs,
             patience=flags.patience,
             seed=flags.seed,

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.progress import Progress, follow
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, digest_of, fingerprint_of, write_manifest
+from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
 from schemas.storage import WrittenFile, delete_folder, join, read_json
 from schemas.workspace import Workspace
 from transforms.write import SUMMARY, WriteSummary
@@ -54,7 +54,7 @@ class Stage:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits: the same when and only when the stage would make the same again."""
+        """16 hex digits of what decides the result: name, code, settings, what is read of the inputs, and the sources."""
         return fingerprint_of(
             {
                 "stage": self.name,
@@ -79,7 +79,7 @@ class Stage:
 
 
 def run_stage(stage: Stage, workspace: Workspace, options: PipelineOptions, progress: Progress) -> StageManifest:
-    """Runs a stage, unless it is done, and returns its manifest.
+    """Runs a stage, unless it is done and its files are there, and returns its manifest. Either way its metrics are checked.
 
     An attempt writes to a folder that no other attempt knows. The manifest says which attempt is the stage's; where two
     runs race, the first manifest stays and the later run takes it over.
@@ -87,6 +87,8 @@ def run_stage(stage: Stage, workspace: Workspace, options: PipelineOptions, prog
     fingerprint = stage.fingerprint
     done = workspace.read(stage.name, fingerprint)
     if done:
+        check_complete(workspace.root, done)
+        stage.check(done.metrics, join(workspace.root, done.folder))
         progress.skipped(stage.name, summary_of(done))
         return done
     folder = workspace.new_attempt(stage.name, fingerprint)
@@ -162,12 +164,21 @@ def _imported(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        waiting += [
-            node.module
-            for node in ast.walk(ast.parse(_source(name)))
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("transforms", "schemas")
-        ]
+        for node in ast.walk(ast.parse(_source(name))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                # `from transforms import sources` names a module too, `from transforms.sources import resolve` names none.
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+        waiting = [each for each in waiting if each.split(".")[0] in ("transforms", "schemas") and _is_module(each)]
     return found
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _code_of(module: str) -> str:

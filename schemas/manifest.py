@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schemas.errors import InputError
-from schemas.storage import WrittenFile, exists, join, read_json, write_json
+from schemas.storage import WrittenFile, exists, join, list_files, read_json, sha256_of, write_json
 
 SCHEMA_VERSION = 1
 
@@ -57,6 +57,31 @@ class StageManifest:
     def rows(self, dataset: str) -> int:
         """Returns how many rows a dataset has."""
         return sum(file.rows for file in self.dataset(dataset))
+
+
+def check_complete(root: str, manifest: StageManifest, dataset: str | None = None) -> None:
+    """Makes sure that a stage's files are all there, by their sizes; those of one dataset by their contents too.
+
+    Args:
+      root: the output root.
+      manifest: the stage's.
+      dataset: which files to read and hash.
+
+    Raises:
+      InputError: naming the first file that is missing or altered, and the folder to delete.
+    """
+    folder = join(root, manifest.folder)
+    sizes = {found.path: found.size_in_bytes for found in list_files(join(folder, "**"))}
+    for file in manifest.files:
+        path = join(folder, file.path)
+        size = sizes.get(path)
+        wrong = "is gone" if size is None else f"has {size} bytes, not {file.bytes}" if size != file.bytes else None
+        if not wrong and dataset and file.path.startswith(f"{dataset}/") and sha256_of(path) != file.sha256:
+            wrong = "has other contents than were written"
+        if wrong:
+            raise InputError(
+                f"{path} {wrong}: delete {folder.rpartition('/')[0]} and run the same command again, to make it anew"
+            )
 
 
 def fingerprint_of(value: Any) -> str:

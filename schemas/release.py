@@ -55,6 +55,15 @@ def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
     if not exists(path):
         raise InputError(f"{workspace.latest} names {latest.manifest}, which does not exist: publish again")
     try:
-        return read_json(path)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): publish again") from error
+        release = read_json(path)
+        if release["schema_version"] != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {release['schema_version']}, this program reads {SCHEMA_VERSION}: "
+                "use the program that made it"
+            )
+        _ = release["stages"], release["topk"], release["metrics"]
+        return release
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the manifest of a release ({error!r}): delete it and publish again") from error

@@ -208,12 +208,27 @@ class RowGroupWriter:
 
 def read_parquet_blocks(path: str, columns: list[str] | None = None, max_rows: int | None = None) -> Iterator[Block]:
     """Yields a Parquet file's row groups as blocks, in order, none of them empty; of at most `max_rows` rows where given."""
-    with open_file(path) as file:
-        parquet = pq.ParquetFile(file)
+    with _opened(path) as parquet:
         for group in range(parquet.num_row_groups):
             for block in parquet.iter_batches(max_rows or 2**31 - 1, row_groups=[group], columns=columns):
                 if block.num_rows:
                     yield block
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    """Opens one of our own Parquet files.
+
+    Raises:
+      InputError: if it is gone or damaged.
+    """
+    try:
+        with open_file(path) as file:
+            yield pq.ParquetFile(file)
+    except (pa.ArrowException, OSError, BeamIOError) as error:
+        raise InputError(
+            f"{path} is gone or damaged ({error}): delete the folder of its stage and run the same command again"
+        ) from error
 
 
 def find_rows(paths: Iterable[str], column: str, values: pa.Array, columns: list[str] | None = None) -> pa.Table:
@@ -228,9 +243,9 @@ def find_rows(paths: Iterable[str], column: str, values: pa.Array, columns: list
     low, high = (each.as_py() for each in pc.min_max(values).values())
     found = []
     for path in paths:
-        with open_file(path) as file:
-            parquet = pq.ParquetFile(file)
-            at = parquet.schema_arrow.get_field_index(column)
+        with _opened(path) as parquet:
+            leaves = [parquet.schema.column(leaf).path for leaf in range(len(parquet.schema))]
+            at = leaves.index(column)
             wanted = list(dict.fromkeys([*columns, column])) if columns else None
             schema = (
                 parquet.schema_arrow if wanted is None else pa.schema([parquet.schema_arrow.field(name) for name in wanted])

@@ -36,10 +36,6 @@ class Workspace:
     def manifest(self, name: str, fingerprint: str) -> str:
         return join(self.root, self.stage(name, fingerprint), "manifest.json")
 
-    @property
-    def checkpoints(self) -> str:
-        return join(self.root, "checkpoints")
-
     def new_attempt(self, name: str, fingerprint: str) -> str:
         """Returns a folder, relative to the root, that no other attempt uses."""
         return f"{self.stage(name, fingerprint)}/attempt-{uuid.uuid4().hex[:12]}"

@@ -4,7 +4,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 
-from pipelines.command import FAULT, MISTAKE, OK, run_command
+from pipelines.command import FAULT, MISTAKE, OK, STOPPED, run_command
 from schemas.errors import InputError
 
 
@@ -32,6 +32,18 @@ def test_a_mistake_found_by_a_worker_is_the_same_line(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "error: bad value 7 [in brackets]: mend it\n"
 
 
+def test_ctrl_c_in_a_worker_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(element: int) -> int:
+        raise KeyboardInterrupt
+
+    def command(argv: object) -> None:
+        with TestPipeline("FnApiRunner") as pipeline:
+            _ = pipeline | beam.Create([7]) | beam.Map(interrupt)
+
+    assert run_command(command, []) == STOPPED
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: stopped; what was finished is kept")
+
+
 def test_a_fault_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def command(argv: object) -> None:
         raise ZeroDivisionError("oops")
@@ -47,4 +59,4 @@ def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         raise OSError(28, "No space left on device")
 
     assert run_command(command, []) == FAULT
-    assert "[Errno 28] No space left on device; what was published before is untouched" in capsys.readouterr().err
+    assert "[Errno 28] No space left on device; finished stages are kept" in capsys.readouterr().err

@@ -262,6 +262,15 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
             [f"--ratings={write_csv(folder / 'm.csv', header[:2], [('u', 'i')])}", "--min_rating=3"],
             "--min_rating 3 needs ratings",
         ),
+        "no such file system": (["--ratings=zz://x/y.csv"], "cannot read 'zz://x/y.csv'"),
+        "no dataset": (["--ratings=tfds:"], "names no dataset"),
+        "all held out": (
+            [
+                f"--ratings={write_csv(folder / 'same.csv', header, [(f'u{i}', 'i', 1, 5) for i in range(9)])}",
+                "--split=temporal",
+            ],
+            "there is nothing to train on: 9 positives are held out by --split temporal --holdout 0.1",
+        ),
         "unknown dataset": (["--ratings=tfds:movielenz/100k-ratings"], "did you mean movielens"),
         "k of 0": ([f"--ratings={good}", "--k=0"], "k must be at least 1, got 0"),
         "all rejected": (
@@ -278,7 +287,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "corrupt Parquet": ([f"--ratings={parquet}"], "is damaged, or not Parquet"),
         "output in the way": ([f"--ratings={good}", f"--output={unwritable}/out"], "cannot be written"),
-        "min_rating above all": ([f"--ratings={good}", "--min_rating=99"], "no"),
+        "min_rating above all": ([f"--ratings={good}", "--min_rating=99"], "ratings are below --min_rating"),
+        "output like a pattern": ([f"--ratings={good}", f"--output={folder}/out*"], "means a pattern in a path"),
         "unknown flag": ([f"--ratings={good}", "--num_shard=2"], "did you mean --num_shards"),
     }
 
@@ -294,6 +304,31 @@ def test_every_mistake_is_one_line_and_leaves_the_release_alone(tmp_path: Path, 
         assert words in line, name
         assert "Traceback" not in line, name
         assert (output / "LATEST").read_bytes() == before, name
+
+
+def test_a_damaged_table_is_not_published_over_a_good_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out"]
+    assert run_job(*flags, "--k=5") == OK
+    damaged = tmp_path / "out" / json.loads((tmp_path / "out" / "LATEST").read_text())["topk"][0]
+    assert run_job(*flags, "--k=4") == OK
+    before = (tmp_path / "out" / "LATEST").read_bytes()
+    data = damaged.read_bytes()
+    for contents in (data[:100], data[:-100] + bytes(100)):
+        damaged.write_bytes(contents)
+        capsys.readouterr()
+        assert run_job(*flags, "--k=5") == MISTAKE
+        assert "run the same command again" in capsys.readouterr().err
+        assert (tmp_path / "out" / "LATEST").read_bytes() == before
+
+
+def test_the_printed_lines_work_for_an_output_with_an_odd_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / """it's a "q" $HOME"""
+    assert run_job(f"--ratings={write_ratings(tmp_path)}", f"--output={output}/") == OK
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if line.startswith(("DuckDB", "look up")))
+    for name, line in lines.items():
+        shown = subprocess.run(["bash", "-c", line.replace("USER", "u3")], capture_output=True, text=True, check=True)
+        assert "personalised" in shown.stdout, name
+    assert len(lines) == 2
 
 
 def test_rejected_rows_are_kept_with_reason_source_and_values(tmp_path: Path) -> None:

@@ -35,12 +35,14 @@ def block_of(rows: list[Row]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([users, items, pa.array(ratings, pa.float32()), times, range(len(rows))], schema=VALID)
 
 
-def deduplicated(rows: list[Row]) -> dict[str, list[Row]]:
-    """The latest row of each pair, by user, oldest first."""
+def deduplicated(rows: list[Row], cut: int | None = None) -> dict[str, list[Row]]:
+    """The latest row of each pair, before the cut where there is one, by user, oldest first."""
     latest: dict[tuple[str, str], tuple[int, int, Row]] = {}
     for position, row in enumerate(rows):
         key = row[0], row[1]
-        if key not in latest or (row[3], position) > latest[key][:2]:
+        known_before = cut is not None and key in latest and latest[key][0] < cut <= row[3]
+        unknown_before = cut is not None and key in latest and row[3] < cut <= latest[key][0]
+        if key not in latest or unknown_before or ((row[3], position) > latest[key][:2] and not known_before):
             latest[key] = row[3], position, row
     users = defaultdict(list)
     for _, _, row in sorted(latest.values()):
@@ -80,7 +82,7 @@ def test_last_holds_out_the_last_positives_and_nothing_later_leaks(rows: list[Ro
 @given(ROWS, st.integers(0, 7), st.sampled_from([None, 3.0]))
 def test_temporal_holds_out_everything_from_the_cut_on(rows: list[Row], cut: int, minimum: float | None) -> None:
     bucket = split_bucket([block_of(rows)], SplitSettings("temporal", 0.1, minimum), Times(cut, 0, 1.0))
-    expected = [row for history in deduplicated(rows).values() for row in history]
+    expected = [row for history in deduplicated(rows, cut).values() for row in history]
     train = [(r["user_id"], r["item_id"]) for b in bucket.train for r in b.to_pylist()]
     holdout = [(r["user_id"], r["item_id"]) for b in bucket.holdout for r in b.to_pylist()]
     assert train == [row[:2] for row in expected if row[3] < cut and is_positive(row, minimum)]
@@ -200,7 +202,7 @@ def test_recent_counts_halve_with_every_half_life_before_the_end(rows: list[Row]
     bucket = split_bucket([block_of(rows)], how, Times(cut, 6, 2.0))
     end = 6 if cut is None else cut
     expected: dict[str, float] = defaultdict(float)
-    for history in deduplicated(rows).values():
+    for history in deduplicated(rows, cut).values():
         for _, item, _, time in history:
             expected[item] += 0.5 ** ((end - time) / 2.0) if cut is None or time < cut else 0.0
     found = {r["item_id"]: r["recent_millionths"] / MILLION for b in bucket.item_counts for r in b.to_pylist()}
@@ -212,3 +214,10 @@ def test_find_latest_is_the_maximum_however_merged(blocks: list[list[Row]]) -> N
     combine = FindLatest()
     merged = combine.merge_accumulators([combine.add_input(combine.create_accumulator(), block_of(rows)) for rows in blocks])
     assert combine.extract_output(merged) == max((row[3] for rows in blocks for row in rows), default=0)
+
+
+def test_what_is_bought_again_after_the_cut_stays_in_training_and_is_nothing_to_find() -> None:
+    rows: list[Row] = [("a", "x", 1.0, 1), ("a", "x", 5.0, 2), ("a", "x", 3.0, 9), ("a", "y", 4.0, 8), ("a", "y", 5.0, 9)]
+    bucket = split_bucket([block_of(rows)], SplitSettings("temporal", 0.5), Times(5, 9, 1.0))
+    assert [(r["item_id"], r["rating"]) for b in bucket.train for r in b.to_pylist()] == [("x", 5.0)]
+    assert [(r["item_id"], r["rating"]) for b in bucket.holdout for r in b.to_pylist()] == [("y", 5.0)]

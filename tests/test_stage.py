@@ -13,7 +13,7 @@ from pipelines.progress import Progress
 from pipelines.stage import Stage, code_version, run_stage
 from schemas.blocks import in_blocks
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, digest_of, fingerprint_of, read_manifest
+from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, read_manifest
 from schemas.storage import WrittenFile, exists, join, list_files, read_parquet_blocks, write_json
 from schemas.workspace import Workspace
 from transforms.write import WriteParts
@@ -119,6 +119,7 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
         "schemas.b": "def f():\n    return 1\n",
     }
     monkeypatch.setattr(stages, "_source", lambda name: sources[name])
+    monkeypatch.setattr(stages, "_is_module", lambda name: name in sources)
 
     def version() -> str:
         code_version.cache_clear()
@@ -130,6 +131,42 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
     sources["schemas.b"] = "def f():\n    return 2\n"
     assert version() != before
     code_version.cache_clear()
+
+
+def test_code_version_covers_every_module_that_a_stage_reaches() -> None:
+    reached = stages._imported("pipelines.ingest")
+    assert {"transforms.sources", "transforms.tfds_blocks", "transforms.partition", "schemas.items"} <= reached
+    assert "transforms.towers" in stages._imported("pipelines.train")
+    assert not any(name.startswith("pipelines") for name in reached - {"pipelines.ingest"})
+
+
+def test_a_finished_stage_whose_files_are_gone_or_cut_says_what_to_delete(tmp_path: Path) -> None:
+    workspace = Workspace(str(tmp_path))
+    made = run_stage(counting(25), workspace, OPTIONS, Progress())
+    (path,) = made.paths(str(tmp_path), "numbers")
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[:-1])
+    with pytest.raises(
+        InputError, match=rf"part-000000.parquet has {len(data) - 1} bytes, not {len(data)}: delete .*stages/count-"
+    ):
+        run_stage(counting(25), workspace, OPTIONS, Progress())
+    Path(path).write_bytes(data[:-1] + b"x")
+    check_complete(str(tmp_path), made)
+    with pytest.raises(InputError, match="has other contents than were written"):
+        check_complete(str(tmp_path), made, "numbers")
+    Path(path).unlink()
+    with pytest.raises(InputError, match="is gone"):
+        run_stage(counting(25), workspace, OPTIONS, Progress())
+
+
+def test_a_finished_stage_is_checked_again_by_the_settings_of_today(root: str) -> None:
+    run_stage(counting(25), Workspace(root), OPTIONS, Progress())
+
+    def check(metrics: Any, folder: str) -> None:
+        raise InputError(f"limit {metrics['limit']} is too high")
+
+    with pytest.raises(InputError, match="limit 25 is too high"):
+        run_stage(counting(25, check=check), Workspace(root), OPTIONS, Progress())
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,16 @@ class Bucket(NamedTuple):
     metrics: dict[str, Any]
 
 
-def latest_of_each_pair(block: Block, users: pa.Array) -> tuple[Block, np.ndarray]:
+def latest_of_each_pair(block: Block, users: pa.Array, cut: int | None = None) -> tuple[Block, np.ndarray]:
     """Keeps the latest row of each (user, item), and sorts by user, then by time, then by place in the source.
+
+    With a cut, the latest before it, where there is one: what happens afterwards must not take a row from what came before, and
+    an item that the user knew before is nothing to find afterwards.
 
     Args:
       block: n rows of VALID in any order.
       users: the users, in their order; all those of `block` are among them.
+      cut: for the temporal split, the first second that is held out.
 
     Returns:
       The m rows kept, and [m] int64: the place of each row's user in `users`.
@@ -83,8 +87,13 @@ def latest_of_each_pair(block: Block, users: pa.Array) -> tuple[Block, np.ndarra
     pair = user[by_time] * (int(item.max(initial=0)) + 1) + item[by_time]
     # In order of time within a pair, since a stable sort keeps the order it finds: the last of each run is the latest.
     by_pair = np.argsort(pair, kind="stable")
-    last_of_run = np.diff(pair[by_pair], append=-1) != 0
-    kept = by_time[np.sort(by_pair[last_of_run])]
+    last = np.flatnonzero(np.diff(pair[by_pair], append=-1))
+    if cut is not None:
+        run = np.repeat(np.arange(len(last)), np.diff(last, prepend=-1))
+        before = np.bincount(run, timestamp[by_time][by_pair] < cut, minlength=len(last)).astype(np.int64)
+        first = np.concatenate([[0], last[:-1] + 1]) if len(last) else last
+        last = np.where(before > 0, first + before - 1, last)
+    kept = by_time[np.sort(by_pair[last])]
     return block.take(pa.array(kept)), user[kept]
 
 
@@ -114,7 +123,7 @@ def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: Times)
         by_kind[tuple(each.schema.names)].append(each)
     found, served, excluded = (one_block(by_kind[tuple(kind.names)], kind) for kind in (VALID, SERVED_USERS, EXCLUSIONS))
     users = sorted_unique(found["user_id"], served["user_id"])
-    block, user = latest_of_each_pair(found, users)
+    block, user = latest_of_each_pair(found, users, times.cut)
     rows = user_rows(block, user, settings)
     parts = split_rows(rows, settings, times.cut)
     train = parts.train & rows.positive
@@ -128,6 +137,8 @@ def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: Times)
         ),
         metrics={
             "rows_repeated": found.num_rows - block.num_rows,
+            "rows_train": int(train.sum()),
+            "rows_holdout": int(parts.holdout.sum()),
             "rows_below_min_rating": int((~rows.positive).sum()),
             "users_without_history": int((np.bincount(user, train, minlength=len(users)) == 0).sum()),
             "users_with_holdout": int((np.bincount(user, parts.holdout) > 0).sum()),

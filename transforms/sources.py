@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import FileMetadata
+from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from schemas.blocks import MAX_ROWS, Block, in_blocks
@@ -220,6 +220,8 @@ def resolve(uri: str, roles: Roles, columns: Mapping[str, str] | None = None, tf
     """
     columns = columns or {}
     if uri.startswith(TFDS):
+        if not uri.removeprefix(TFDS).strip("/"):
+            raise InputError(f"{uri} names no dataset: write it as tfds:movielens/100k-ratings")
         return _resolve_tfds(uri, roles, columns, tfds_data_dir)
     found = find_files(uri)
     file_format = _one_format(uri, [metadata.path for metadata in found])
@@ -244,6 +246,15 @@ def find_files(uri: str) -> list[FileMetadata]:
     Raises:
       InputError: if there are none.
     """
+    try:
+        return _find_files(uri)
+    except (BeamIOError, ValueError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {uri!r} ({error}): check the path, and that its file system is installed") from error
+
+
+def _find_files(uri: str) -> list[FileMetadata]:
     root = uri.rstrip("/") or "/"
     is_folder = is_local(root) and Path(root).is_dir()
     if not is_folder and exists(root) and not list_files(f"{root}/**"):
@@ -631,6 +642,7 @@ class ReadBlocks(beam.PTransform):
     piece_bytes: int = PIECE_BYTES
 
     def __post_init__(self) -> None:
+        super().__init__()
         if self.piece_bytes < 1:
             raise InputError(f"piece_bytes must be positive, got {self.piece_bytes}")
 

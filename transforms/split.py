@@ -4,6 +4,7 @@ Every split is stable (the same rows give the same parts, whatever the order or 
 that training, a history or the seen items contain comes from the holdout part.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,10 +48,13 @@ class SplitSettings:
             raise InputError(
                 f"holdout must be between 0 and 1 (a fraction) for --split {self.split}, got {self.holdout:g}: change --holdout"
             )
-        if self.split == "last" and not (self.holdout >= 1 and self.holdout == int(self.holdout)):
+        if self.split == "last" and not (1 <= self.holdout < math.inf and self.holdout == int(self.holdout)):
             raise InputError(
                 f"holdout must be a whole number of items for --split last, got {self.holdout:g}: change --holdout"
             )
+
+        if self.min_rating is not None and not math.isfinite(self.min_rating):
+            raise InputError(f"min_rating must be a finite number, got {self.min_rating:g}: change --min_rating")
 
 
 class UserRows(NamedTuple):

@@ -18,6 +18,7 @@ import json
 import math
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,6 +63,8 @@ NDCG_AT = 10
 MAX_VALIDATION_USERS = 2_000
 _SCORES_AT_ONCE = 1 << 24
 _STEPS_A_CALL = 64
+_WORK_A_SAVE = 20
+"""Between two checkpoints at least so many times as long is worked as saving one took."""
 
 USER_TOWER = "user_tower"
 ITEM_TOWER = "item_tower"
@@ -286,15 +289,18 @@ def write_checkpoint(path: str, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: str) -> Checkpoint | None:
-    """Returns the checkpoint at `path`, or None where there is none."""
+    """Returns the checkpoint at `path`, or None where there is none that can be read: training then begins anew."""
     if not exists(path):
         return None
-    with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
-        variables, best = (
-            [arrays[f"{kind}_{index}"] for index in range(len(arrays)) if f"{kind}_{index}" in arrays]
-            for kind in ("variable", "best")
-        )
-        return Checkpoint(Progress(**json.loads(str(arrays["progress"]))), variables, best)
+    try:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
+            variables, best = (
+                [arrays[f"{kind}_{index}"] for index in range(len(arrays)) if f"{kind}_{index}" in arrays]
+                for kind in ("variable", "best")
+            )
+            return Checkpoint(Progress(**json.loads(str(arrays["progress"]))), variables, best)
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def checkpoint_path(folder: str, rows: TrainingRows, settings: TrainingSettings) -> str:
@@ -431,7 +437,7 @@ def train(
     rows: TrainingRows,
     settings: TrainingSettings,
     checkpoints: str | None = None,
-    checkpoint_secs: float = 30.0,
+    checkpoint_secs: float = 5.0,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
     """Trains the towers, from the beginning or from the checkpoint of an earlier attempt.
@@ -462,11 +468,13 @@ def train(
         if checkpoint:
             fit.resume(checkpoint)
             checkpoint = None
-        saved = time.monotonic()
+        saved, wait = time.monotonic(), 0.0
         for _ in fit.run(progress.best_epoch if phase else settings.max_epochs):
-            if path and time.monotonic() - saved >= checkpoint_secs:
+            if path and time.monotonic() - saved >= max(checkpoint_secs, wait):
+                started = time.monotonic()
                 write_checkpoint(path, fit.checkpoint())
                 saved = time.monotonic()
+                wait = (saved - started) * _WORK_A_SAVE if checkpoint_secs else 0.0
             if on_epoch and not progress.step:
                 on_epoch(progress.curve[-1])
     if not validation:
@@ -556,7 +564,7 @@ class TrainTowers(beam.PTransform):
     root: str
     settings: TrainingSettings
     checkpoints: str | None = None
-    checkpoint_secs: float = 30.0
+    checkpoint_secs: float = 5.0
     resource_hints: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

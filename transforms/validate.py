@@ -24,6 +24,9 @@ from schemas.rejected import REJECTED
 LAST_SECOND = 4_102_444_800
 """2100-01-01 in Unix seconds: no rating is younger, and a millisecond clock passed it in February 1970."""
 
+FIRST_LIKELY_SECOND = 631_152_000
+"""1990-01-01 in Unix seconds: few ratings are older."""
+
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """The units of numeric times, and how many make a second."""
 
@@ -265,6 +268,10 @@ def _check_times(times: _Times, unit: str, verdicts: _Verdicts) -> np.ndarray:
     seconds = np.where(times.is_counted, times.values // per_second, times.values) if counted else times.values
     verdicts.reject("timestamp is missing", times.is_missing)
     verdicts.reject("timestamp is not a time", times.is_unreadable)
+    if counted:
+        # 1990, counted in seconds, is in January 1970 when it is read in milliseconds.
+        as_seconds = times.is_counted & (times.values >= FIRST_LIKELY_SECOND) & (times.values <= LAST_SECOND)
+        verdicts.reject("timestamp looks like seconds", as_seconds)
     out_of_range = (seconds < 0) | (seconds > LAST_SECOND)
     if out_of_range.any():
         for finer, name in _UNIT_NAMES.items():
@@ -441,6 +448,8 @@ class MergeSummaries(beam.CombineFn):
 def _repair(reason: str, dataset: str) -> str:
     """Says what to do about the commonest reason."""
     flag = {"ratings": "--columns", "items": "--item_columns"}.get(dataset, "--list_columns")
+    if reason == "timestamp looks like seconds":
+        return "leave --timestamp_unit out"
     for unit, name in _UNIT_NAMES.items():
         if reason == f"timestamp looks like {name}":
             return f"pass --timestamp_unit {unit}"
@@ -540,6 +549,9 @@ class ValidateRatings(beam.PTransform):
     """Validates what was read of a source of ratings."""
 
     rules: RatingRules
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     def expand(self, raw: RawBlocks) -> Validated:
         return _validated(raw, "ratings", validate_ratings, self.rules)
