@@ -34,14 +34,15 @@ class FakeTower:
 def items_of(ids: list[str]) -> Block:
     schema = with_features([pa.field("genre", pa.string())])
     n = len(ids)
-    counts = pa.array(range(n), pa.int64())
-    columns = [pa.array(ids, pa.string()), pa.array(range(n), pa.int32()), pa.nulls(n, pa.string()), counts, counts]
-    return pa.RecordBatch.from_arrays([*columns, pa.nulls(n, pa.string())], schema=schema)
+    numbers = pa.array(range(n))
+    texts = {"item_id": pa.array(ids, pa.string()), "title": pa.nulls(n, pa.string()), "genre": pa.nulls(n, pa.string())}
+    columns = [texts[field.name] if field.name in texts else numbers.cast(field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def users_of(ids: list[str]) -> Block:
     lists = pa.array([[]] * len(ids), pa.list_(pa.string()))
-    return pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), lists, lists, lists], schema=USERS)
+    return pa.RecordBatch.from_arrays([pa.array(ids, pa.string()), *[lists] * (len(USERS) - 1)], schema=USERS)
 
 
 @pytest.fixture(scope="module")
