@@ -25,9 +25,13 @@ from pipelines.settings import parse_command
 from pipelines.stage import run_pipeline
 from schemas.storage import WrittenFile, join, parquet_writer, read_parquet_blocks
 from schemas.topk import TOPK
+from transforms.canaries import NUM_CANARIES, MergeMeasured, canary_users, join_canaries, report, served_lists
+from transforms.canaries import measure as measure_block
 from transforms.embed import UserTower, embed_users
+from transforms.load_index import load_index
+from transforms.popular import RANKINGS
 from transforms.ranking_metrics import JudgeRankings, MeanOfRows
-from transforms.recommend import ListSettings, load_index, recommend_block
+from transforms.recommend import ListSettings, recommend_block
 from transforms.write import part_path
 
 NUM_USERS, NUM_ITEMS, RATINGS_A_USER = 200_000, 50_000, 20
@@ -49,17 +53,32 @@ def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
     tower = UserTower(job["tower"])
     index = load_index(job["index_root"], job["index_files"], job["num_shards"])
     judge, mean = JudgeRankings(lists.cutoffs, job["num_items"]), MeanOfRows()
-    sums, popular, recalls = judge.create_accumulator(), judge.create_accumulator(), mean.create_accumulator()
+    sums, recalls = judge.create_accumulator(), mean.create_accumulator()
+    popular = {by: judge.create_accumulator() for by in RANKINGS}
     written: list[WrittenFile] = []
+    fraction = lists.checked_fraction * NUM_CANARIES / recommend.CHECKED_USERS
+    users, served, exact = [], [], []
     for part, path in job["users"].items():
         with parquet_writer(attempt, part_path("topk", part), TOPK, written) as writer:
             for block in read_parquet_blocks(path):
-                made = recommend_block(embed_users(block, tower), index, lists)
+                known = embed_users(block, tower)
+                made = recommend_block(known, index, lists)
                 writer.write_batch(made.topk.cast(TOPK))
                 sums = judge.add_input(sums, (made.lists, made.holdout))
-                popular = judge.add_input(popular, (made.popular, made.holdout))
+                popular = {by: judge.add_input(popular[by], (made.popular[by], made.holdout)) for by in RANKINGS}
                 recalls = mean.add_input(recalls, made.recalls)
-    judge.extract_output(sums), judge.extract_output(popular), mean.extract_output(recalls)
+                users.append(canary_users(known, lists, fraction))
+                served.append(served_lists(made.topk, fraction))
+                exact.append(made.exact)
+    for each in (sums, *popular.values()):
+        judge.extract_output(each)
+    mean.extract_output(recalls)
+    canaries = join_canaries(users, served, exact, job["dim"])
+    merge, verdict = MergeMeasured(lists.k), None
+    for path in job["embeddings"]:
+        for block in read_parquet_blocks(path):
+            verdict = merge.add_input(verdict, measure_block(block, canaries, lists.k))
+    report(verdict, canaries)
     return time.perf_counter() - started
 
 

@@ -1,8 +1,12 @@
-"""Builds the sharded index of the candidates: `python -m pipelines.index --output DIR [--num_shards N]`."""
+"""Builds the sharded index of the candidates, and calibrates its search.
+
+python -m pipelines.index --output DIR [--num_shards N] [--target_recall 0.95]
+"""
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import apache_beam as beam
 
@@ -11,34 +15,90 @@ from pipelines.settings import IndexSettings, Settings
 from pipelines.stage import Reports, Stage
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
+from schemas.storage import WrittenFile, join
 from transforms.build_indexes import BuildIndexes
+from transforms.calibrate import (
+    EXACT_SHARDS,
+    CalibrateSearch,
+    CalibrationSettings,
+    DrawSample,
+    calibration_report,
+    nothing_to_calibrate,
+)
+from transforms.embed import EmbedUsers
 from transforms.progress import CountBlocks
 from transforms.read import ReadParquet
-from transforms.scann_index import plan_shard
+from transforms.scann_index import EXACT_BELOW, plan_shard
+from transforms.training import USER_TOWER
+
+USERS_TO_DRAW_FROM = 16
+"""So many times the users of the sample, at least, are embedded to find enough who have a vector."""
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     """Chooses the number of shards from the number of candidates, and returns the stage."""
-    embedded = done["embed"]
-    dim = embedded.metrics["dim"]
-    num_shards = choose_shards(embedded.rows("embeddings"), dim, settings.index)
-    paths = embedded.paths(settings.output, "embeddings")
+    ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
+    num_candidates, dim = embedded.rows("embeddings"), embedded.metrics["dim"]
+    num_shards = choose_shards(num_candidates, dim, settings.index)
+    ask = CalibrationSettings(
+        k=min(settings.recommend.k, num_candidates),
+        recommend_seen=settings.recommend.recommend_seen,
+        target_recall=settings.index.target_recall,
+    )
+    users = some_users(ingested.dataset("users"), ask.num_users)
+    job = {
+        "num_candidates": num_candidates,
+        "dim": dim,
+        "num_shards": num_shards,
+        "seed": settings.index.seed,
+        "embeddings": embedded.paths(settings.output, "embeddings"),
+        "users": [join(settings.output, ingested.folder, file.path) for file in users],
+        "tower": join(settings.output, trained.folder, USER_TOWER),
+    }
     return Stage(
         name="index",
         module=__name__,
-        settings={"num_shards": num_shards, "seed": settings.index.seed},
+        settings={"num_shards": num_shards, "seed": settings.index.seed, "calibration": asdict(ask)},
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
-        build=lambda root, attempt: build(root, attempt, paths, dim, num_shards, settings.index.seed),
+        reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
+        build=lambda root, attempt: build(root, attempt, **job, ask=ask),
     )
 
 
-def build(root: beam.Pipeline, attempt: str, paths: list[str], dim: int, num_shards: int, seed: int) -> Reports:
-    """Adds the stage's steps: embeddings are gathered by shard, and each shard is built by one worker."""
-    embeddings = root | "ReadEmbeddings" >> ReadParquet(paths) | "Progress" >> CountBlocks()
-    return [
-        embeddings | "BuildIndexes" >> BuildIndexes(attempt, num_shards, dim, seed),
-        root | "ReportShards" >> beam.Create([{"num_shards": num_shards, "dim": dim}]),
-    ]
+def build(
+    root: beam.Pipeline,
+    attempt: str,
+    num_candidates: int,
+    dim: int,
+    num_shards: int,
+    seed: int,
+    embeddings: list[str],
+    users: list[str],
+    tower: str,
+    ask: CalibrationSettings,
+) -> Reports:
+    """Adds the stage's steps: embeddings are gathered by shard; each shard is built by one worker, and tried on some users."""
+    vectors = root | "ReadEmbeddings" >> ReadParquet(embeddings) | "Progress" >> CountBlocks()
+    shards = vectors | "BuildIndexes" >> BuildIndexes(attempt, num_shards, dim, seed)
+    if num_candidates < EXACT_BELOW:
+        nothing = calibration_report(nothing_to_calibrate(EXACT_SHARDS), ask)
+        calibrated = root | "NothingToCalibrate" >> beam.Create([nothing])
+    else:
+        known = root | "ReadUsers" >> ReadParquet(users) | "EmbedUsers" >> EmbedUsers(tower)
+        items = root | "ReadItems" >> ReadParquet(embeddings, ["item_id", "code"])
+        sample = (known, items) | "DrawSample" >> DrawSample(ask, dim)
+        calibrated = (shards, sample) | "CalibrateSearch" >> CalibrateSearch(attempt, ask)
+    return [shards, calibrated, root | "ReportShards" >> beam.Create([{"num_shards": num_shards, "dim": dim}])]
+
+
+def some_users(files: Sequence[WrittenFile], num_users: int) -> list[WrittenFile]:
+    """Returns as many files of users as a sample is drawn from: each holds users of one hash bucket, so any of them will do."""
+    chosen: list[WrittenFile] = []
+    for file in files:
+        if sum(each.rows for each in chosen) >= USERS_TO_DRAW_FROM * num_users:
+            break
+        chosen.append(file)
+    return chosen
 
 
 def choose_shards(num_vectors: int, dim: int, ask: IndexSettings) -> int:

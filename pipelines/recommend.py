@@ -8,15 +8,23 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.logs import LOGGER
-from pipelines.settings import Settings
+from pipelines.settings import RecommendSettings, Settings
 from pipelines.stage import Reports, Stage
+from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.storage import WrittenFile, join
 from schemas.topk import TOPK
+from transforms.canaries import NUM_CANARIES, JudgeRun, Listed
 from transforms.embed import EmbedUsers
+from transforms.item_lists import CountItems, ItemLists
+from transforms.load_index import files_of_shards
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
 from transforms.recommend import ListSettings, RecommendFused
+from transforms.recommend_by_shard import RecommendByShard
+from transforms.search import SearchSettings
+from transforms.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
+from transforms.sources import ITEM_LIST_ROLES, resolve_list
 from transforms.training import USER_TOWER
 from transforms.write import WritePlacedBlocks, part_of
 
@@ -27,13 +35,30 @@ CHECKED_USERS = 1_000
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     """Returns the stage, which reads users, the user tower and the index."""
     job, lists = job_of(settings, done)
+    item_lists = item_lists_of(settings.recommend)
+    shards = files_of_shards(job["index_files"], job["num_shards"])
+    plan = choose_plan([bytes_of_shard(files) for files in shards.values()], settings.recommend.max_worker_bytes)
+    if settings.recommend.plan != "auto":
+        plan = ChosenPlan(settings.recommend.plan, "asked for with --plan")
+    how: dict[str, Any] = {
+        "plan": plan,
+        "max_worker_bytes": settings.recommend.max_worker_bytes,
+        "num_slices": choose_slices(done["ingest"].rows("users")),
+    }
+
+    def check(metrics: Mapping[str, Any], folder: str) -> None:
+        check_canaries(metrics["canaries"])
+        check_items(metrics, settings.recommend)
+
     return Stage(
         name="recommend",
         module=__name__,
         settings=asdict(lists),
+        sources=[source.description() for source in item_lists.given],
+        check=check,
         inputs={name: done[name] for name in ("ingest", "train", "embed", "index")},
         reads={"ingest": ["users", "items"], "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
-        build=lambda root, attempt: build(root, attempt, **job, lists=lists),
+        build=lambda root, attempt: build(root, attempt, **job, **how, lists=lists, item_lists=item_lists),
     )
 
 
@@ -48,7 +73,7 @@ def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[
     lists = ListSettings(
         k=k,
         recommend_seen=settings.recommend.recommend_seen,
-        search=settings.recommend.search,
+        search=SearchSettings(**indexed.metrics["search"]),
         checked_fraction=min(1.0, CHECKED_USERS / max(1, ingested.rows("users"))),
     )
     job = {
@@ -58,6 +83,8 @@ def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[
         "index_files": indexed.dataset("shards"),
         "num_shards": indexed.metrics["num_shards"],
         "num_items": ingested.rows("items"),
+        "embeddings": embedded.paths(settings.output, "embeddings"),
+        "dim": embedded.metrics["dim"],
     }
     return job, lists
 
@@ -71,16 +98,65 @@ def build(
     index_files: Sequence[WrittenFile],
     num_shards: int,
     num_items: int,
+    embeddings: list[str],
+    dim: int,
     lists: ListSettings,
+    item_lists: ItemLists,
+    plan: ChosenPlan,
+    max_worker_bytes: int,
+    num_slices: int,
 ) -> Reports:
-    """Adds the stage's steps: blocks of users get their vectors, then their lists, which are written as they come."""
+    """Adds the stage's steps: blocks of users get their vectors, then their lists, which are written and judged."""
+    recommend: beam.PTransform
+    if plan.plan == FUSED:
+        recommend = RecommendFused(index_root, index_files, num_shards, num_items, lists, item_lists)
+    else:
+        recommend = RecommendByShard(
+            index_root, index_files, num_shards, num_items, lists, item_lists, max_worker_bytes, num_slices
+        )
     blocks = root | "ReadUsers" >> ReadParts(users) | "Progress" >> CountBlocks()
-    made = (
-        blocks
-        | "EmbedUsers" >> EmbedUsers(tower)
-        | "Recommend" >> RecommendFused(index_root, index_files, num_shards, num_items, lists)
+    known = blocks | "EmbedUsers" >> EmbedUsers(tower)
+    made = known | "Recommend" >> recommend
+    judge = JudgeRun(embeddings, dim, lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, lists, item_lists)
+    return [
+        made.topk | "WriteTable" >> WritePlacedBlocks(attempt, "topk", TOPK),
+        made.reports,
+        Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
+        root | "CountItems" >> CountItems(embeddings, item_lists),
+        root | "ReportPlan" >> beam.Create([{"plan": plan.plan, "plan_reason": plan.why}]),
+    ]
+
+
+def item_lists_of(ask: RecommendSettings) -> ItemLists:
+    """Finds the lists of items that were asked for.
+
+    Raises:
+      InputError: if one cannot be read.
+    """
+    block, allow = (
+        resolve_list(uri, ITEM_LIST_ROLES, ask.list_columns, ask.tfds_data_dir) if uri else None
+        for uri in (ask.block_items, ask.allow_items)
     )
-    return [made.topk | "WriteTable" >> WritePlacedBlocks(attempt, "topk", TOPK), made.reports]
+    return ItemLists(block, allow)
+
+
+def check_items(metrics: Mapping[str, Any], ask: RecommendSettings) -> None:
+    """Raises InputError if no item is left to recommend."""
+    if not metrics["items_allowed"]:
+        flags = " and ".join(flag for flag in ("--block_items", "--allow_items") if getattr(ask, flag[2:]))
+        raise InputError(
+            f"none of the {metrics['items_indexed']:,} items in the index may be recommended: check the ids in {flags}"
+        )
+
+
+def check_canaries(verdict: Mapping[str, Any]) -> None:
+    """Raises RuntimeError if the table is not what the stored embeddings say: that is a defect, and nothing is published."""
+    if not verdict["passed"]:
+        raise RuntimeError(
+            f"the table is wrong: for user {verdict['first_failure']!r} and perhaps others, scores differ from the inner "
+            f"products of the stored embeddings by up to {verdict['max_score_error']:g}, or exact lists from the best by up to "
+            f"{verdict['max_exact_gap']:g}"
+        )
 
 
 if __name__ == "__main__":

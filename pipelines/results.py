@@ -1,6 +1,7 @@
 """Prints what a run made: how good it is, what three users get, and how to read the table."""
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -53,6 +54,8 @@ def show(workspace: Workspace, done: Mapping[str, StageManifest], latest: Latest
 
 def duckdb_line(folder: str) -> str:
     """Returns the shell line that reads the table with DuckDB."""
+    if re.fullmatch(r"[\w./:=+-]+", folder):
+        return f"""{this_python()} -c "import duckdb; duckdb.sql(\\"FROM '{folder}/*.parquet'\\").show()\""""
     query = "FROM '" + folder.replace("'", "''") + "/*.parquet'"
     return f"{this_python()} -c {shlex.quote(f'import duckdb; duckdb.sql({json.dumps(query)}).show()')}"
 
@@ -64,21 +67,21 @@ def this_python() -> str:
 
 
 def quality_table(metrics: Mapping[str, Any]) -> Table:
-    """Returns the metrics beside those of the popularity baseline."""
-    quality, popularity = metrics["quality"], metrics["popularity"]
+    """Returns the metrics beside those of popularity, of all time and of late."""
+    quality, popularity, recent = (metrics[name] for name in ("quality", "popularity", "recent_popularity"))
     users = quality["users"]
     cutoffs = sorted({int(name.partition("@")[2]) for name in quality["means"] if "@" in name})
     table = Table(title=f"held-out quality, mean over {users:,} users" if users else "coverage", title_justify="left")
     table.add_column("metric")
     table.add_column("this table", justify="right")
     table.add_column("popularity", justify="right")
+    table.add_column("recent popularity", justify="right")
     for name, value in quality["means"].items():
         if "@" in name and int(name.partition("@")[2]) not in (cutoffs[0], cutoffs[-1]):
             continue  # The table stays short; the manifest has every cutoff.
         error = quality["standard_errors"].get(name)
-        table.add_row(
-            name, f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else ""), f"{popularity['means'][name]:.4f}"
-        )
+        shown = f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+        table.add_row(name, shown, *(f"{baseline['means'][name]:.4f}" for baseline in (popularity, recent)))
     return table
 
 

@@ -15,7 +15,8 @@ from apache_beam.runners.runner import create_runner
 
 from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
-from transforms.search import SearchSettings
+from transforms.calibrate import TARGET_RECALL
+from transforms.search_plan import MAX_WORKER_BYTES, PLANS
 from transforms.split import DEFAULT_HOLDOUT, SplitSettings
 from transforms.training import TrainingSettings
 from transforms.validate import RatingRules
@@ -75,9 +76,22 @@ class ShortlistOptions(PipelineOptions):
         index.add_argument("--num_shards", type=int, help="ScaNN indexes (default: the fewest that fit --max_shard_bytes)")
         index.add_argument("--max_shard_bytes", type=int, default=4 << 30, help="the most memory for one shard (default 4 GiB)")
 
+        index.add_argument(
+            "--target_recall", type=float, default=TARGET_RECALL, help="of ScaNN against exact search, at least (default 0.95)"
+        )
+
         recommend = parser.add_argument_group("recommend")
         recommend.add_argument("--k", type=int, default=100, help="items a user (default 100)")
         recommend.add_argument("--recommend_seen", action="store_true", help="keep items that the user has seen")
+        recommend.add_argument("--block_items", help="items that must not be recommended to anyone")
+        recommend.add_argument("--allow_items", help="the only items that may be recommended")
+        recommend.add_argument("--plan", default="auto", help="fused, by_shard, or auto: by the index's size (default auto)")
+        recommend.add_argument(
+            "--max_worker_bytes",
+            type=int,
+            default=MAX_WORKER_BYTES,
+            help="memory for a worker's shards (default 4 GiB)",
+        )
 
 
 @dataclass(frozen=True)
@@ -119,11 +133,14 @@ class IndexSettings:
 
     num_shards: int | None
     max_shard_bytes: int
+    target_recall: float
     seed: int
 
     def __post_init__(self) -> None:
         if self.num_shards is not None and self.num_shards < 1:
             raise InputError(f"num_shards must be at least 1, got {self.num_shards}: change --num_shards")
+        if not 0 < self.target_recall <= 1:
+            raise InputError(f"target_recall must be above 0 and at most 1, got {self.target_recall:g}: change --target_recall")
         if self.max_shard_bytes < 1 << 20:
             raise InputError(f"max_shard_bytes must be at least 1 MiB, got {self.max_shard_bytes}: raise --max_shard_bytes")
 
@@ -134,11 +151,20 @@ class RecommendSettings:
 
     k: int
     recommend_seen: bool
-    search: SearchSettings
+    block_items: str | None
+    allow_items: str | None
+    list_columns: Mapping[str, str]
+    tfds_data_dir: str | None
+    plan: str
+    max_worker_bytes: int
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"k must be at least 1, got {self.k}: raise --k")
+        if self.plan not in ("auto", *PLANS):
+            raise InputError(f"plan must be one of auto, {', '.join(PLANS)}, got {self.plan!r}: change --plan")
+        if self.max_worker_bytes < 1 << 20:
+            raise InputError(f"max_worker_bytes must be at least 1 MiB, got {self.max_worker_bytes}: raise --max_worker_bytes")
 
 
 @dataclass(frozen=True)
@@ -320,7 +346,16 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             patience=flags.patience,
             seed=flags.seed,
         ),
-        index=IndexSettings(flags.num_shards, flags.max_shard_bytes, flags.seed),
-        recommend=RecommendSettings(flags.k, flags.recommend_seen, SearchSettings()),
+        index=IndexSettings(flags.num_shards, flags.max_shard_bytes, flags.target_recall, flags.seed),
+        recommend=RecommendSettings(
+            k=flags.k,
+            recommend_seen=flags.recommend_seen,
+            block_items=flags.block_items,
+            allow_items=flags.allow_items,
+            list_columns=columns_of("--list_columns", flags.list_columns),
+            tfds_data_dir=flags.tfds_data_dir,
+            plan=flags.plan,
+            max_worker_bytes=flags.max_worker_bytes,
+        ),
         verbose=flags.verbose,
     )

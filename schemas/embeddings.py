@@ -13,7 +13,8 @@ def embeddings_schema(dim: int) -> pa.Schema:
         [
             documented("item_id", pa.string(), "the item"),
             documented("code", pa.int32(), "the item's code in the catalogue"),
-            documented("train_count", pa.int64(), "training positives of the item: its popularity"),
+            documented("train_count", pa.int64(), "training positives of the item"),
+            documented("recent_count", pa.float64(), "the same, recent ones counting more: see the catalogue"),
             documented("embedding", pa.list_(pa.float32(), dim), f"[{dim}] float32, all finite"),
         ],
     )
@@ -26,6 +27,7 @@ ID_MAP = dataset_schema(
         documented("item_id", pa.string(), "the item in this row of the shard"),
         documented("code", pa.int32(), "the item's code in the catalogue"),
         documented("train_count", pa.int64(), "training positives of the item"),
+        documented("recent_count", pa.float64(), "the same, recent ones counting more: see the catalogue"),
     ],
 )
 """What turns a shard's row numbers back into items: row i of the shard's vectors is row i of its id map."""

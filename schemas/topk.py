@@ -23,7 +23,7 @@ TOPK = dataset_schema(
             "source",
             pa.string(),
             "'personalised': score is the inner product of the user's and the item's vectors; "
-            "'popular': the user has no vector, score is the number of training positives of the item",
+            "'popular': the user has no vector, score is the item's training positives, recent ones counting more",
         ),
         documented("history_length", pa.int32(), "how many training positives the user has"),
         documented(

@@ -10,12 +10,17 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
-from schemas.blocks import Block, in_blocks, one_block
+from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
 from schemas.storage import join, parquet_writer
-from transforms.canaries import GatherCanaries, JudgeRun, MergeMeasured, canaries_schema, judge, measure, report
+from schemas.topk import RECOMMENDATION, TOPK
+from schemas.users import USERS
+from transforms.canaries import JudgeRun, Listed, MergeMeasured, canaries_schema, join_canaries, judge, measure, report
 from transforms.embed import vector_column
 from transforms.item_lists import ItemLists
+from transforms.read import Place
+from transforms.recommend import ListSettings
+from transforms.search import SearchSettings
 
 DIM, K, NUM_ITEMS = 8, 5, 60
 Lists = list[list[dict[str, Any]]]
@@ -28,7 +33,7 @@ def vectors(count: int, seed: int) -> np.ndarray:
 
 ITEMS = vectors(NUM_ITEMS, 0)
 ITEM_IDS = [f"i{at:02d}" for at in range(NUM_ITEMS)]
-USERS = vectors(4, 1)
+USERS_VECTORS = vectors(4, 1)
 UNWANTED = [[], ["i00", "i01", "i02"], ITEM_IDS[:57], ["gone", "i59"]]
 
 
@@ -37,6 +42,7 @@ def embeddings(**changes: np.ndarray) -> Block:
         pa.array(ITEM_IDS),
         pa.array(range(NUM_ITEMS), pa.int32()),
         pa.array([1] * NUM_ITEMS, pa.int64()),
+        pa.array([1.0] * NUM_ITEMS, pa.float64()),
         vector_column(changes.get("vectors", ITEMS)),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(DIM))
@@ -44,7 +50,7 @@ def embeddings(**changes: np.ndarray) -> Block:
 
 def right_lists() -> Lists:
     lists = []
-    for user, unwanted in zip(USERS, UNWANTED, strict=True):
+    for user, unwanted in zip(USERS_VECTORS, UNWANTED, strict=True):
         scores = ITEMS @ user
         order = [at for at in np.argsort(-scores, kind="stable") if ITEM_IDS[at] not in unwanted][:K]
         lists.append([{"item_id": ITEM_IDS[at], "score": float(scores[at])} for at in order])
@@ -53,7 +59,7 @@ def right_lists() -> Lists:
 
 def canaries(served: Lists, exact: Lists) -> Block:
     schema = canaries_schema(DIM)
-    columns = [pa.array([f"u{at}" for at in range(len(USERS))]), vector_column(USERS)]
+    columns = [pa.array([f"u{at}" for at in range(len(USERS_VECTORS))]), vector_column(USERS_VECTORS)]
     columns += [pa.array(lists, field.type) for lists, field in zip((UNWANTED, served, exact), list(schema)[2:], strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -134,27 +140,65 @@ def test_no_canaries_pass() -> None:
     assert report(None, canaries(right_lists(), right_lists()).slice(0, 0))["canaries"]["passed"]
 
 
-def test_the_verdict_comes_out_of_a_pipeline(root: str) -> None:
+SETTINGS = ListSettings(K, False, SearchSettings(), 1.0)
+
+
+def users_of(block: Block) -> Block:
+    """Users with vectors whose unwanted items lie in three lists, and one user without a vector."""
+    unwanted = block["unwanted"].to_pylist()
+    columns = {
+        "user_id": [*block["user_id"].to_pylist(), "unknown"],
+        "history": [*(each[::3] for each in unwanted), ["i07"]],
+        "excluded": [*(each[1::3] for each in unwanted), []],
+        "below_min_rating": [*(each[2::3] for each in unwanted), []],
+        "holdout": [*([] for _ in unwanted), []],
+    }
+    users = pa.RecordBatch.from_arrays([pa.array(columns[field.name], field.type) for field in USERS], schema=USERS)
+    vectors = vector_column(np.concatenate([USERS_VECTORS, np.zeros((1, DIM), np.float32)]), np.array([True] * 4 + [False]))
+    return pa.RecordBatch.from_arrays([*users.columns, vectors], schema=users.schema.append(pa.field("vector", vectors.type)))
+
+
+def table_of(block: Block) -> Block:
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([*block["user_id"].to_pylist(), "unknown"]),
+            pa.array(["personalised"] * 4 + ["popular"]),
+            pa.array([0] * 5, pa.int32()),
+            pa.array([*block["served"].to_pylist(), []], pa.list_(RECOMMENDATION)),
+        ],
+        schema=TOPK,
+    )
+
+
+@pytest.mark.parametrize("change", [same, swap_ids])
+def test_the_verdict_comes_out_of_a_pipeline(root: str, change: Change) -> None:
     with parquet_writer(root, "e.parquet", embeddings_schema(DIM), []) as writer:
         for block in in_blocks(embeddings(), 9):
             writer.write_batch(block)
-    block = canaries(right_lists(), right_lists())
+    block = canaries(change(right_lists()), right_lists())
 
     def check(reports: list[dict[str, Any]]) -> None:
-        assert [each["canaries"]["passed"] for each in reports] == [True]
+        assert [each["canaries"]["passed"] for each in reports] == [change is same]
+        assert reports[0]["canaries"]["users"] == 4
         assert reports[0]["canaries"]["pairs"] == 18
 
+    def placed(rows: Block) -> list[tuple[Place, Block]]:
+        return [(Place(0, ordinal, False), each) for ordinal, each in enumerate(in_blocks(rows, 2))]
+
     with TestPipeline("FnApiRunner") as pipeline:
-        found = pipeline | beam.Create(list(in_blocks(block, 2))) | JudgeRun([join(root, "e.parquet")], DIM, K, ItemLists())
+        listed = Listed(
+            pipeline | "Users" >> beam.Create(placed(users_of(block))),
+            pipeline | "Table" >> beam.Create(placed(table_of(block))),
+            pipeline | "Exact" >> beam.Create(list(in_blocks(block.select(["user_id", "exact"]), 3))),
+        )
+        found = listed | JudgeRun([join(root, "e.parquet")], DIM, 1.0, SETTINGS, ItemLists())
         assert_that(found, check)
 
 
-def test_gathered_canaries_do_not_depend_on_their_order() -> None:
-    blocks = list(in_blocks(canaries(right_lists(), right_lists()), 1))
-    combine = GatherCanaries(DIM)
-    merged = combine.extract_output(
-        combine.merge_accumulators(
-            [combine.add_input([], blocks[3]), combine.add_input(combine.add_input([], blocks[2]), blocks[0])]
-        )
-    )
-    assert merged.equals(one_block([blocks[0], blocks[2], blocks[3]], canaries_schema(DIM)))
+def test_joined_canaries_do_not_depend_on_the_order_of_blocks() -> None:
+    block = canaries(right_lists(), right_lists())
+    users = [block.select(["user_id", "vector", "unwanted"]).slice(at, 1) for at in (3, 0, 2, 1)]
+    served = [block.select(["user_id", "served"])]
+    exact = list(in_blocks(block.select(["user_id", "exact"]), 1))[::-1]
+    assert join_canaries(users, served, exact, DIM).equals(block)
+    assert join_canaries([], [], [], DIM).num_rows == 0

@@ -32,7 +32,7 @@ def test_lists_join_the_columns_of_each_row(
 ) -> None:
     columns = [pa.array([row[at] for row in rows], pa.list_(pa.string())).slice(min(skip, len(rows))) for at in (0, 1)]
     lists = map_of(catalogue).lists_of(*columns)
-    expected = [[catalogue[each] for each in first + second if each in catalogue] for first, second in rows[skip:]]
+    expected = [[catalogue.get(each, -1) for each in first + second] for first, second in rows[skip:]]
     assert [lists.values[a:b].tolist() for a, b in zip(lists.offsets, lists.offsets[1:], strict=False)] == expected
 
 

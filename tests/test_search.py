@@ -14,22 +14,21 @@ from transforms.search import (
     SearchSettings,
     Shard,
     first_requests,
-    most_popular_of_block,
     settle,
     top_k_of,
     top_k_of_block,
 )
-from transforms.top_k import NO_MORE, PAD, Lists, pack, pack_counts
+from transforms.top_k import NO_MORE, PAD, Lists, pack
 
 
-def make_shards(vectors, num_shards, *, plan=plan_shard, train_counts=None, blocked=None, seed=0):
+def make_shards(vectors, num_shards, *, plan=plan_shard, blocked=None, seed=0):
     """Splits a catalogue at random; some shards may be empty."""
     shard_of = np.random.default_rng(seed).integers(0, num_shards, len(vectors))
     shards = []
     for shard in range(num_shards):
         codes = np.flatnonzero(shard_of == shard)
-        counts = None if train_counts is None else train_counts[codes]
-        shards.append(Shard(build(vectors[codes], plan(len(codes), vectors.shape[1])), codes, counts, blocked))
+        index = build(vectors[codes], plan(len(codes), vectors.shape[1]))
+        shards.append(Shard(index, codes, None if blocked is None else blocked[codes]))
     return shards
 
 
@@ -74,22 +73,6 @@ def test_every_list_is_the_best_there_is_however_the_items_are_sharded(catalogue
         assert lists_of(top) == expected
         for codes, scores, user in zip(expected, top.scores, users, strict=True):
             assert scores[: len(codes)].tolist() == (vectors[codes] @ user).tolist()
-
-
-@given(catalogues(max_items=120))
-@settings(max_examples=30)
-def test_popular_lists_are_the_best_there_are_however_the_items_are_sharded(catalogue):
-    vectors, _, seen, blocked, k = catalogue
-    train_counts = np.random.default_rng(k).integers(0, 5, len(vectors)) + 2**30
-    expected = [best(train_counts, set(codes), blocked, k) for codes in seen]
-
-    for num_shards in (1, 3, 200):
-        shards = make_shards(vectors, num_shards, train_counts=train_counts, blocked=blocked)
-        top = most_popular_of_block(shards, Lists.of(seen), k)
-
-        assert lists_of(top) == expected
-        for codes, scores in zip(expected, top.scores, strict=True):
-            assert scores[: len(codes)].tolist() == train_counts[codes].astype(np.float32).tolist()
 
 
 @given(catalogues(), st.integers(1, 5))
@@ -169,24 +152,18 @@ def test_answers_do_not_depend_on_blocks(vectors, users, seen, num_leaves, monke
 
 @pytest.mark.parametrize("num_leaves", [None, 30])
 @pytest.mark.parametrize("blocked_share", [0, 0.2])
-@pytest.mark.parametrize("popular", [False, True])
-def test_an_answer_keeps_nothing_back_before_its_bound(vectors, users, num_leaves, blocked_share, popular, monkeypatch):
+def test_an_answer_keeps_nothing_back_before_its_bound(vectors, users, num_leaves, blocked_share, monkeypatch):
     monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)
     users = users[:50]
-    codes, counts = np.arange(0, 9000, 3), np.random.default_rng(0).integers(0, 500, 3000)
+    codes = np.arange(0, 9000, 3)
     blocked = np.random.default_rng(1).random(9000) < blocked_share
-    shard = Shard(build(vectors, plan_shard(3000, 16, num_leaves)), codes, counts, blocked)
-    if popular:
-        everything = np.broadcast_to(pack_counts(counts, codes), (len(users), 3000))
-    else:
-        rows, scores = build(vectors, plan_shard(3000, 16)).search_exact(users, 3000)
-        everything = pack(scores, codes[rows])
+    shard = Shard(build(vectors, plan_shard(3000, 16, num_leaves)), codes, blocked[codes])
+    rows, scores = build(vectors, plan_shard(3000, 16)).search_exact(users, 3000)
+    everything = pack(scores, codes[rows])
     everything = np.sort(np.where(blocked[everything.astype(np.uint32)], PAD, everything), axis=1)
 
     for width in (1, 10, 500, 2999, 3000, 4000):
-        answer = shard.answer(
-            Request(np.arange(len(users)), None if popular else users, width, width), SearchSettings(None, 3000.0)
-        )
+        answer = shard.answer(Request(np.arange(len(users)), users, width, width), SearchSettings(None, 3000.0))
         for keys, bound, row in zip(answer.keys, answer.bounds, everything, strict=True):
             assert keys[keys <= min(bound, NO_MORE)].tolist() == row[row <= min(bound, NO_MORE)].tolist()
         # And something is known: about as much as was asked for.
@@ -225,25 +202,21 @@ def test_a_shard_that_holds_more_of_the_best_than_its_share_is_asked_for_more():
     assert counters == SearchCounters(rows=4, rows_widened=4, rows_exact=0)
 
 
-@pytest.mark.parametrize("popular", [False, True])
-def test_a_shard_with_most_of_the_best_and_blocked_items_is_asked_for_more(monkeypatch, popular):
+def test_a_shard_with_most_of_the_best_and_blocked_items_is_asked_for_more(monkeypatch):
     """The same with trees that keep a few blocked items, whose rows are dropped from what they find."""
     monkeypatch.setattr("transforms.search._EXACT_SHARE", 0)
     monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)
     vectors = np.arange(10_000, dtype=np.float32)[:, None]
     blocked = np.random.default_rng(0).random(10_000) < 0.1
     shards = [
-        Shard(build(vectors[a : a + 1000], plan_shard(1000, 1, 8)), np.arange(a, a + 1000), np.arange(a, a + 1000), blocked)
+        Shard(build(vectors[a : a + 1000], plan_shard(1000, 1, 8)), np.arange(a, a + 1000), blocked[a : a + 1000])
         for a in range(0, 10_000, 1000)
     ]
     assert not any(shard.index.is_exact for shard in shards)
 
-    if popular:
-        top = most_popular_of_block(shards, Lists.none(4), 100)
-    else:
-        top, counters = top_k_of_block(shards, np.ones((4, 1), np.float32), Lists.none(4), 100, SearchSettings(None, 1000.0))
-        assert counters == SearchCounters(rows=4, rows_widened=4, rows_exact=0)
+    top, counters = top_k_of_block(shards, np.ones((4, 1), np.float32), Lists.none(4), 100, SearchSettings(None, 1000.0))
 
+    assert counters == SearchCounters(rows=4, rows_widened=4, rows_exact=0)
     assert top.codes.tolist() == [np.flatnonzero(~blocked)[::-1][:100].tolist()] * 4
 
 
@@ -336,12 +309,11 @@ def test_a_tree_of_realistic_size_finds_nearly_all_for_users_with_histories():
 
 
 def test_no_items_and_no_users():
-    empty = [Shard(build(np.zeros((0, 3), np.float32), plan_shard(0, 3)), np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    empty = [Shard(build(np.zeros((0, 3), np.float32), plan_shard(0, 3)), np.zeros(0, np.int64))]
 
     top, counters = top_k_of_block(empty, np.ones((2, 3), np.float32), Lists.of([[1], []]), 5, SearchSettings())
     assert top.codes.tolist() == [[-1] * 5] * 2
     assert top.counts.tolist() == [0, 0]
-    assert most_popular_of_block(empty, Lists.none(1), 5).counts.tolist() == [0]
 
     shards = make_shards(np.eye(3, dtype=np.float32), 2)
     top, counters = top_k_of_block(shards, np.zeros((0, 3), np.float32), Lists.none(0), 5, SearchSettings())
@@ -359,8 +331,19 @@ def test_an_answer_that_stays_uncertain_is_a_fault():
         exact.next(np.array([True]))
 
 
+def test_settings_can_ask_for_exact_searches(vectors, users, seen):
+    shards = make_shards(vectors, 2, plan=lambda n, dim: plan_shard(n, dim, 60))
+    excluded = Lists.of(seen)
+    expected, _ = top_k_of_block(shards, users, excluded, 20, SearchSettings(1, 1.0), exact=True)
+
+    top, counters = top_k_of_block(shards, users, excluded, 20, SearchSettings(1, 1.0, exact=True))
+
+    np.testing.assert_array_equal(top.codes, expected.codes)
+    assert counters.rows_exact >= counters.rows
+
+
 def test_settle_trusts_no_shard_that_kept_something_back():
-    request = Request(np.arange(3), None, 2, 1)
+    request = Request(np.arange(3), np.ones((3, 1), np.float32), 2, 1)
     keys = pack(np.full((3, 1), 5, np.float32), np.array([[0], [0], [0]]))
     other = pack(np.full((3, 1), 3, np.float32), np.array([[1], [1], [1]]))
     answers = [
@@ -388,8 +371,6 @@ def test_refusals(vectors, users):
         Shard(index, np.arange(2))
     with pytest.raises(ValueError, match="a shard's rows must be in ascending order of code"):
         Shard(index, np.array([0, 2, 1]))
-    with pytest.raises(ValueError, match="the shard was made without train_counts"):
-        most_popular_of_block(shards, none, 1)
     with pytest.raises(InputError, match="leaves to search must be at least 1, got 0"):
         SearchSettings(leaves_to_search=0)
     with pytest.raises(InputError, match=r"reorder per neighbor must be a number from 1 on, got 0\.5"):

@@ -13,6 +13,7 @@ from transforms.top_k import (
     NO_MORE,
     PAD,
     Lists,
+    codes_of,
     contains,
     exclude,
     is_certain,
@@ -20,7 +21,6 @@ from transforms.top_k import (
     pack,
     pack_counts,
     unpack,
-    unpack_counts,
     width_per_shard,
 )
 
@@ -43,17 +43,13 @@ def test_keys_sort_by_score_and_then_by_code(pairs):
 def test_keys_of_counts_sort_exactly(pairs):
     keys = np.sort(pack_counts(np.array([count for count, _ in pairs]), np.array([code for _, code in pairs])))
 
-    counts, codes = unpack_counts(keys)
-
     best = sorted(pairs, key=lambda pair: (-pair[0], pair[1]))
-    assert codes.tolist() == [code for _, code in best]
-    assert counts.tolist() == [float(np.float32(count)) for count, _ in best]
+    assert codes_of(keys).tolist() == [code for _, code in best]
     assert keys.max() < NO_MORE
 
 
-@pytest.mark.parametrize("unpack_keys", [unpack, unpack_counts])
-def test_pad_is_no_item(unpack_keys):
-    scores, codes = unpack_keys(np.array([PAD]))
+def test_pad_is_no_item():
+    scores, codes = unpack(np.array([PAD]))
 
     assert (scores[0], codes[0]) == (-np.inf, -1)
 

@@ -9,7 +9,7 @@ Both hold up to the rounding of float32, whatever the index, so a mismatch means
 do not belong together, a shard that was lost.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.pvalue import AsList, AsSingleton
 
 from schemas.blocks import Block, one_block
 from schemas.topk import RECOMMENDATION
@@ -24,7 +25,8 @@ from transforms.build_indexes import vectors_of
 from transforms.id_map import list_lengths
 from transforms.item_lists import ItemLists
 from transforms.partition import hash_ids
-from transforms.read import ReadParquet
+from transforms.read import PlacedBlock, ReadParquet
+from transforms.recommend import ListSettings, unwanted_of
 
 NUM_CANARIES = 64
 """About how many users are canaries."""
@@ -156,25 +158,60 @@ class MergeMeasured(beam.CombineFn):
         )
 
 
-class GatherCanaries(beam.CombineFn):
-    """Brings the canaries of all blocks together, sorted by user."""
+def canary_users(block: Block, settings: ListSettings, fraction: float) -> Block:
+    """Returns the canaries of a block of users: user_id, vector, and all items in one list that the user must not get.
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self._schema = canaries_schema(dim)
+    Args:
+      block: rows of USERS with their vectors.
+      settings: what a list holds.
+      fraction: of all users that are canaries.
+    """
+    rows = block.filter(pc.and_(block["vector"].is_valid(), pa.array(are_canaries(block["user_id"], fraction))))
+    unwanted = joined_lists(unwanted_of(rows, settings).columns)
+    return pa.RecordBatch.from_arrays(
+        [rows["user_id"], rows["vector"], unwanted], schema=_part_of(rows["vector"].type.list_size, "vector", "unwanted")
+    )
 
-    def create_accumulator(self) -> list[Block]:
-        return []
 
-    def add_input(self, blocks: list[Block], block: Block) -> list[Block]:
-        return [*blocks, block]
+def _part_of(dim: int, *names: str) -> pa.Schema:
+    """Returns user_id and some other fields of `canaries_schema`."""
+    schema = canaries_schema(dim)
+    return pa.schema([schema.field(name) for name in ("user_id", *names)])
 
-    def merge_accumulators(self, accumulators: Iterable[list[Block]]) -> list[Block]:
-        return [block for blocks in accumulators for block in blocks]
 
-    def extract_output(self, blocks: list[Block]) -> Block:
-        rows = one_block(blocks, self._schema)
-        return rows.take(pc.sort_indices(rows["user_id"]))
+def joined_lists(columns: Sequence[pa.ListArray]) -> pa.ListArray:
+    """Returns for each row the items of its lists in all columns."""
+    row = np.concatenate([np.repeat(np.arange(len(column)), list_lengths(column)) for column in columns])
+    items = pa.concat_arrays([column.flatten() for column in columns]).take(pa.array(np.argsort(row, kind="stable")))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(columns[0])))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items)
+
+
+def served_lists(block: Block, fraction: float) -> Block:
+    """Returns what canaries are served: user_id and list, of a block of the table."""
+    own = block.filter(pa.array(are_canaries(block["user_id"], fraction)))
+    return pa.RecordBatch.from_arrays([own["user_id"], own["recommendations"]], schema=_part_of(1, "served"))
+
+
+def join_canaries(users: Sequence[Block], served: Sequence[Block], exact: Sequence[Block], dim: int) -> Block:
+    """Brings together what is known of each canary.
+
+    Args:
+      users: from `canary_users`.
+      served: from `served_lists`.
+      exact: rows of EXACT_LISTS, other users' among them.
+      dim: of the vectors.
+
+    Returns:
+      Rows of `canaries_schema`, by user.
+    """
+    known = one_block(users, _part_of(dim, "vector", "unwanted"))
+    known = known.take(pc.sort_indices(known["user_id"]))
+    columns = list(known.columns)
+    for blocks, name in ((served, "served"), (exact, "exact")):
+        lists = one_block(blocks, _part_of(dim, name))
+        columns.append(lists[name].take(pc.index_in(known["user_id"], lists["user_id"])))
+    return pa.RecordBatch.from_arrays(columns, schema=canaries_schema(dim))
 
 
 class _MeasureBlock(beam.DoFn):
@@ -193,6 +230,17 @@ def report(measured: Measured | None, canaries: Block) -> dict[str, Any]:
     return {"canaries": judge(measured, canaries) if measured else {"passed": True, "users": 0, "pairs": 0}}
 
 
+class Listed(NamedTuple):
+    """What canaries are taken from."""
+
+    users: beam.PCollection[PlacedBlock]
+    """Rows of USERS with their vectors."""
+    topk: beam.PCollection[PlacedBlock]
+    """The table."""
+    exact: beam.PCollection[Block]
+    """Rows of EXACT_LISTS."""
+
+
 @dataclass
 class JudgeRun(beam.PTransform):
     """Measures every embedding against the canaries, and reports the verdict.
@@ -200,24 +248,37 @@ class JudgeRun(beam.PTransform):
     Attributes:
       embeddings: paths of the stored embeddings.
       dim: of the vectors.
-      k: the length of the lists.
-      lists: items that nobody may get.
+      fraction: of all users that are canaries; not more than those that are searched for exactly.
+      settings: what a list holds.
+      lists: which items may be recommended at all.
     """
 
     embeddings: list[str]
     dim: int
-    k: int
+    fraction: float
+    settings: ListSettings
     lists: ItemLists
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, canaries: beam.PCollection[Block]) -> beam.PCollection[dict]:
-        gathered = beam.pvalue.AsSingleton(canaries | "GatherCanaries" >> beam.CombineGlobally(GatherCanaries(self.dim)))
-        return (
-            canaries.pipeline
-            | "ReadEmbeddings" >> ReadParquet(self.embeddings)
-            | "MeasureBlock" >> beam.ParDo(_MeasureBlock(self.k, self.lists), gathered)
-            | "Merge" >> beam.CombineGlobally(MergeMeasured(self.k))
-            | "Verdict" >> beam.Map(report, gathered)
+    def expand(self, listed: Listed) -> beam.PCollection[dict[str, Any]]:
+        fraction, settings = self.fraction, self.settings
+        users = listed.users | "PickUsers" >> beam.MapTuple(lambda _, block: canary_users(block, settings, fraction))
+        served = listed.topk | "PickServed" >> beam.MapTuple(lambda _, block: served_lists(block, fraction))
+        canaries = AsSingleton(
+            listed.users.pipeline
+            | "Once" >> beam.Create([self.dim])
+            | "JoinCanaries" >> beam.Map(_join, AsList(users), AsList(served), AsList(listed.exact))
         )
+        return (
+            listed.users.pipeline
+            | "ReadEmbeddings" >> ReadParquet(self.embeddings)
+            | "MeasureBlock" >> beam.ParDo(_MeasureBlock(settings.k, self.lists), canaries)
+            | "Merge" >> beam.CombineGlobally(MergeMeasured(settings.k))
+            | "Verdict" >> beam.Map(report, canaries)
+        )
+
+
+def _join(dim: int, users: Sequence[Block], served: Sequence[Block], exact: Sequence[Block]) -> Block:
+    return join_canaries(users, served, exact, dim)

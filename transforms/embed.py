@@ -15,7 +15,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import MaybeKeyedModelHandler, ModelHandler, RunInference
 
 from schemas.blocks import Block
-from schemas.embeddings import embeddings_schema
+from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, is_local, join, list_files, local_folder
 from transforms.progress import NAMESPACE
@@ -107,7 +107,8 @@ def embed_items(block: Block, tower: Tower, dim: int) -> Block:
         raise InputError(f"the item tower must give vectors of {dim} dimensions, got {tower.dim}: pass the towers' own --dim")
     vectors, known = tower.embed(block)
     rows = block.filter(pa.array(known))
-    columns = [rows["item_id"], rows["code"], rows["train_count"], vector_column(vectors[known])]
+    columns = [rows[name] for name in ID_MAP.names]
+    columns.append(vector_column(vectors[known]))
     return pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(dim))
 
 

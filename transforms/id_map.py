@@ -1,11 +1,15 @@
 """Turns item ids into codes and back, a block at a time, for the items of an index."""
 
+from functools import cached_property
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from transforms.partition import hash_ids
 from transforms.top_k import Lists
+
+_CODES_A_ROW = 4
 
 
 class IdMap:
@@ -26,16 +30,16 @@ class IdMap:
         if (np.diff(self.codes) <= 0).any():
             raise ValueError("two items have the same code: the id maps are of different catalogues")
         self.ids = ids.take(pa.array(order))
-        self._seed, hashes = self._distinct_hashes()
-        self._by_hash = np.argsort(hashes)
-        self._hashes = hashes[self._by_hash]
+        self._seed, self._by_hash, self._hashes = self._distinct_hashes()
 
-    def _distinct_hashes(self) -> tuple[int, np.ndarray]:
-        """Returns the first seed that gives no two items the same hash, and the hashes."""
+    def _distinct_hashes(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Returns the first seed that gives no two items the same hash, the items by hash, and the hashes, ascending."""
         for seed in range(100, 200):
             hashes = hash_ids(self.ids, seed)
-            if len(np.unique(hashes)) == len(hashes):
-                return seed, hashes
+            by_hash = np.argsort(hashes)
+            hashes = hashes[by_hash]
+            if (hashes[1:] != hashes[:-1]).all():
+                return seed, by_hash, hashes
         raise ValueError("two items have the same id: the id maps overlap")
 
     def __len__(self) -> int:
@@ -54,21 +58,30 @@ class IdMap:
 
     def ids_of(self, codes: np.ndarray) -> pa.Array:
         """Returns [n] string: the id of each code, all of which must be in the map."""
+        if self._row_of_code is not None:
+            return self.ids.take(pa.array(self._row_of_code[codes]))
         return self.ids.take(pa.array(np.searchsorted(self.codes, codes)))
 
+    @cached_property
+    def _row_of_code(self) -> np.ndarray | None:
+        """[highest code + 1] int32: the row of each code, where that is not much longer than the map itself."""
+        if not len(self) or self.codes[-1] >= _CODES_A_ROW * len(self):
+            return None
+        rows = np.zeros(self.codes[-1] + 1, np.int32)
+        rows[self.codes] = np.arange(len(self))
+        return rows
+
     def lists_of(self, *columns: pa.ListArray) -> Lists:
-        """Returns for each row the codes of the ids in its lists of all `columns`; ids that are not in the map are left out."""
-        rows, codes = [], []
-        for column in columns:
-            rows.append(np.repeat(np.arange(len(column)), list_lengths(column)))
-            codes.append(self.codes_of(column.flatten()))
-        row, code = np.concatenate(rows), np.concatenate(codes)
-        present = code >= 0
-        row, code = row[present], code[present]
+        """Returns for each row the codes of the ids in its lists of all `columns`, -1 for an id that is not in the map.
+
+        So a list is as long whatever the map holds, and a map of the items that can matter will do for all.
+        """
+        counts = [list_lengths(column) for column in columns]
+        codes = np.concatenate([self.codes_of(column.flatten()) for column in columns])
         if len(columns) > 1:
-            order = np.argsort(row, kind="stable")
-            row, code = row[order], code[order]
-        return Lists(code, np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(columns[0])))]))
+            rows = np.concatenate([np.repeat(np.arange(len(each)), each) for each in counts])
+            codes = codes[np.argsort(rows, kind="stable")]
+        return Lists(codes, np.concatenate([[0], np.cumsum(np.sum(counts, axis=0))]))
 
 
 def list_lengths(column: pa.ListArray) -> np.ndarray:

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.blocks import Block
 from schemas.errors import InputError
+from transforms.read import ReadParquet
 from transforms.sources import Source, cut_file, read_piece
 from transforms.validate import as_text
 
@@ -73,3 +76,25 @@ def ids_of(source: Source) -> Iterator[pa.Array]:
                         f"{found['position'][first].as_py()}): a list of items must name one in every row: remove the row"
                     )
                 yield ids
+
+
+@dataclass
+class CountItems(beam.PTransform):
+    """Reports how many items the index has, and how many of them may be recommended.
+
+    Attributes:
+      embeddings: paths of the stored embeddings: all that is indexed.
+      lists: which items may be recommended at all.
+    """
+
+    embeddings: list[str]
+    lists: ItemLists
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[dict[str, int]]:
+        return root | "ReadItems" >> ReadParquet(self.embeddings, ["item_id"]) | "CountBlock" >> beam.Map(self._count)
+
+    def _count(self, block: Block) -> dict[str, int]:
+        return {"items_indexed": block.num_rows, "items_allowed": int((~self.lists.blocked(block["item_id"])).sum())}

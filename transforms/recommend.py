@@ -16,21 +16,44 @@ import pyarrow.compute as pc
 from apache_beam.utils.shared import Shared
 
 from schemas.blocks import Block
-from schemas.embeddings import ID_MAP
-from schemas.errors import InputError
-from schemas.storage import WrittenFile, local_folder, sha256_of
+from schemas.storage import WrittenFile
 from schemas.topk import RECOMMENDATION, TOPK
-from transforms.build_indexes import ID_MAP_FILE, INDEX_FOLDER, shard_path, vectors_of
+from transforms.build_indexes import vectors_of
 from transforms.id_map import IdMap, list_lengths
+from transforms.item_lists import ItemLists
+from transforms.load_index import EVERY_ITEM, LoadedIndex, load_index
 from transforms.partition import hash_ids
-from transforms.ranking_metrics import JudgeRankings, MeanOfRows, RankingMetrics, recall_of_rows
+from transforms.popular import RANKINGS, RECENT
+from transforms.ranking_metrics import JudgedBlock, JudgeRankings, MeanOfRows, RankingMetrics, recall_of_rows
 from transforms.read import PlacedBlock
-from transforms.scann_index import load
-from transforms.search import SearchSettings, Shard, TopK, most_popular_of_block, top_k_of_block
-from transforms.top_k import Lists
+from transforms.search import SearchCounters, SearchSettings, TopK, search_block, top_k_of
+from transforms.top_k import Lists, codes_of
 
 CUTOFFS = (10, 50, 100)
 """Where lists are judged, beside at k."""
+
+SEEN = ["history", "below_min_rating"]
+"""The columns of USERS whose items a user has seen."""
+EXCLUDED = ["excluded"]
+"""Those whose items a user must never get."""
+
+HEADS = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("known", pa.bool_(), nullable=False),
+        pa.field("history_length", pa.int32(), nullable=False),
+        pa.field("holdout", pa.list_(pa.string()), nullable=False),
+    ]
+)
+"""Rows of the table without their lists; `known` tells whose list is their own."""
+
+EXACT_LISTS = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("exact", pa.list_(RECOMMENDATION), nullable=False),
+    ]
+)
+"""What exact search finds for the users whose lists are compared with it."""
 
 
 @dataclass(frozen=True)
@@ -55,183 +78,213 @@ class ListSettings:
         return sorted({min(cutoff, self.k) for cutoff in CUTOFFS} | {self.k})
 
 
-class LoadedIndex:
-    """All shards of an index, in this process, and the map between its rows and items."""
+class Asked(NamedTuple):
+    """Who in a block of users is searched for."""
 
-    def __init__(self, shards: Sequence[Shard], id_map: IdMap) -> None:
-        self.shards = shards
-        self.id_map = id_map
+    known: np.ndarray
+    """[num_rows] bool: who has a vector; the others get what is popular."""
+    rows: np.ndarray
+    """[num_known] int64: the same as numbers of rows."""
+    queries: np.ndarray
+    """[num_known, dim] float32: their vectors."""
+    checked: np.ndarray
+    """[num_checked] int64: which of `rows` are compared with exact search, chosen by a hash of their ids."""
 
 
-def load_index(root: str, files: Sequence[WrittenFile], num_shards: int) -> LoadedIndex:
-    """Loads an index that `BuildIndexes` wrote, after its files are proved unchanged.
+def asked_of(block: Block, settings: ListSettings) -> Asked:
+    """Tells who is searched for.
 
     Args:
-      root: the folder of the attempt that wrote it.
-      files: what the attempt wrote.
-      num_shards: how many shards there are, empty ones included.
-
-    Raises:
-      InputError: if a file is missing or altered, or a shard and its id map are no pair.
+      block: rows of USERS with their vectors (`vector`, FixedSizeList<float32>[dim], null without one).
+      settings: what a list holds.
     """
-    shards, maps = [], []
-    with local_folder(root, list(files)) as folder:
-        for file in files:
-            check_file(str(folder / file.path), file)
-        for shard in range(num_shards):
-            at = folder / shard_path(shard)
-            if not (at / ID_MAP_FILE).exists():
-                continue
-            with pa.memory_map(str(at / ID_MAP_FILE)) as source:
-                id_map = pa.ipc.open_file(source).read_all().cast(ID_MAP).combine_chunks()
-            try:
-                shards.append(Shard(load(at / INDEX_FOLDER), id_map["code"].to_numpy(), id_map["train_count"].to_numpy()))
-            except ValueError as error:
-                raise InputError(f"shard {shard} of {root} cannot be used: {error}: build the index again") from error
-            maps.append(id_map)
-    table = pa.concat_tables(maps).combine_chunks()
-    return LoadedIndex(shards, IdMap(table["item_id"].combine_chunks(), table["code"].to_numpy()))
+    known = block["vector"].is_valid()
+    chances = hash_ids(block["user_id"].filter(known), seed=3)
+    return Asked(
+        known=known.to_numpy(zero_copy_only=False),
+        rows=np.flatnonzero(known),
+        queries=vectors_of(block["vector"].filter(known)),
+        checked=np.flatnonzero(chances < settings.checked_fraction * 2.0**64),
+    )
 
 
-def check_file(path: str, file: WrittenFile) -> None:
-    """Raises InputError if what is at `path` is not what was written."""
-    try:
-        found = sha256_of(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} is missing or cannot be read ({error}): delete the stage's folder and run it again"
-        ) from error
-    if found != file.sha256:
-        raise InputError(
-            f"{path} is not what was written (SHA-256 {found[:12]}…, the manifest says {file.sha256[:12]}…): "
-            "delete the stage's folder and run it again"
-        )
+def unwanted_of(block: Block, settings: ListSettings) -> Block:
+    """Returns the columns of lists of ids that a row must not get: what is excluded, and what the user has seen.
 
-
-class Recommended(NamedTuple):
-    """What becomes of one block of users.
-
-    Attributes:
-      topk: rows of TOPK.
-      lists: [num_rows, k] int64 codes, -1 after the last.
-      popular: [num_rows, k] int64 codes: what everyone would get from popularity alone.
-      holdout: each row's held-out codes.
-      recalls: [num_checked] float64: the share of the exact list that each checked row has.
-      counts: numbers that add up over blocks.
+    Args:
+      block: rows of USERS.
+      settings: what a list holds.
     """
+    return block.select(EXCLUDED if settings.recommend_seen else EXCLUDED + SEEN)
+
+
+def heads_of(block: Block, known: np.ndarray) -> Block:
+    """Returns what the table says of each user beside the list, and the held-out items: rows of HEADS."""
+    history_lengths = list_lengths(block["history"]).astype(np.int32)
+    return pa.RecordBatch.from_arrays(
+        [block["user_id"], pa.array(known), pa.array(history_lengths), block["holdout"]], schema=HEADS
+    )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What becomes of one block of users."""
 
     topk: Block
+    """Rows of TOPK."""
     lists: np.ndarray
-    popular: np.ndarray
+    """[num_rows, k] int64 codes, -1 after the last."""
     holdout: Lists
+    """Each row's held-out codes, -1 for an item that is in no list."""
     recalls: np.ndarray
+    """[num_checked] float64: the share of the exact list that each checked row has."""
+    exact: Block
+    """Rows of EXACT_LISTS: what exact search found for the checked rows."""
     counts: dict[str, int]
+    """Numbers that add up over blocks."""
+
+
+@dataclass(frozen=True)
+class Recommended(Finished):
+    """What becomes of one block of users, and what popularity alone would give them."""
+
+    popular: Mapping[str, np.ndarray]
+    """For each of RANKINGS: [num_rows, k] int64 codes."""
+
+
+def finish_block(heads: Block, keys: np.ndarray, checked: np.ndarray, exact: np.ndarray, id_map: IdMap) -> Finished:
+    """Makes the table's rows of settled lists, and compares them with what they are judged by.
+
+    Args:
+      heads: rows of HEADS.
+      keys: [num_rows, k] uint64: the lists; of what is popular lately where a row is not known.
+      checked: [num_checked] int64: the rows that were searched exactly, too.
+      exact: [num_checked, k] uint64: what that found.
+      id_map: of the items in all these lists, at least.
+    """
+    known = heads["known"].to_numpy(zero_copy_only=False)
+    codes = codes_of(keys)
+    lists = top_k_of(keys)
+    return Finished(
+        topk=topk_block(heads, lists, id_map),
+        lists=codes,
+        holdout=id_map.lists_of(heads["holdout"]),
+        recalls=recall_of_rows(codes[checked], codes_of(exact)),
+        exact=pa.RecordBatch.from_arrays(
+            [heads["user_id"].take(pa.array(checked)), lists_column(top_k_of(exact), id_map)], schema=EXACT_LISTS
+        ),
+        counts={
+            "users": len(known),
+            "users_personalised": int(known.sum()),
+            "users_popular": int((~known).sum()),
+            "pairs": int(lists.counts.sum()),
+            "lists_short_of_k": int((lists.counts < keys.shape[1]).sum()),
+        },
+    )
+
+
+def topk_block(heads: Block, lists: TopK, id_map: IdMap) -> Block:
+    """Returns rows of TOPK.
+
+    Args:
+      heads: rows of HEADS.
+      lists: their lists.
+      id_map: of the items in them, at least.
+    """
+    return pa.RecordBatch.from_arrays(
+        [
+            heads["user_id"],
+            pc.if_else(heads["known"], "personalised", "popular"),
+            heads["history_length"],
+            lists_column(lists, id_map),
+        ],
+        schema=TOPK,
+    )
+
+
+def lists_column(lists: TopK, id_map: IdMap) -> pa.ListArray:
+    """Returns lists as the table holds them: list<RECOMMENDATION>."""
+    present = lists.codes >= 0
+    items = pa.StructArray.from_arrays(
+        [id_map.ids_of(lists.codes[present]), pa.array(lists.scores[present])], fields=list(RECOMMENDATION)
+    )
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lists.counts)]), pa.int32()), items)
+
+
+def effort_of(counters: SearchCounters) -> dict[str, int]:
+    """Returns the counts of rows that took more than the usual effort, as a report."""
+    return {"rows_researched": counters.rows_widened, "rows_exact": counters.rows_exact}
 
 
 def recommend_block(block: Block, index: LoadedIndex, settings: ListSettings) -> Recommended:
-    """Makes the lists of a block of users.
+    """Makes the lists of a block of users, and those that popularity alone would give them.
 
     Args:
       block: rows of USERS with their vectors (`vector`, FixedSizeList<float32>[dim], null without one).
       index: all shards.
       settings: what a list holds.
     """
-    num_rows = block.num_rows
-    excluded = (
-        Lists.none(num_rows) if settings.recommend_seen else index.id_map.lists_of(block["history"], block["below_min_rating"])
+    asked = asked_of(block, settings)
+    excluded = index.id_map.lists_of(*unwanted_of(block, settings).columns)
+    popular = {by: ranking.top_k(excluded, settings.k) for by, ranking in index.popular.items()}
+    keys = popular[RECENT].copy()
+    keys[asked.rows], counters = search_block(
+        index.shards, asked.queries, excluded.take(asked.rows), settings.k, settings.search
     )
-    known = block["vector"].is_valid().to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(known)
-    queries = vectors_of(block["vector"].filter(pa.array(known)))
-    found, counters = top_k_of_block(index.shards, queries, excluded.take(rows), settings.k, settings.search)
-    popular = most_popular_of_block(index.shards, excluded, settings.k)
-    lists = TopK(popular.codes.copy(), popular.scores.copy(), popular.counts.copy())
-    lists.codes[rows], lists.scores[rows], lists.counts[rows] = found.codes, found.scores, found.counts
-
-    checked = np.flatnonzero(hash_ids(block["user_id"].filter(pa.array(known)), seed=3) < settings.checked_fraction * 2.0**64)
-    exact, _ = top_k_of_block(
-        index.shards, queries[checked], excluded.take(rows[checked]), settings.k, settings.search, exact=True
+    checked = asked.rows[asked.checked]
+    exact, _ = search_block(
+        index.shards, asked.queries[asked.checked], excluded.take(checked), settings.k, settings.search, exact=True
     )
+    finished = finish_block(heads_of(block, asked.known), keys, checked, exact, index.id_map)
     return Recommended(
-        topk=topk_block(block, lists, known, index.id_map),
-        lists=lists.codes,
-        popular=popular.codes,
-        holdout=holdout_lists(block["holdout"], index.id_map),
-        recalls=recall_of_rows(found.codes[checked], exact.codes),
-        counts={
-            "users": num_rows,
-            "users_personalised": len(rows),
-            "users_popular": num_rows - len(rows),
-            "rows_researched": counters.rows_widened,
-            "rows_exact": counters.rows_exact,
-            "pairs": int(lists.counts.sum()),
-            "lists_short_of_k": int((lists.counts < settings.k).sum()),
-        },
+        topk=finished.topk,
+        lists=finished.lists,
+        holdout=finished.holdout,
+        recalls=finished.recalls,
+        exact=finished.exact,
+        counts=finished.counts | effort_of(counters),
+        popular={by: codes_of(found) for by, found in popular.items()},
     )
-
-
-def topk_block(block: Block, lists: TopK, known: np.ndarray, id_map: IdMap) -> Block:
-    """Returns rows of TOPK.
-
-    Args:
-      block: the users.
-      lists: their lists.
-      known: [num_rows] bool: whose list is their own.
-      id_map: of the index.
-    """
-    present = lists.codes >= 0
-    items = pa.StructArray.from_arrays(
-        [id_map.ids_of(lists.codes[present]), pa.array(lists.scores[present])], fields=list(RECOMMENDATION)
-    )
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lists.counts)]), pa.int32())
-    return pa.RecordBatch.from_arrays(
-        [
-            block["user_id"],
-            pc.if_else(pa.array(known), "personalised", "popular"),
-            pa.array(list_lengths(block["history"]).astype(np.int32)),
-            pa.ListArray.from_arrays(offsets, items),
-        ],
-        schema=TOPK,
-    )
-
-
-def holdout_lists(holdout: pa.ListArray, id_map: IdMap) -> Lists:
-    """Returns the held-out codes of each row; an item outside the index keeps its place under a code that no list can hold."""
-    codes = id_map.codes_of(holdout.flatten())
-    beyond = int(id_map.codes[-1]) + 1 if len(id_map) else 0
-    missing = np.flatnonzero(codes < 0)
-    codes[missing] = beyond + np.arange(len(missing))
-    return Lists(codes, np.concatenate([[0], np.cumsum(list_lengths(holdout))]))
 
 
 class _RecommendBlock(beam.DoFn):
-    def __init__(self, root: str, files: Sequence[WrittenFile], num_shards: int, settings: ListSettings) -> None:
+    def __init__(
+        self, root: str, files: Sequence[WrittenFile], num_shards: int, settings: ListSettings, lists: ItemLists
+    ) -> None:
         super().__init__()
         self._root = root
         self._files = files
         self._num_shards = num_shards
         self._settings = settings
+        self._lists = lists
         self._shared = Shared()
 
     def setup(self) -> None:
         # Once a process, whatever the number of threads; the tag tells indexes of different runs apart.
-        self._index = self._shared.acquire(lambda: load_index(self._root, self._files, self._num_shards), tag=self._root)
+        self._index = self._shared.acquire(self._load, tag=self._root)
+
+    def _load(self) -> LoadedIndex:
+        return load_index(self._root, self._files, self._num_shards, self._lists)
 
     def process(self, element: PlacedBlock) -> Iterator[Any]:
         place, block = element
         made = recommend_block(block, self._index, self._settings)
         yield place, made.topk
         yield beam.pvalue.TaggedOutput("judged", (made.lists, made.holdout))
-        yield beam.pvalue.TaggedOutput("popular", (made.popular, made.holdout))
+        for by, lists in made.popular.items():
+            yield beam.pvalue.TaggedOutput(by, (lists, made.holdout))
         yield beam.pvalue.TaggedOutput("recalls", made.recalls)
+        yield beam.pvalue.TaggedOutput("exact", made.exact)
         yield beam.pvalue.TaggedOutput("counts", made.counts)
 
 
 class Recommendations(NamedTuple):
-    """What `RecommendFused` makes: the table's blocks, and reports of what it found."""
+    """What either plan makes: the table's blocks, exact lists of some users, and reports of what was found."""
 
     topk: beam.PCollection[PlacedBlock]
-    reports: beam.PCollection[dict]
+    exact: beam.PCollection[Block]
+    """Rows of EXACT_LISTS."""
+    reports: beam.PCollection[dict[str, Any]]
 
 
 @dataclass
@@ -244,6 +297,7 @@ class RecommendFused(beam.PTransform):
       num_shards: of the index.
       num_items: in the catalogue, for coverage.
       settings: what a list holds.
+      lists: which items may be recommended at all.
     """
 
     root: str
@@ -251,27 +305,55 @@ class RecommendFused(beam.PTransform):
     num_shards: int
     num_items: int
     settings: ListSettings
+    lists: ItemLists = EVERY_ITEM
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, users: beam.PCollection[PlacedBlock]) -> Recommendations:
         made = users | "RecommendBlock" >> beam.ParDo(
-            _RecommendBlock(self.root, self.files, self.num_shards, self.settings)
-        ).with_outputs("judged", "popular", "recalls", "counts", main="topk")
-        judge = JudgeRankings(self.settings.cutoffs, self.num_items)
-        reports = (
-            made.counts,
-            made.judged | "Judge" >> beam.CombineGlobally(judge) | "ReportQuality" >> beam.Map(quality_report, "quality"),
-            made.popular
-            | "JudgePopular" >> beam.CombineGlobally(judge)
-            | "ReportPopular" >> beam.Map(quality_report, "popularity"),
-            made.recalls | "MeanRecall" >> beam.CombineGlobally(MeanOfRows()) | "ReportRecall" >> beam.Map(recall_report),
-        )
-        return Recommendations(made.topk, reports | "GatherReports" >> beam.Flatten())
+            _RecommendBlock(self.root, self.files, self.num_shards, self.settings, self.lists)
+        ).with_outputs("judged", *RANKINGS, "recalls", "exact", "counts", main="topk")
+        popular = {by: made[by] for by in RANKINGS}
+        reports = report_lists(made.judged, popular, made.recalls, [made.counts], self.settings, self.num_items)
+        return Recommendations(made.topk, made.exact, reports)
 
 
-def quality_report(metrics: RankingMetrics, name: str) -> Mapping[str, Any]:
+def report_lists(
+    judged: beam.PCollection[JudgedBlock],
+    popular: Mapping[str, beam.PCollection[JudgedBlock]],
+    recalls: beam.PCollection,
+    counts: Sequence[beam.PCollection[dict[str, Any]]],
+    settings: ListSettings,
+    num_items: int,
+) -> beam.PCollection[dict[str, Any]]:
+    """Adds the steps that sum up what was found of the blocks' lists.
+
+    Args:
+      judged: lists and what was held out.
+      popular: for each of RANKINGS, the same of popularity alone.
+      recalls: of checked rows, an array a block.
+      counts: numbers that add up over blocks.
+      settings: what a list holds.
+      num_items: in the catalogue, for coverage.
+
+    Returns:
+      Reports of metrics.
+    """
+    judge = JudgeRankings(settings.cutoffs, num_items)
+    reports = (
+        *counts,
+        judged | "Judge" >> beam.CombineGlobally(judge) | "ReportQuality" >> beam.Map(quality_report, "quality"),
+        *(
+            popular[by] | f"Judge_{by}" >> beam.CombineGlobally(judge) | f"Report_{by}" >> beam.Map(quality_report, name)
+            for by, name in zip(RANKINGS, ("popularity", "recent_popularity"), strict=True)
+        ),
+        recalls | "MeanRecall" >> beam.CombineGlobally(MeanOfRows()) | "ReportRecall" >> beam.Map(recall_report),
+    )
+    return reports | "GatherReports" >> beam.Flatten()
+
+
+def quality_report(metrics: RankingMetrics, name: str) -> dict[str, Any]:
     """Returns the metrics as a report; without held-out items there is nothing but coverage to tell."""
     report = asdict(metrics)
     if not metrics.users:
@@ -279,6 +361,6 @@ def quality_report(metrics: RankingMetrics, name: str) -> Mapping[str, Any]:
     return {name: report}
 
 
-def recall_report(estimate: Any) -> Mapping[str, Any]:
+def recall_report(estimate: Any) -> dict[str, Any]:
     """Returns the recall against exact search as a report; JSON has no infinity."""
     return {"recall_against_exact": {each: value if math.isfinite(value) else None for each, value in asdict(estimate).items()}}

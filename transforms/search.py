@@ -11,7 +11,7 @@ their answers meet again, `MAX_ROUNDS` times at most. What a row gets depends on
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,9 +27,7 @@ from transforms.top_k import (
     is_certain,
     merge,
     pack,
-    pack_counts,
     unpack,
-    unpack_counts,
     width_per_shard,
 )
 
@@ -49,6 +47,8 @@ class SearchSettings:
     """In each shard that has a tree; None opens all."""
     reorder_per_neighbor: float = 3.0
     """How many of the roughly best vectors are scored exactly, for each neighbor asked for."""
+    exact: bool = False
+    """Whether to search exactly all the same: what is left where no approximate search finds enough."""
 
     def __post_init__(self) -> None:
         if self.leaves_to_search is not None and self.leaves_to_search < 1:
@@ -57,22 +57,32 @@ class SearchSettings:
             raise InputError(f"reorder per neighbor must be a number from 1 on, got {self.reorder_per_neighbor}")
 
 
+def served_plan(plan: ShardPlan, num_allowed: int) -> ShardPlan:
+    """Returns what a shard is once the items that may not be recommended are left out of it.
+
+    A shard that is exact, or keeps few of its items, is built again without the others. Where that would be slow, their rows
+    are asked for and dropped.
+
+    Args:
+      plan: of the whole shard.
+      num_allowed: how many of its items may be recommended.
+    """
+    few = num_allowed < max(EXACT_BELOW, plan.num_vectors // 4)
+    if num_allowed < plan.num_vectors and (plan.kind == "exact" or few):
+        return ShardPlan("exact", num_allowed, plan.dim)
+    return plan
+
+
 class Shard:
     """A shard that can be searched: its index, and which items its rows are."""
 
-    def __init__(
-        self, index: ShardIndex, codes: np.ndarray, train_counts: np.ndarray | None = None, blocked: np.ndarray | None = None
-    ) -> None:
-        """Prepares a shard for searching, leaving blocked items out of it.
-
-        An index that is exact, or keeps few of its items, is built again without the blocked ones. Where that would be slow,
-        their rows are asked for and dropped.
+    def __init__(self, index: ShardIndex, codes: np.ndarray, blocked: np.ndarray | None = None) -> None:
+        """Prepares a shard for searching, leaving blocked items out of it: see `served_plan`.
 
         Args:
           index: the shard's.
           codes: [num_vectors] integers, strictly ascending: the code of the item in each row.
-          train_counts: [num_vectors] integers, the items' popularity; needed only for `most_popular_of_block`.
-          blocked: [num_codes] bool, True where the item of that code may not be recommended.
+          blocked: [num_vectors] bool: which rows' items may not be recommended.
         """
         codes = np.asarray(codes, np.int64)
         if len(codes) != index.num_vectors:
@@ -81,16 +91,14 @@ class Shard:
             raise ValueError(
                 "a shard's rows must be in ascending order of code, since equal scores go to the lower row: sort them"
             )
-        self._blocked_rows = np.zeros(len(codes), bool) if blocked is None else blocked[codes]
+        self._blocked_rows = np.zeros(len(codes), bool) if blocked is None else blocked
         allowed = np.flatnonzero(~self._blocked_rows)
-        if len(allowed) < len(codes) and (index.is_exact or len(allowed) < max(EXACT_BELOW, len(codes) // 4)):
+        if served_plan(index.plan, len(allowed)) != index.plan:
             index, codes = index.subset(allowed), codes[allowed]
-            train_counts = None if train_counts is None else np.asarray(train_counts)[allowed]
             self._blocked_rows = np.zeros(len(codes), bool)
         self.index = index
         self.codes = codes
         self.num_items = int((~self._blocked_rows).sum())
-        self._train_counts = train_counts
 
     @cached_property
     def _exact_shard(self) -> "Shard":
@@ -100,21 +108,8 @@ class Shard:
         allowed = np.flatnonzero(~self._blocked_rows)
         return Shard(self.index.subset(allowed), self.codes[allowed])
 
-    @cached_property
-    def popular_keys(self) -> np.ndarray:
-        """[num_items] uint64: the shard's items, most popular first, then by code."""
-        if self._train_counts is None:
-            raise ValueError("the shard was made without train_counts")
-        keys = pack_counts(self._train_counts, self.codes)
-        return np.sort(keys[~self._blocked_rows])
-
     def answer(self, request: "Request", settings: SearchSettings) -> "Answer":
         """Returns the best items that may be recommended for each row of a request, as far as it asks for them."""
-        if request.queries is None:
-            keys = self.popular_keys[: request.shard_width]
-            bound = PAD if len(keys) == self.num_items else keys[-1]
-            num_rows = len(request.rows)
-            return Answer(np.broadcast_to(keys, (num_rows, len(keys))), np.full(num_rows, bound))
         if request.exact or self.index.is_exact:
             return self._exact_shard._exact_answer(request.queries, request.shard_width)
         num_vectors = self.index.num_vectors
@@ -150,8 +145,8 @@ class Request:
 
     rows: np.ndarray
     """[num_rows] int64: which rows of the block."""
-    queries: np.ndarray | None
-    """[num_rows, dim] float32: the users' vectors; None asks for the most popular items."""
+    queries: np.ndarray
+    """[num_rows, dim] float32: the users' vectors."""
     width: int
     """How many items, seen ones included, the merged list must be right for."""
     shard_width: int
@@ -168,8 +163,7 @@ class Request:
         wide = self.shard_width >= self.width
         if wide and self.exact:
             raise RuntimeError(f"{uncertain.sum()} rows are not certain after an exact search of width {self.width}")
-        queries = None if self.queries is None else self.queries[uncertain]
-        return Request(self.rows[uncertain], queries, self.width, self.width, self.exact or wide)
+        return Request(self.rows[uncertain], self.queries[uncertain], self.width, self.width, self.exact or wide)
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ class Answer:
     """What one shard answers to a request."""
 
     keys: np.ndarray
-    """[num_rows, m] uint64: items as `top_k.pack` keys (`pack_counts` of popular ones), best first, PAD where there is none."""
+    """[num_rows, m] uint64: items as `top_k.pack` keys, best first, PAD where there is none."""
     bounds: np.ndarray
     """[num_rows] uint64: the key before which the shard has kept nothing back; see `top_k.is_certain`."""
 
@@ -212,14 +206,35 @@ class SearchCounters:
         self.rows_widened += 0 if is_first or request.exact else num_rows
 
 
-def first_requests(
-    queries: np.ndarray | None, excluded: Lists, k: int, plans: Sequence[ShardPlan], exact: bool = False
-) -> list[Request]:
-    """Splits a block into requests: users with about as many items to exclude, so that a heavy one slows nobody else down.
+def rows_by_need(num_excluded: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields rows that exclude about as many items, so that a heavy user slows nobody else down.
 
     Args:
-      queries: [num_rows, dim] float32, or None for the most popular items.
-      excluded: a list of codes for each row.
+      num_excluded: [num_rows] int64.
+
+    Yields:
+      How many items, at most, they exclude: a power of two (since k is added, few lists are much longer than they need to be)
+      or 0; and which rows they are, [m] int64, ascending.
+    """
+    spans = 2 ** np.ceil(np.log2(np.maximum(num_excluded, _MIN_EXCLUDED))).astype(np.int64)
+    spans[num_excluded == 0] = 0
+    for span in np.unique(spans):
+        yield int(span), np.flatnonzero(spans == span)
+
+
+def in_parts(rows: np.ndarray, keys_a_row: int) -> list[np.ndarray]:
+    """Splits rows ([n] int64, n at least 1) so that their keys fit memory."""
+    return np.array_split(rows, max(1, math.ceil(len(rows) * keys_a_row / _MAX_KEYS)))
+
+
+def first_requests(
+    queries: np.ndarray, excluded: Lists, k: int, plans: Sequence[ShardPlan], exact: bool = False
+) -> list[Request]:
+    """Splits a block into requests.
+
+    Args:
+      queries: [num_rows, dim] float32.
+      excluded: a list for each row; how long they are is all that counts here.
       k: how many items each row wants.
       plans: what each shard is.
       exact: whether nothing may be missed.
@@ -229,26 +244,20 @@ def first_requests(
     """
     if k < 1:
         raise InputError(f"k must be at least 1, got {k}: raise --k")
-    if queries is not None and len(queries) != len(excluded):
+    if len(queries) != len(excluded):
         raise ValueError(f"{len(queries)} queries and {len(excluded)} lists to exclude: both must have one for each row")
     num_vectors = sum(plan.num_vectors for plan in plans)
     if not num_vectors:
         return []
-    approximate = [plan.num_vectors for plan in plans if plan.kind != "exact"] if queries is not None else []
-    # Powers of two of what is excluded: since k is added, few lists are much longer than they need to be.
-    spans = 2 ** np.ceil(np.log2(np.maximum(excluded.counts, _MIN_EXCLUDED))).astype(np.int64)
-    spans[excluded.counts == 0] = 0
+    approximate = [plan.num_vectors for plan in plans if plan.kind != "exact"]
     requests = []
-    for span in np.unique(spans):
-        width = min(k + int(span), num_vectors)
+    for span, members in rows_by_need(excluded.counts):
+        width = min(k + span, num_vectors)
         shard_width = width_per_shard(width, len(plans))
         # A list so long is found sooner by a plain scan.
         scan = bool(approximate) and (exact or shard_width * _EXACT_SHARE > min(approximate))
-        members = np.flatnonzero(spans == span)
-        num_parts = math.ceil(len(members) * shard_width * len(plans) / _MAX_KEYS)
         requests += [
-            Request(rows, None if queries is None else queries[rows], width, shard_width, scan)
-            for rows in np.array_split(members, num_parts)
+            Request(rows, queries[rows], width, shard_width, scan) for rows in in_parts(members, shard_width * len(plans))
         ]
     return requests
 
@@ -290,32 +299,15 @@ def top_k_of_block(
       settings: of approximate searches.
       exact: whether to search exactly, whatever the index; the truth that an approximate search is measured by.
     """
-    keys, counters = _walk(shards, queries, excluded, k, settings, exact)
+    keys, counters = search_block(shards, queries, excluded, k, settings, exact)
     return top_k_of(keys), counters
 
 
-def most_popular_of_block(shards: Sequence[Shard], excluded: Lists, k: int) -> TopK:
-    """Finds the k most popular items for each row, for users who have no vector; scores are training counts.
-
-    Args:
-      shards: all of them, with `train_counts`.
-      excluded: codes that each row must not get.
-      k: how many items.
-    """
-    keys, _ = _walk(shards, None, excluded, k, SearchSettings())
-    return top_k_of(keys, popular=True)
-
-
-def _walk(
-    shards: Sequence[Shard],
-    queries: np.ndarray | None,
-    excluded: Lists,
-    k: int,
-    settings: SearchSettings,
-    exact: bool = False,
+def search_block(
+    shards: Sequence[Shard], queries: np.ndarray, excluded: Lists, k: int, settings: SearchSettings, exact: bool = False
 ) -> tuple[np.ndarray, SearchCounters]:
-    """Asks all shards until every row is certain, and returns [num_rows, k] keys."""
-    requests = first_requests(queries, excluded, k, [shard.index.plan for shard in shards], exact)
+    """Does what `top_k_of_block` says, and returns the lists as [num_rows, k] uint64 keys: asks until every row is certain."""
+    requests = first_requests(queries, excluded, k, [shard.index.plan for shard in shards], exact or settings.exact)
     keys = np.full((len(excluded), k), PAD)
     counters = SearchCounters()
     for first in requests:
@@ -328,7 +320,7 @@ def _walk(
     return keys, counters
 
 
-def top_k_of(keys: np.ndarray, popular: bool = False) -> TopK:
-    """Unpacks a block's settled keys, [num_rows, k] uint64; `popular` where they are from requests without queries."""
-    scores, codes = (unpack_counts if popular else unpack)(keys)
+def top_k_of(keys: np.ndarray) -> TopK:
+    """Unpacks settled keys, [num_rows, k] uint64."""
+    scores, codes = unpack(keys)
     return TopK(codes, scores, (codes >= 0).sum(axis=1))

@@ -58,12 +58,6 @@ def pack_counts(counts: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return _joined(np.uint32(0xFFFF_FFFF) - np.asarray(counts).astype(np.uint32), codes)
 
 
-def unpack_counts(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the scores (as float32, -inf for PAD) and the codes (int64, -1 for PAD) that `pack_counts` put together."""
-    counts = (np.uint64(0xFFFF_FFFF) - (keys >> np.uint64(32))).astype(np.float32)
-    return np.where(keys == PAD, np.float32(-np.inf), counts), codes_of(keys)
-
-
 def _joined(high: np.ndarray, codes: np.ndarray) -> np.ndarray:
     keys = np.empty((*high.shape, 2), "<u4")
     keys[..., 1] = high
