@@ -2,10 +2,39 @@
 
 import logging
 import os
+import re
 import sys
+import threading
 
 LOGGER = logging.getLogger("shortlist")
+_STDERR = 2
+_NATIVE_LOG = re.compile(rb"[IWE]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]|WARNING: All log messages before absl::InitializeLog")
 _NOISY = ("apache_beam", "absl", "tensorflow", "tf_keras", "h5py", "root")
+
+
+def _filter_native_stderr() -> None:
+    """Keeps what C++ libraries log (`I0000 00:00:… file.cc:58] …`) off the terminal; anything else they write passes.
+
+    ScaNN and TensorFlow write to file descriptor 2 themselves, whatever Python's loggers are told. Our own output goes to a
+    copy of it; what arrives at 2 goes through a thread that drops such lines.
+    """
+    native = sys.__stderr__
+    if native is None or sys.stderr is not native or native.fileno() != _STDERR:
+        return  # Someone else, such as a test, has taken standard error already.
+    native.flush()
+    terminal = os.dup(_STDERR)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, _STDERR)
+    os.close(write_end)
+    sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1, encoding=native.encoding, errors="backslashreplace")
+
+    def forward() -> None:
+        with os.fdopen(read_end, "rb") as lines:
+            for line in lines:
+                if not _NATIVE_LOG.match(line):
+                    os.write(terminal, line)
+
+    threading.Thread(target=forward, daemon=True).start()
 
 
 def is_verbose() -> bool:
@@ -19,6 +48,8 @@ def configure(verbose: bool) -> None:
     Args:
       verbose: let Beam, TensorFlow and absl speak too, and show tracebacks.
     """
+    if not verbose:
+        _filter_native_stderr()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     LOGGER.handlers = [handler]
