@@ -8,7 +8,7 @@ import threading
 
 LOGGER = logging.getLogger("shortlist")
 _STDERR = 2
-_NATIVE_LOG = re.compile(rb"[IWE]\d{4} [\d:.]+ +\d+ \S+\.cc:\d+\]|WARNING: All log messages before absl::InitializeLog")
+_NATIVE_LOG = re.compile(rb"[IWE]\d{4} [\d:.]+ +\d+ \S+\.(?:cc|h):\d+\]|WARNING: All log messages before absl::InitializeLog")
 _NOISY = ("apache_beam", "absl", "tensorflow", "tf_keras", "h5py", "root")
 
 

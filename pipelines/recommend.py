@@ -20,6 +20,7 @@ from transforms.item_lists import CountItems, ItemLists
 from transforms.load_index import files_of_shards
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
+from transforms.recall_segments import RecallBySegment
 from transforms.recommend import ListSettings, RecommendFused
 from transforms.recommend_by_shard import RecommendByShard
 from transforms.search import SearchSettings
@@ -122,6 +123,7 @@ def build(
         made.topk | "WriteTable" >> WritePlacedBlocks(attempt, "topk", TOPK),
         made.reports,
         Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
+        (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(embeddings, lists.checked_fraction),
         root | "CountItems" >> CountItems(embeddings, item_lists),
         root | "ReportPlan" >> beam.Create([{"plan": plan.plan, "plan_reason": plan.why}]),
     ]

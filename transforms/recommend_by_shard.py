@@ -3,17 +3,20 @@
 A worker holds one shard at a time, and none has the ids of all items: a shard sends the ids of the items that it returns
 along with them, and these few are all that histories and held-out items have to be compared with.
 
-    users ──> AskShards ──> requests, one copy for each shard ──> SearchShards ──> answers ──────────────┐
-                │  └──────> requests, with what their users must not get ─────────────────> SettleRequests
-                │                                                                         │       └── uncertain rows go
-                │                                                                         │           round again: wider,
-                └──> rows of the table without their lists, popular lists ──┐             │           at last exactly
-                                                                            v             │
-                     the table's rows, in order <── FinishBlocks <── GroupByPart <── certain rows
+    shards ──> their plans and most popular items, for all workers to know
+                 v
+    users ──> AskShards ──> requests, one copy for each shard ──> GroupByShard ──> AnswerRequests ──┐
+                │  └──────> requests, with what their users must not get ────────────────> GroupByRequest
+                │                                                                                   v
+                │                    uncertain rows go round again: wider, at last exactly <── SettleRequest
+                │                                                                                   v
+                └──> rows of the table without their lists, popular lists ──> GroupByPart <── certain rows
+                                                                                   v
+                                                                              FinishPart ──> the table's rows, in order
 
 The functions are those of `transforms.recommend` and `transforms.search`, and so are the answers, bit for bit. An element is
-a request (rows of one block of users, who must not get about as many items), or a block. What this plan costs beside the search
-is the shuffle: of each user's vector to every shard, and of the keys (8 bytes an item) and ids of what the shards find.
+a request (rows of one block of users who exclude about as many items), or a block. What this plan costs beside the search is
+the shuffle: of each user's vector to every shard, and of the keys (8 bytes an item) and ids of what the shards find.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Chooses how the index is searched: all of it in every worker, or a shard a worker, by what it takes in memory.
 
 fused      a block of users goes through all shards in one process; nothing is shuffled
-by_shard   a worker holds one shard at a time; requests and answers are shuffled, which about doubles the cost of a search
+by_shard   a worker holds one shard at a time; requests and answers are shuffled, which costs a quarter to three quarters more
+           time: the dearer the search itself, the less
 """
 
 import math
