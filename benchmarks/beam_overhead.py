@@ -25,6 +25,7 @@ from pipelines.settings import parse_command
 from pipelines.stage import run_pipeline
 from schemas.storage import WrittenFile, join, parquet_writer, read_parquet_blocks
 from schemas.topk import TOPK
+from transforms import recall_segments
 from transforms.canaries import NUM_CANARIES, MergeMeasured, canary_users, join_canaries, report, served_lists
 from transforms.canaries import measure as measure_block
 from transforms.embed import UserTower, embed_users
@@ -57,7 +58,7 @@ def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
     popular = {by: judge.create_accumulator() for by in RANKINGS}
     written: list[WrittenFile] = []
     fraction = lists.checked_fraction * NUM_CANARIES / recommend.CHECKED_USERS
-    users, served, exact = [], [], []
+    users, served, exact, compared = [], [], [], []
     for part, path in job["users"].items():
         with parquet_writer(attempt, part_path("topk", part), TOPK, written) as writer:
             for block in read_parquet_blocks(path):
@@ -70,6 +71,7 @@ def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
                 users.append(canary_users(known, lists, fraction))
                 served.append(served_lists(made.topk, fraction))
                 exact.append(made.exact)
+                compared.append(recall_segments.served_lists(made.topk, lists.checked_fraction))
     for each in (sums, *popular.values()):
         judge.extract_output(each)
     mean.extract_output(recalls)
@@ -79,6 +81,13 @@ def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
         for block in read_parquet_blocks(path):
             verdict = merge.add_input(verdict, measure_block(block, canaries, lists.k))
     report(verdict, canaries)
+    items = recall_segments.compare(compared, exact)
+    found = sum(
+        recall_segments.sums_by_popularity(block, items)
+        for path in job["embeddings"]
+        for block in read_parquet_blocks(path, ["item_id", "train_count"])
+    )
+    recall_segments.report(np.asarray(found), items)
     return time.perf_counter() - started
 
 
