@@ -5,21 +5,26 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines import lookup, run
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines.command import FAULT, MISTAKE, OK, run_command
+from schemas.blocks import Block
 from schemas.fields import doc_of
 from schemas.storage import exists, join, list_files, open_file, read_json
 from schemas.topk import TOPK
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, write_csv, write_items, write_ratings
+from transforms import build_indexes
 
 QUICK = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--k=10", "--num_shards=3", "--num_buckets=2", "--seed=7"]
 
@@ -207,6 +212,80 @@ def test_low_ratings_are_seen_but_no_positives(tmp_path: Path) -> None:
         mine = {item: rating for (user, item), rating in rated.items() if user == row["user_id"]}
         assert row["history_length"] == sum(rating >= 3 for rating in mine.values())
         assert not mine.keys() & {each["item_id"] for each in row["recommendations"]}
+
+
+@pytest.mark.parametrize("plan", ["fused", "by_shard"])
+def test_users_exclusions_and_item_lists_are_obeyed_before_k_is_counted(tmp_path: Path, plan: str) -> None:
+    rows = ratings()
+    blocked, pairs = ["i1", "i2", "007"], [("u1", "i5"), ("u1", "emoji 🙂"), ("newcomer", "i7")]
+    assert (
+        run_job(
+            f"--ratings={write_ratings(tmp_path)}",
+            f"--output={tmp_path}/out",
+            f"--users={write_csv(tmp_path / 'users.csv', ['user_id'], [('newcomer',), ('u1',)])}",
+            f"--exclude={write_csv(tmp_path / 'pairs.csv', ['user_id', 'item_id'], pairs)}",
+            f"--block_items={write_csv(tmp_path / 'block.csv', ['item_id'], [(each,) for each in blocked])}",
+            f"--plan={plan}",
+            "--split=none",
+            "--k=40",
+        )
+        == OK
+    )
+    table = {row["user_id"]: row for row in topk_of(tmp_path / "out")}
+    catalogue = {item for _, item, *_ in rows}
+    assert table.keys() == {user for user, *_ in rows} | {"newcomer"}
+    for user, row in table.items():
+        unwanted = {item for other, item, *_ in rows if other == user} | {item for other, item in pairs if other == user}
+        assert {each["item_id"] for each in row["recommendations"]} == catalogue - unwanted - set(blocked)
+    newcomer = table["newcomer"]
+    assert newcomer["source"] == "popular"
+    assert newcomer["history_length"] == 0
+    latest = max(time for *_, time in rows)
+    recent = {item: sum(0.5 ** ((latest - t) / 604_800) for _, i, _, t in rows if i == item) for item in catalogue}
+    for each in newcomer["recommendations"]:
+        assert each["score"] == pytest.approx(recent[each["item_id"]], abs=1e-4)
+
+
+def test_allowed_items_are_the_only_ones_and_none_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out", "--split=none"]
+    allow = write_csv(tmp_path / "allow.csv", ["item_id"], [("i1",), ("i2",), ("elsewhere",)])
+    assert run_job(*flags, f"--allow_items={allow}") == OK
+    assert {each["item_id"] for row in topk_of(tmp_path / "out") for each in row["recommendations"]} == {"i1", "i2"}
+    write_csv(allow, ["item_id"], [("elsewhere",)])
+    capsys.readouterr()
+    assert run_job(*flags, f"--allow_items={allow}") == MISTAKE
+    assert "none of the 40 items in the index may be recommended: check the ids in --allow_items" in capsys.readouterr().err
+
+
+def test_stages_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out"]
+    assert run_job(*flags) == OK
+    (path,) = (tmp_path / "out" / "stages").glob("embed-*/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["files"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    assert run_command(run._alone("recommend"), [*QUICK, f"--output={tmp_path}/out"]) == MISTAKE
+    assert "was made from another embed than there is now: run python -m pipelines." in capsys.readouterr().err
+
+
+def test_a_table_that_is_not_what_the_embeddings_say_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out"]
+    # Ids and vectors out of step by one item, as an index might come to be.
+    build = build_indexes.build_shard
+
+    def shifted(blocks: Iterable[Block], *rest: Any) -> int:
+        def shift(block: Block) -> Block:
+            ids = block["item_id"]
+            return block.set_column(0, block.schema.field(0), pa.concat_arrays([ids.slice(1), ids.slice(0, 1)]))
+
+        return build([shift(block) for block in blocks], *rest)
+
+    monkeypatch.setattr(build_indexes, "build_shard", shifted)
+    assert run_job(*flags) == FAULT
+    assert "the table is wrong: for user" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "LATEST").exists()
 
 
 def test_k_and_shards_beyond_the_catalogue_are_cut_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
