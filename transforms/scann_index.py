@@ -275,7 +275,8 @@ class ShardIndex:
         reorder = min(len(self._stored), _SCORED_TOGETHER * math.ceil(max(reorder, wanted) / _SCORED_TOGETHER))
         # ScaNN cuts the queries into batches; the last one, filled up with zeros, must not be short.
         short = -num_queries % _BATCH - (_BATCH - _MIN_BATCH)
-        if short > 0:
+        # A plain scan has no leaves to choose, and what its rounding could change, search_exact guards against.
+        if short > 0 and leaves is not None:
             queries = np.concatenate([queries, np.zeros((short, queries.shape[1]), np.float32)])
         search = searcher.search_batched_parallel if len(queries) > _BATCH else searcher.search_batched
         found, found_scores = search(queries, wanted, reorder, leaves)
