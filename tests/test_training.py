@@ -194,7 +194,7 @@ def test_training_learns_tastes(rows: TrainingRows) -> None:
     assert np.take_along_axis(own, best, axis=1).mean() > 0.9
     search = [row for row in trained.curve if row["phase"] == "search"]
     assert search[trained.num_epochs - 1]["recall_at_100"] == trained.quality.recall  # type: ignore[union-attr]
-    assert [row["epoch"] for row in trained.curve if row["phase"] == "refit"] == list(range(1, trained.num_epochs + 1))
+    assert [row["epoch"] for row in trained.curve if row["phase"] == "full"] == list(range(1, trained.num_epochs + 1))
 
 
 def test_training_is_deterministic(rows: TrainingRows) -> None:
@@ -202,8 +202,10 @@ def test_training_is_deterministic(rows: TrainingRows) -> None:
     assert first == second
 
 
-def test_without_refit_the_best_weights_are_kept(rows: TrainingRows) -> None:
-    settings = TrainingSettings(dim=8, batch_size=64, learning_rate=0.05, l2=0.0, max_epochs=20, patience=2, refit=False)
+def test_without_the_validation_slice_the_best_weights_are_kept(rows: TrainingRows) -> None:
+    settings = TrainingSettings(
+        dim=8, batch_size=64, learning_rate=0.05, l2=0.0, max_epochs=20, patience=2, include_validation=False
+    )
     trained = train(rows, settings)
     assert trained.num_epochs < len(trained.curve) == trained.num_epochs + 2
     held_out = validation_rows(rows, settings.validation_fraction, settings.seed)
@@ -218,7 +220,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("after", [2, 8])
 def test_an_interrupted_training_goes_on_to_the_same_bits(rows: TrainingRows, root: str, after: int) -> None:
-    """After 2 epochs the search is under way, after 8 the refit."""
+    """After 2 epochs the search is under way, after 8 the full training."""
     whole = train(rows, SMALL)
     assert len(whole.curve) > 8
     told = []
@@ -263,7 +265,7 @@ def test_a_training_interrupted_within_an_epoch_goes_on(rows: TrainingRows, root
 
 def test_other_settings_do_not_find_the_checkpoint(rows: TrainingRows, tmp_path: object) -> None:
     train(rows, SMALL, str(tmp_path), checkpoint_secs=0)
-    other = TrainingSettings(dim=4, batch_size=64, max_epochs=1, refit=False)
+    other = TrainingSettings(dim=4, batch_size=64, max_epochs=1, include_validation=False)
     assert len(train(rows, other, str(tmp_path), checkpoint_secs=0).curve) == 1
 
 
@@ -345,7 +347,7 @@ def test_train_towers(root: str) -> None:
     assert items["code"].to_pylist() == list(range(len(rows.item_ids)))
     assert items["train_count"].to_pylist() == np.bincount(rows.item).tolist()
     curves = json.loads(read_bytes(join(out, "curves.json")))
-    assert {row["phase"] for row in curves["epochs"]} == {"search", "refit"}
+    assert {row["phase"] for row in curves["epochs"]} == {"search", "full"}
     assert all(math.isfinite(row["loss"]) for row in curves["epochs"])
 
 

@@ -1,8 +1,8 @@
 """Trains the two towers: reads interactions, fits, stops early, resumes from checkpoints, and writes SavedModels.
 
 A run searches for the number of epochs on a validation slice, and then, since more data is the best regulariser there is,
-trains anew for so many epochs on every row (`refit`: on MovieLens-100K, four seeds, a mean of Recall@100 .717 -> .724 and
-NDCG@10 .430 -> .447).
+trains anew for so many epochs on every training row (`include_validation`: on MovieLens-100K, four seeds, a mean of
+Recall@100 .717 -> .724 and NDCG@10 .430 -> .447).
 
 Memory: about 40 bytes a training row while reading, the ids of the vocabulary, and 16 bytes for each of (users + items) x dim
 (weights, two moments, the best weights so far), 12 more while a checkpoint is written.
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 USER_TOWERS = ("id",)
 """The user towers there are, by the names that `transforms.towers.USER_TOWERS` knows them by."""
 
-PHASES = ("search", "refit")
+PHASES = ("search", "full")
 
 RECALL_AT = 100
 NDCG_AT = 10
@@ -83,8 +83,9 @@ class TrainingSettings:
       l2: adds l2 / 2 times the mean squared length of a batch's user and item vectors to the loss.
       max_epochs: the most passes over the data; without a validation slice, exactly so many.
       patience: stops after so many epochs without a better validation quality (Recall@100 + NDCG@10).
-      validation_fraction: of the rows, by a stable hash of (user, item); 0 turns early stopping and the refit off.
-      refit: trains anew on every row, for the best number of epochs; without it, the best epoch's weights are kept.
+      validation_fraction: of the rows, by a stable hash of (user, item); 0 turns early stopping and the second training off.
+      include_validation: trains anew on every training row, the slice included, for the best number of epochs; without it,
+        the best epoch's weights are kept.
       seed: of the first weights, the order of the rows and the validation slice.
     """
 
@@ -96,7 +97,7 @@ class TrainingSettings:
     max_epochs: int = 50
     patience: int = 4
     validation_fraction: float = 0.1
-    refit: bool = True
+    include_validation: bool = True
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -257,7 +258,7 @@ class Progress:
     """Where a training stands. With the weights, it is all that a restarted one needs: every epoch's order has its own seed."""
 
     phase: int = 0
-    """0: the search for the best epoch (or the only fit); 1: the refit on every row; see PHASES."""
+    """0: the search for the best epoch (or the only fit); 1: the full training on every row; see PHASES."""
     epoch: int = 0
     """How many epochs of this phase are done."""
     step: int = 0
@@ -458,7 +459,7 @@ def train(
     held_out = validation_rows(rows, settings.validation_fraction, settings.seed)
     validation = make_validation(rows, held_out, settings.seed) if held_out.any() else None
     plan = [(rows._replace(user=rows.user[~held_out], item=rows.item[~held_out]), validation)]
-    if validation and settings.refit:
+    if validation and settings.include_validation:
         plan.append((rows, None))
 
     for phase in range(progress.phase, len(plan)):
@@ -479,7 +480,7 @@ def train(
                 on_epoch(progress.curve[-1])
     if not validation:
         return Trained(fit.model, progress.epoch, progress.curve, None)
-    if not settings.refit:
+    if not settings.include_validation:
         fit.restore_best()
     best = progress.curve[progress.best_epoch - 1]
     return Trained(fit.model, progress.best_epoch, progress.curve, Quality(best["recall_at_100"], best["ndcg_at_10"]))
