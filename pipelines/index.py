@@ -20,6 +20,7 @@ from transforms.build_indexes import BuildIndexes
 from transforms.calibrate import (
     EXACT_SHARDS,
     CalibrateSearch,
+    Calibration,
     CalibrationSettings,
     DrawSample,
     calibration_report,
@@ -28,7 +29,8 @@ from transforms.calibrate import (
 from transforms.embed import EmbedUsers
 from transforms.progress import CountBlocks
 from transforms.read import ReadParquet
-from transforms.scann_index import EXACT_BELOW, plan_shard
+from transforms.scann_index import EXACT_BELOW, BuildSettings, plan_shard
+from transforms.search import SearchSettings
 from transforms.training import USER_TOWER
 
 USERS_TO_DRAW_FROM = 16
@@ -46,11 +48,14 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         target_recall=settings.index.target_recall,
     )
     users = some_users(ingested.dataset("users"), ask.num_users)
+    given = settings.index.search
     job = {
         "num_candidates": num_candidates,
         "dim": dim,
         "num_shards": num_shards,
         "seed": settings.index.seed,
+        "shape": settings.index.build,
+        "search": given,
         "embeddings": embedded.paths(settings.output, "embeddings"),
         "users": [join(settings.output, ingested.folder, file.path) for file in users],
         "tower": join(settings.output, trained.folder, USER_TOWER),
@@ -58,7 +63,13 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     return Stage(
         name="index",
         module=__name__,
-        settings={"num_shards": num_shards, "seed": settings.index.seed, "calibration": asdict(ask)},
+        settings={
+            "num_shards": num_shards,
+            "seed": settings.index.seed,
+            "build": asdict(settings.index.build),
+            "search": asdict(given) if given else None,
+            "calibration": asdict(ask),
+        },
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
         reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
         build=lambda root, attempt: build(root, attempt, **job, ask=ask),
@@ -72,6 +83,8 @@ def build(
     dim: int,
     num_shards: int,
     seed: int,
+    shape: BuildSettings,
+    search: SearchSettings | None,
     embeddings: list[str],
     users: list[str],
     tower: str,
@@ -79,16 +92,31 @@ def build(
 ) -> Reports:
     """Adds the stage's steps: embeddings are gathered by shard; each shard is built by one worker, and tried on some users."""
     vectors = root | "ReadEmbeddings" >> ReadParquet(embeddings) | "Progress" >> CountBlocks()
-    shards = vectors | "BuildIndexes" >> BuildIndexes(attempt, num_shards, dim, seed)
-    if num_candidates < EXACT_BELOW:
-        nothing = calibration_report(nothing_to_calibrate(EXACT_SHARDS), ask)
-        calibrated = root | "NothingToCalibrate" >> beam.Create([nothing])
+    shards = vectors | "BuildIndexes" >> BuildIndexes(attempt, num_shards, dim, seed, shape)
+    found = known_search(num_candidates, shape, search)
+    if found:
+        calibrated = root | "NothingToCalibrate" >> beam.Create([calibration_report(found, ask)])
     else:
         known = root | "ReadUsers" >> ReadParquet(users) | "EmbedUsers" >> EmbedUsers(tower)
         items = root | "ReadItems" >> ReadParquet(embeddings, ["item_id", "code"])
         sample = (known, items) | "DrawSample" >> DrawSample(ask, dim)
         calibrated = (shards, sample) | "CalibrateSearch" >> CalibrateSearch(attempt, ask)
     return [shards, calibrated, root | "ReportShards" >> beam.Create([{"num_shards": num_shards, "dim": dim}])]
+
+
+def known_search(num_candidates: int, shape: BuildSettings, search: SearchSettings | None) -> Calibration | None:
+    """Returns search settings that are known without trying any, or None.
+
+    Args:
+      num_candidates: in all shards.
+      shape: how the shards are to be indexed.
+      search: settings that were given.
+    """
+    if shape.kind == "exact" or (num_candidates < EXACT_BELOW and shape.kind is None and shape.num_leaves is None):
+        return nothing_to_calibrate(EXACT_SHARDS)
+    if search:
+        return Calibration(search, "given with --reorder_per_neighbor: nothing was calibrated", 0, ())
+    return None
 
 
 def some_users(files: Sequence[WrittenFile], num_users: int) -> list[WrittenFile]:
@@ -110,7 +138,7 @@ def choose_shards(num_vectors: int, dim: int, ask: IndexSettings) -> int:
     if not num_vectors:
         raise InputError("there are no candidates to index, no item was trained on: check the ratings and --min_rating")
     if ask.num_shards is None:
-        return math.ceil(plan_shard(num_vectors, dim).index_bytes / ask.max_shard_bytes)
+        return math.ceil(ask.build.applied_to(plan_shard(num_vectors, dim)).index_bytes / ask.max_shard_bytes)
     if ask.num_shards > num_vectors:
         LOGGER.warning("num_shards %d is above the number of candidates: using %d", ask.num_shards, num_vectors)
     return min(ask.num_shards, num_vectors)

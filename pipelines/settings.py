@@ -16,6 +16,8 @@ from apache_beam.runners.runner import create_runner
 from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
 from transforms.calibrate import TARGET_RECALL
+from transforms.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
+from transforms.search import SearchSettings
 from transforms.search_plan import MAX_WORKER_BYTES, PLANS
 from transforms.split import DEFAULT_HOLDOUT, SplitSettings
 from transforms.training import TrainingSettings
@@ -75,10 +77,22 @@ class ShortlistOptions(PipelineOptions):
         index = parser.add_argument_group("index")
         index.add_argument("--num_shards", type=int, help="ScaNN indexes (default: the fewest that fit --max_shard_bytes)")
         index.add_argument("--max_shard_bytes", type=int, default=4 << 30, help="the most memory for one shard (default 4 GiB)")
-
         index.add_argument(
             "--target_recall", type=float, default=TARGET_RECALL, help="of ScaNN against exact search, at least (default 0.95)"
         )
+        index.add_argument("--index_kind", help="of each shard: exact, hashed or tree (default: by its size)")
+        index.add_argument("--leaves", type=int, help="of each shard's tree (default: by its size)")
+        index.add_argument(
+            "--quantization_threshold",
+            type=float,
+            default=QUANTIZATION_THRESHOLD,
+            help=f"of ScaNN's anisotropic hashes (default {QUANTIZATION_THRESHOLD})",
+        )
+        index.add_argument("--no_soar", action="store_true", help="put each vector in one leaf of a tree, not in two")
+        index.add_argument(
+            "--leaves_to_search", type=int, help="of each shard's tree (default: calibrated, as is what follows)"
+        )
+        index.add_argument("--reorder_per_neighbor", type=float, help="vectors scored exactly for each neighbor asked for")
 
         recommend = parser.add_argument_group("recommend")
         recommend.add_argument("--k", type=int, default=100, help="items a user (default 100)")
@@ -129,12 +143,15 @@ class IngestSettings:
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How to shard the index."""
+    """How to shard, build and search the index."""
 
     num_shards: int | None
     max_shard_bytes: int
     target_recall: float
     seed: int
+    build: BuildSettings
+    search: SearchSettings | None
+    """Given, as after tuning; None: to be calibrated."""
 
     def __post_init__(self) -> None:
         if self.num_shards is not None and self.num_shards < 1:
@@ -308,6 +325,16 @@ def _range_of(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
+def _search_of(flags: argparse.Namespace) -> SearchSettings | None:
+    if flags.reorder_per_neighbor is None:
+        if flags.leaves_to_search is not None:
+            raise InputError(
+                "leaves_to_search alone says too little of a search: give --reorder_per_neighbor too, or leave both out"
+            )
+        return None
+    return SearchSettings(flags.leaves_to_search, flags.reorder_per_neighbor)
+
+
 def settings_of(flags: argparse.Namespace) -> Settings:
     """Checks the flags' values and returns them as settings.
 
@@ -346,7 +373,14 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             patience=flags.patience,
             seed=flags.seed,
         ),
-        index=IndexSettings(flags.num_shards, flags.max_shard_bytes, flags.target_recall, flags.seed),
+        index=IndexSettings(
+            num_shards=flags.num_shards,
+            max_shard_bytes=flags.max_shard_bytes,
+            target_recall=flags.target_recall,
+            seed=flags.seed,
+            build=BuildSettings(flags.index_kind, flags.leaves, flags.quantization_threshold, not flags.no_soar),
+            search=_search_of(flags),
+        ),
         recommend=RecommendSettings(
             k=flags.k,
             recommend_seen=flags.recommend_seen,

@@ -34,6 +34,7 @@ from transforms.calibrate import (
     cost_of_row,
 )
 from transforms.embed import vector_column
+from transforms.load_index import load_plan
 from transforms.partition import key_by_shard
 from transforms.ranking_metrics import recall_against
 from transforms.scann_index import ShardPlan, build, plan_shard
@@ -369,3 +370,21 @@ def test_a_few_files_of_users_are_enough_to_draw_from() -> None:
     files = [WrittenFile(f"users/{at}", rows, 0, "") for at, rows in enumerate([0, 900, 800, 900, 900])]
     assert [file.path for file in index.some_users(files, 100)] == ["users/0", "users/1", "users/2"]
     assert index.some_users(files, 10_000) == files
+
+
+def test_the_stage_builds_and_searches_as_it_is_told(tmp_path: Path) -> None:
+    flags = ["--dim=8", "--max_epochs=1", "--k=3", "--num_shards=1", "--num_buckets=3", f"--output={tmp_path / 'out'}"]
+    given = ["--leaves=5", "--no_soar", "--quantization_threshold=0.3", "--leaves_to_search=4", "--reorder_per_neighbor=2.5"]
+    assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags, *given]) == OK
+    (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
+    assert SearchSettings(**manifest.metrics["search"]) == SearchSettings(4, 2.5)
+    assert manifest.metrics["calibration"]["reason"] == "given with --reorder_per_neighbor: nothing was calibrated"
+    plan = load_plan(str(tmp_path / "out" / manifest.folder), 0, manifest.dataset("shards"))
+    assert plan == ShardPlan("tree", 40, 8, 5, 0.3, soar=False)
+
+
+def test_a_small_index_that_is_given_leaves_is_calibrated(tmp_path: Path) -> None:
+    flags = ["--dim=8", "--max_epochs=1", "--k=3", "--num_shards=1", "--leaves=5", f"--output={tmp_path / 'out'}"]
+    assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
+    (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
+    assert manifest.metrics["calibration"]["curve"]

@@ -1,7 +1,9 @@
 import json
 import pickle
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from transforms import scann_index
-from transforms.scann_index import ShardPlan, build, load, plan_shard
+from transforms.scann_index import BuildSettings, ShardPlan, build, load, plan_shard
 
 KINDS = {
     "exact": lambda n, dim: ShardPlan("exact", n, dim),
@@ -73,6 +75,81 @@ def test_a_number_of_leaves_overrides_the_size_where_a_tree_can_be_trained(num_v
 def test_no_leaves_is_refused():
     with pytest.raises(InputError, match="the number of leaves must be at least 1, got 0"):
         plan_shard(1000, 8, num_leaves=0)
+
+
+@pytest.mark.parametrize(
+    ("ask", "num_vectors", "expected"),
+    [
+        (BuildSettings(), 200_000, ShardPlan("tree", 200_000, 8, 1342)),
+        (BuildSettings(soar=False), 200_000, ShardPlan("tree", 200_000, 8, 1342, soar=False)),
+        (BuildSettings(num_leaves=7), 50, ShardPlan("tree", 50, 8, 7)),
+        (BuildSettings(num_leaves=70), 50, ShardPlan("tree", 50, 8, 50)),
+        (BuildSettings("tree"), 100, ShardPlan("tree", 100, 8, 30)),
+        (BuildSettings("tree", 3), 15, ShardPlan("exact", 15, 8)),
+        (BuildSettings("hashed", None, 0.1, False), 200_000, ShardPlan("hashed", 200_000, 8, 1, 0.1)),
+        (BuildSettings("exact", soar=False), 200_000, ShardPlan("exact", 200_000, 8)),
+        (BuildSettings(quantization_threshold=0.4), 100, ShardPlan("exact", 100, 8)),
+    ],
+)
+def test_what_is_asked_for_overrides_what_the_size_says(ask, num_vectors, expected):
+    assert ask.applied_to(plan_shard(num_vectors, 8)) == expected
+
+
+def test_nothing_asked_for_changes_nothing():
+    for num_vectors in (0, 15, 16, 19_999, 20_000, 99_999, 100_000, 1_000_000):
+        assert BuildSettings().applied_to(plan_shard(num_vectors, 8)) == plan_shard(num_vectors, 8)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        ({"kind": "trees"}, "the kind of index must be one of exact, hashed, tree, got 'trees': change --index_kind"),
+        ({"num_leaves": 0}, "the number of leaves must be at least 1, got 0: raise --leaves or leave it out"),
+        ({"kind": "hashed", "num_leaves": 5}, "an index of kind hashed has no leaves, got 5: leave --leaves out"),
+        (
+            {"quantization_threshold": float("nan")},
+            "quantization_threshold must be from 0 to below 1, got nan: change --quantization_threshold",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused(ask, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        BuildSettings(**ask)
+
+
+def test_a_tree_with_soar_puts_each_vector_in_two_leaves_and_one_without_in_one(tmp_path):
+    vectors = clustered(np.random.default_rng(3), 2000, 16)
+    for soar, times in ((True, 2), (False, 1)):
+        plan = replace(plan_shard(2000, 16, 20), soar=soar)
+        build(vectors, plan).save(tmp_path / str(soar))
+        assert load(tmp_path / str(soar)).plan == plan
+        assert np.load(tmp_path / str(soar) / "datapoint_to_token.npy").size == times * 2001
+
+
+@pytest.mark.parametrize("kind", ["hashed", "tree"])
+def test_the_threshold_counts_in_lengths_of_the_vectors(kind, tmp_path):
+    """Longer vectors have the same hashes, another threshold has others: ScaNN itself takes it for an inner product."""
+    vectors = clustered(np.random.default_rng(3), 2000, 16)
+    plan = KINDS[kind](2000, 16)
+    for name, each, scale in (
+        ("plain", plan, 1),
+        ("longer", plan, 4),
+        ("higher", replace(plan, quantization_threshold=0.5), 1),
+    ):
+        build(scale * vectors, each).save(tmp_path / name)
+
+    hashes = {folder.name: np.load(folder / "hashed_dataset.npy") for folder in tmp_path.iterdir()}
+    np.testing.assert_array_equal(hashes["plain"], hashes["longer"])
+    assert (hashes["plain"] != hashes["higher"]).any()
+
+
+def test_bytes_without_soar_are_those_of_the_files(tmp_path):
+    vectors = clustered(np.random.default_rng(3), 3000, 16)
+    for soar in (True, False):
+        index = build(vectors, replace(plan_shard(3000, 16, 20), soar=soar))
+        index.save(tmp_path / str(soar))
+        on_disk = sum(file.stat().st_size for file in (tmp_path / str(soar)).iterdir())
+        assert on_disk == pytest.approx(index.plan.index_bytes, rel=0.1)
 
 
 def test_vectors_that_are_not_finite_are_refused():

@@ -7,6 +7,8 @@ from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipelines.settings import parse_command
 from schemas.errors import InputError
+from transforms.scann_index import BuildSettings
+from transforms.search import SearchSettings
 
 OUTPUT = ["--output", "/tmp/out"]
 
@@ -62,6 +64,10 @@ def test_another_runner_is_left_alone() -> None:
         ([*OUTPUT, "--k=0"], "k must be at least 1, got 0: raise --k"),
         ([*OUTPUT, "--num_shards=0"], "num_shards must be at least 1, got 0"),
         ([*OUTPUT, "--max_shard_bytes=5"], "max_shard_bytes must be at least 1 MiB, got 5"),
+        ([*OUTPUT, "--leaves=0"], "the number of leaves must be at least 1, got 0: raise --leaves"),
+        ([*OUTPUT, "--index_kind=forest"], "the kind of index must be one of exact, hashed, tree, got 'forest'"),
+        ([*OUTPUT, "--leaves_to_search=5"], "leaves_to_search alone says too little of a search: give --reorder_per_neighbor"),
+        ([*OUTPUT, "--reorder_per_neighbor=0.5"], "reorder per neighbor must be a number from 1 on, got 0.5"),
         ([*OUTPUT, "--num_buckets=0"], "num_buckets must be at least 1, got 0"),
         ([*OUTPUT, "--max_rejected_fraction=2"], "max_rejected_fraction must be between 0 and 1, got 2"),
         ([*OUTPUT, "--columns=user_id"], "--columns takes role=column pairs, got 'user_id'"),
@@ -86,6 +92,15 @@ def test_another_runner_is_left_alone() -> None:
 def test_mistakes_are_named(flags: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_command(flags, "")
+
+
+def test_how_to_build_and_search_an_index_can_be_given() -> None:
+    flags = ["--leaves=30", "--no_soar", "--quantization_threshold=0.3", "--leaves_to_search=7", "--reorder_per_neighbor=2"]
+    index = parse_command([*OUTPUT, *flags], "")[0].index
+    assert index.build == BuildSettings(None, 30, 0.3, soar=False)
+    assert index.search == SearchSettings(7, 2.0)
+    default = parse_command(OUTPUT, "")[0].index
+    assert (default.build, default.search) == (BuildSettings(), None)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,13 @@ from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, upload_folder
 from transforms.partition import key_by_shard
-from transforms.scann_index import build, plan_shard
+from transforms.scann_index import BuildSettings, build, plan_shard
 
 ID_MAP_FILE = "items.arrow"
 INDEX_FOLDER = "scann"
+
+BY_SIZE = BuildSettings()
+"""Nothing asked for: the size of a shard decides."""
 
 
 def shard_path(shard: int) -> str:
@@ -32,7 +35,7 @@ def vectors_of(embeddings: pa.Array) -> np.ndarray:
     return embeddings.flatten().to_numpy(zero_copy_only=False).reshape(len(embeddings), embeddings.type.list_size)
 
 
-def build_shard(blocks: Iterable[Block], dim: int, seed: int, folder: Path) -> int:
+def build_shard(blocks: Iterable[Block], dim: int, seed: int, folder: Path, ask: BuildSettings = BY_SIZE) -> int:
     """Builds one shard and writes it to a local folder.
 
     Args:
@@ -40,13 +43,14 @@ def build_shard(blocks: Iterable[Block], dim: int, seed: int, folder: Path) -> i
       dim: of the vectors.
       seed: of the clustering.
       folder: where to write; `scann/` and the id map.
+      ask: how to index, where not as the size says.
 
     Returns:
       How many vectors the shard has.
     """
     rows = one_block(blocks, embeddings_schema(dim))
     rows = rows.take(pc.sort_indices(rows["code"]))
-    index = build(vectors_of(rows["embedding"]), plan_shard(rows.num_rows, dim), seed)
+    index = build(vectors_of(rows["embedding"]), ask.applied_to(plan_shard(rows.num_rows, dim)), seed)
     index.save(folder / INDEX_FOLDER)
     id_map = rows.select(ID_MAP.names).cast(ID_MAP)
     with pa.ipc.new_file(str(folder / ID_MAP_FILE), ID_MAP) as writer:
@@ -54,15 +58,17 @@ def build_shard(blocks: Iterable[Block], dim: int, seed: int, folder: Path) -> i
     return rows.num_rows
 
 
-def write_shard(shard: int, blocks: Iterable[Block], root: str, dim: int, seed: int) -> list[WrittenFile]:
-    """Builds one shard and writes it below `root`, which may be remote.
+def write_shard(
+    shard: int, blocks: Iterable[Block], root: str, dim: int, seed: int, ask: BuildSettings = BY_SIZE
+) -> list[WrittenFile]:
+    """Builds one shard and writes it below `root`, which may be remote; see `build_shard`.
 
     Raises:
       InputError: naming the shard, if its vectors cannot be indexed.
     """
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
         try:
-            build_shard(blocks, dim, seed, Path(folder))
+            build_shard(blocks, dim, seed, Path(folder), ask)
         except InputError as error:
             raise InputError(f"failed to build the index of shard {shard}: {error}") from error
         except Exception as error:
@@ -79,12 +85,14 @@ class BuildIndexes(beam.PTransform):
       num_shards: how many; items go to shards by a stable hash of their ids. A shard without items is not written.
       dim: of the vectors.
       seed: of the clustering.
+      ask: how to index, where not as the size of a shard says.
     """
 
     root: str
     num_shards: int
     dim: int
     seed: int
+    ask: BuildSettings = BY_SIZE
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -98,4 +106,4 @@ class BuildIndexes(beam.PTransform):
         )
 
     def _write(self, shard: int, blocks: Iterable[Block]) -> Iterator[Any]:
-        yield from write_shard(shard, blocks, self.root, self.dim, self.seed)
+        yield from write_shard(shard, blocks, self.root, self.dim, self.seed, self.ask)

@@ -81,7 +81,6 @@ _COST_OF_REORDERING = {"hashed": 50.0, "tree": 130.0}
 _COST_OF_NEIGHBOR = 75.0
 _COST_OF_SCANNING = 1.65
 _COST_OF_EXACT_NEIGHBOR = 200.0
-_COPIES_IN_TREE = 2  # SOAR puts each vector in two leaves.
 
 EXACT_SHARDS = "every shard is searched exactly"
 """A fact that leaves nothing to calibrate."""
@@ -236,7 +235,7 @@ def cost_of_row(plan: ShardPlan, width: int, exact: bool, settings: SearchSettin
     scored = float(plan.num_vectors)
     if plan.kind == "tree":
         share = min(1.0, (settings.leaves_to_search or plan.num_leaves) / plan.num_leaves)
-        scored = _COST_OF_LEAF * plan.num_leaves + _COPIES_IN_TREE * share * plan.num_vectors
+        scored = _COST_OF_LEAF * plan.num_leaves + plan.leaves_a_vector * share * plan.num_vectors
     reordered = min(plan.num_vectors, math.ceil(width * settings.reorder_per_neighbor))
     return scored + _COST_OF_REORDERING[plan.kind] * reordered + _COST_OF_NEIGHBOR * width
 

@@ -89,6 +89,8 @@ SHARDS = pa.schema(
         ("num_vectors", pa.int64()),
         ("dim", pa.int64()),
         ("num_leaves", pa.int64()),
+        ("quantization_threshold", pa.float64()),
+        ("soar", pa.bool_()),
         ("num_items", pa.int64()),
     ]
 )

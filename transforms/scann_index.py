@@ -14,7 +14,7 @@ ScaNN (Guo et al. 2020; SOAR: Sun et al. 2023) is quick and has sharp edges. Wha
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,12 @@ EXACT_BELOW = 20_000
 HASHED_BELOW = 100_000
 """Shards of fewer vectors are hashed without a tree (ScaNN's own rule)."""
 
+KINDS = ("exact", "hashed", "tree")
+QUANTIZATION_THRESHOLD = 0.2
+"""What ScaNN's authors use, for vectors of length 1."""
+
 _CLUSTERS_PER_BLOCK = 16
 _DIMENSIONS_PER_BLOCK = 2
-_ANISOTROPIC_THRESHOLD = 0.2
 _SOAR_LAMBDA = 1.5
 _TRAINING_SAMPLE = 100_000
 _MIN_BATCH = 32
@@ -52,6 +55,11 @@ class ShardPlan:
     num_vectors: int
     dim: int
     num_leaves: int = 1
+    quantization_threshold: float = QUANTIZATION_THRESHOLD
+    """Of anisotropic hashes (Guo et al. 2020), which keep more of what lies along a vector than of what lies across it: the
+    inner products to get right, from this share of the product of the vector's and the query's lengths on."""
+    soar: bool = True
+    """Whether a tree puts each vector in two leaves (Sun et al. 2023)."""
 
     @property
     def index_bytes(self) -> int:
@@ -62,8 +70,60 @@ class ShardPlan:
             return vectors
         if self.kind == "hashed":
             return vectors + hashes
-        # Each vector lies in two leaves, and centres are stored in float64.
-        return vectors + 2 * (hashes + 4 * self.num_vectors) + 8 * self.num_leaves * self.dim
+        # Centres are stored in float64.
+        return vectors + self.leaves_a_vector * (hashes + 4 * self.num_vectors) + 8 * self.num_leaves * self.dim
+
+    @property
+    def leaves_a_vector(self) -> int:
+        """How many leaves of a tree each vector lies in."""
+        return 2 if self.soar else 1
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How shards are to be indexed, where not as their size says."""
+
+    kind: str | None = None
+    """One of KINDS."""
+    num_leaves: int | None = None
+    """Of each shard's tree."""
+    quantization_threshold: float = QUANTIZATION_THRESHOLD
+    soar: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in KINDS:
+            raise InputError(f"the kind of index must be one of {', '.join(KINDS)}, got {self.kind!r}: change --index_kind")
+        if self.num_leaves is not None and self.num_leaves < 1:
+            raise InputError(f"the number of leaves must be at least 1, got {self.num_leaves}: raise --leaves or leave it out")
+        if self.num_leaves is not None and self.kind not in (None, "tree"):
+            raise InputError(f"an index of kind {self.kind} has no leaves, got {self.num_leaves}: leave --leaves out")
+        if not 0 <= self.quantization_threshold < 1:
+            raise InputError(
+                f"quantization_threshold must be from 0 to below 1, got {self.quantization_threshold:g}: "
+                "change --quantization_threshold"
+            )
+
+    def applied_to(self, plan: ShardPlan) -> ShardPlan:
+        """Returns the plan as it is asked for; a shard too small for hashes stays exact."""
+        kind = self.kind or ("tree" if self.num_leaves else plan.kind)
+        if kind == "exact" or plan.num_vectors < _CLUSTERS_PER_BLOCK:
+            return ShardPlan("exact", plan.num_vectors, plan.dim)
+        leaves = 1
+        if kind == "tree":
+            by_size = plan.num_leaves if plan.kind == "tree" else leaves_by_size(plan.num_vectors)
+            leaves = min(self.num_leaves or by_size, plan.num_vectors)
+        return replace(
+            plan,
+            kind=kind,
+            num_leaves=leaves,
+            quantization_threshold=self.quantization_threshold,
+            soar=self.soar or kind != "tree",
+        )
+
+
+def leaves_by_size(num_vectors: int) -> int:
+    """Returns how many leaves a tree has that nobody has tuned: with SOAR, about 3 sqrt(n) are quickest."""
+    return max(1, round(3 * math.sqrt(num_vectors)))
 
 
 def plan_shard(num_vectors: int, dim: int, num_leaves: int | None = None) -> ShardPlan:
@@ -85,7 +145,7 @@ def plan_shard(num_vectors: int, dim: int, num_leaves: int | None = None) -> Sha
         return ShardPlan("exact", num_vectors, dim)
     if num_leaves is None and num_vectors < HASHED_BELOW:
         return ShardPlan("hashed", num_vectors, dim)
-    return ShardPlan("tree", num_vectors, dim, min(num_leaves or round(3 * math.sqrt(num_vectors)), num_vectors))
+    return ShardPlan("tree", num_vectors, dim, min(num_leaves or leaves_by_size(num_vectors), num_vectors))
 
 
 def build(vectors: np.ndarray, plan: ShardPlan, seed: int = 0) -> "ShardIndex":
@@ -118,9 +178,11 @@ def _create_searcher(stored: np.ndarray, plan: ShardPlan, seed: int) -> Any:
     builder = pybind.builder(stored, _SCORED_TOGETHER, "dot_product").reorder(_SCORED_TOGETHER)
     if plan.kind == "exact":
         return pybind.create_searcher(stored, builder.score_brute_force().create_config())
+    # ScaNN compares its threshold with each vector's length, not with 1: 0.2 would do nothing to vectors of length 4.
+    length = math.sqrt(float(np.square(stored, dtype=np.float64).sum(axis=1).mean()))
     builder = builder.score_ah(
         _DIMENSIONS_PER_BLOCK,
-        anisotropic_quantization_threshold=_ANISOTROPIC_THRESHOLD,
+        anisotropic_quantization_threshold=plan.quantization_threshold * length,
         training_sample_size=_TRAINING_SAMPLE,
     )
     if plan.kind == "tree":
@@ -129,7 +191,7 @@ def _create_searcher(stored: np.ndarray, plan: ShardPlan, seed: int) -> Any:
             plan.num_leaves,
             training_sample_size=_TRAINING_SAMPLE,
             random_init=False,
-            soar_lambda=_SOAR_LAMBDA,
+            soar_lambda=_SOAR_LAMBDA if plan.soar else None,
         )
     # The builder has no seed, but the configuration that it writes has. One thread, for two sum in an order of their own.
     config = builder.create_config().replace("partitioning {", f"partitioning {{ clustering_seed: {seed % 2**31}", 1)
