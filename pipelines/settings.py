@@ -63,7 +63,13 @@ class ShortlistOptions(PipelineOptions):
 
         train = parser.add_argument_group("train")
         defaults = TrainingSettings()
-        train.add_argument("--user_tower", default=defaults.user_tower, help="the kind of user tower: id")
+        train.add_argument("--user_tower", default=defaults.user_tower, help="id, history or id+history")
+        train.add_argument(
+            "--history_sample",
+            type=int,
+            default=defaults.history_sample,
+            help="the most items of a history that a training step looks at",
+        )
         train.add_argument("--dim", type=int, default=defaults.dim, help=f"of the embeddings (default {defaults.dim})")
         train.add_argument("--learning_rate", type=float, default=defaults.learning_rate, help="of Adam")
         train.add_argument("--batch_size", type=int, default=defaults.batch_size, help="rows a step, and negatives a row")
@@ -364,6 +370,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         ),
         training=TrainingSettings(
             user_tower=flags.user_tower,
+            history_sample=flags.history_sample,
             dim=flags.dim,
             learning_rate=flags.learning_rate,
             batch_size=flags.batch_size,

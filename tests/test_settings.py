@@ -84,7 +84,7 @@ def test_another_runner_is_left_alone() -> None:
         (["--output=/tmp/a[1]"], r"has a '\[', which means a pattern"),
         (["--output=zz://a"], "is on no file system that is installed"),
         ([*OUTPUT, "--split=weekly"], "split must be one of"),
-        ([*OUTPUT, "--user_tower=magic"], "user_tower must be one of id, got 'magic'"),
+        ([*OUTPUT, "--user_tower=magic"], r"user_tower must be one of id, history, id\+history, got 'magic'"),
         ([*OUTPUT, "--dim=0"], "dim must be between 1 and 4096, got 0"),
         ([*OUTPUT, "--config=/no/such.yaml"], "the config /no/such.yaml does not exist"),
     ],

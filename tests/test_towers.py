@@ -7,10 +7,12 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from transforms.towers import IdTower, SparseAdam, TwoTowers, negatives
+from transforms.towers import Batch, IdTower, SparseAdam, TwoTowers, negatives
+from transforms.user_towers import UserIdTower
 
 USERS = np.array([0, 1, 2, 0, 3], np.int32)
 ITEMS = np.array([0, 1, 0, 2, 3], np.int32)
+BATCH = Batch(tf.constant(USERS), tf.constant(ITEMS), tf.range(5), tf.constant([0, 0]))
 # Rows 0 and 3 are the same user, rows 0 and 2 the same item.
 NEGATIVES = np.array(
     [
@@ -26,15 +28,15 @@ NEGATIVES = np.array(
 
 def two_towers(probabilities: list[float], l2: float, scale: float = 20.0) -> TwoTowers:
     """Returns towers of 4 users and as many items as probabilities, with vectors of a length near 1."""
-    user_tower, item_tower = IdTower(4, 3, l2, seed=1), IdTower(len(probabilities), 3, l2, seed=2)
-    for tower in (user_tower, item_tower):
+    user_tower, item_tower = UserIdTower(4, 3, l2, seed=1), IdTower(len(probabilities), 3, l2, seed=2)
+    for tower in (user_tower.own, item_tower):
         tower.embeddings.assign(tower.embeddings * scale)
     return TwoTowers(user_tower, item_tower, np.log(probabilities))
 
 
 def by_hand(model: TwoTowers, probabilities: list[float], l2: float) -> tuple[float, np.ndarray, np.ndarray]:
     """Returns the loss and its gradients by the user and item vectors, in float64."""
-    user_vectors, item_vectors = (tower.vectors.astype(float) for tower in (model.user_tower, model.item_tower))
+    user_vectors, item_vectors = (tower.vectors.astype(float) for tower in (model.user_tower.own, model.item_tower))
     queries, candidates = user_vectors[USERS], item_vectors[ITEMS]
     batch = len(USERS)
     logits = queries @ candidates.T - np.log(np.array(probabilities))[ITEMS]
@@ -55,7 +57,7 @@ def by_hand(model: TwoTowers, probabilities: list[float], l2: float) -> tuple[fl
 def test_loss_and_gradient_equal_the_formula(probabilities: list[float], l2: float) -> None:
     model = two_towers(probabilities, l2)
     with tf.GradientTape() as tape:
-        loss = model.compute_loss((tf.constant(USERS), tf.constant(ITEMS))) + tf.add_n([*model.losses, 0.0])
+        loss = model.compute_loss(BATCH) + tf.add_n([*model.losses, 0.0])
     gradients = [tf.convert_to_tensor(each).numpy() for each in tape.gradient(loss, model.trainable_variables)]
     expected, user_gradient, item_gradient = by_hand(model, probabilities, l2)
     assert loss.numpy() == pytest.approx(expected, rel=1e-6)
@@ -73,9 +75,9 @@ def test_the_loss_is_a_mean_of_each_step_before_it() -> None:
     model.optimizer = SparseAdam(0.1)
     model.optimizer.build(model.trainable_variables)
     before = by_hand(model, probabilities, 0.1)[0]
-    first = model.train_steps(USERS[None], ITEMS[None]).numpy()
+    first = model.train_steps(USERS[None], ITEMS[None], np.arange(5, dtype=np.int32)[None]).numpy()
     after = by_hand(model, probabilities, 0.1)[0]
-    second = model.train_steps(np.tile(USERS, (2, 1)), np.tile(ITEMS, (2, 1))).numpy()
+    second = model.train_steps(*(np.tile(each, (2, 1)) for each in (USERS, ITEMS, np.arange(5, dtype=np.int32)))).numpy()
     assert first == pytest.approx([before], rel=1e-6)
     assert second[0] == pytest.approx(after, rel=1e-6)
     assert second[1] < second[0] < first[0]

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from schemas.interactions import INTERACTIONS
 from schemas.storage import join, list_files, parquet_writer, read_bytes, read_parquet_blocks, sha256_of
 from transforms.embed import ItemTower, UserTower
 from transforms.training import (
+    USER_TOWERS,
     Trained,
     TrainingRows,
     TrainingSettings,
@@ -66,8 +68,12 @@ def rows_of(pairs: list[tuple[str, str]]) -> TrainingRows:
     return TrainingRows(pa.array(user_ids), pa.array(item_ids), user, item)
 
 
-def weights_of(trained: Trained) -> tuple[bytes, bytes]:
-    return trained.model.user_tower.vectors.tobytes(), trained.model.item_tower.vectors.tobytes()
+def users_of(trained: Trained, rows: TrainingRows) -> np.ndarray:
+    return trained.model.user_tower.vectors_of(np.arange(len(rows.user_ids)))
+
+
+def weights_of(trained: Trained, rows: TrainingRows) -> tuple[bytes, bytes]:
+    return users_of(trained, rows).tobytes(), trained.model.item_tower.vectors.tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,7 @@ def rows() -> TrainingRows:
     [
         ({"dim": 0}, "dim must be between 1 and 4096, got 0: change --dim"),
         ({"batch_size": 0}, "batch_size must be between 1 and 65536, got 0: change --batch_size"),
+        ({"history_sample": 0}, "history_sample must be between 1 and 65536, got 0: change --history_sample"),
         ({"max_epochs": 0}, "max_epochs must be between 1 and 10000, got 0: change --max_epochs"),
         ({"patience": -1}, "patience must be between 1 and 10000, got -1: change --patience"),
         ({"seed": -1}, "seed must be between 0 and 2147483647, got -1: change --seed"),
@@ -90,19 +97,13 @@ def rows() -> TrainingRows:
             {"validation_fraction": 0.6},
             "validation_fraction must be between 0 and 0.5, got 0.6: change --validation_fraction",
         ),
-        ({"user_tower": "deep"}, "user_tower must be one of id, got 'deep': change --user_tower"),
+        ({"user_tower": "deep"}, "user_tower must be one of id, history, id+history, got 'deep': change --user_tower"),
     ],
 )
 def test_settings_are_checked(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
         TrainingSettings(**change)
     assert str(error.value) == message
-
-
-def test_the_user_towers_are_those_that_there_are() -> None:
-    from transforms import towers, training
-
-    assert set(training.USER_TOWERS) == set(towers.USER_TOWERS)
 
 
 def test_read_rows_whatever_the_files(root: str) -> None:
@@ -185,9 +186,11 @@ def test_validation_takes_a_sample_of_many_users(rows: TrainingRows, monkeypatch
     assert {(validation.users[key // num_items], key % num_items) for key in validation.held_out} == expected
 
 
-def test_training_learns_tastes(rows: TrainingRows) -> None:
-    trained = train(rows, TrainingSettings(dim=8, batch_size=64, learning_rate=0.01, max_epochs=30, seed=0))
-    scores = trained.model.user_tower.vectors @ trained.model.item_tower.vectors.T
+@pytest.mark.parametrize("user_tower", USER_TOWERS)
+def test_training_learns_tastes(rows: TrainingRows, user_tower: str) -> None:
+    settings = TrainingSettings(user_tower, dim=8, batch_size=64, learning_rate=0.01, max_epochs=30, seed=0)
+    trained = train(rows, settings)
+    scores = users_of(trained, rows) @ trained.model.item_tower.vectors.T
     own = np.arange(120)[:, None] % 4 == np.arange(60)[None, :] % 4
     # The 15 items of a user's own taste, out of 60, fill nearly all of the 15 best places.
     best = np.argsort(-scores, axis=1)[:, :15]
@@ -197,8 +200,10 @@ def test_training_learns_tastes(rows: TrainingRows) -> None:
     assert [row["epoch"] for row in trained.curve if row["phase"] == "full"] == list(range(1, trained.num_epochs + 1))
 
 
-def test_training_is_deterministic(rows: TrainingRows) -> None:
-    first, second = (weights_of(train(rows, SMALL)) for _ in range(2))
+@pytest.mark.parametrize("user_tower", USER_TOWERS)
+def test_training_is_deterministic(rows: TrainingRows, user_tower: str) -> None:
+    settings = replace(SMALL, user_tower=user_tower, history_sample=5)
+    first, second = (weights_of(train(rows, settings), rows) for _ in range(2))
     assert first == second
 
 
@@ -210,7 +215,7 @@ def test_without_the_validation_slice_the_best_weights_are_kept(rows: TrainingRo
     assert trained.num_epochs < len(trained.curve) == trained.num_epochs + 2
     held_out = validation_rows(rows, settings.validation_fraction, settings.seed)
     validation = make_validation(rows, held_out, settings.seed)
-    users = trained.model.user_tower.vectors[validation.users]
+    users = trained.model.user_tower.vectors_of(validation.users)
     assert quality_of(users, trained.model.item_tower.vectors, validation) == trained.quality
 
 
@@ -218,10 +223,11 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [2, 8])
-def test_an_interrupted_training_goes_on_to_the_same_bits(rows: TrainingRows, root: str, after: int) -> None:
+@pytest.mark.parametrize(("after", "user_tower"), [(2, "id"), (8, "id"), (2, "id+history"), (8, "history")])
+def test_an_interrupted_training_goes_on_to_the_same_bits(rows: TrainingRows, root: str, after: int, user_tower: str) -> None:
     """After 2 epochs the search is under way, after 8 the full training."""
-    whole = train(rows, SMALL)
+    settings = replace(SMALL, user_tower=user_tower, history_sample=5)
+    whole = train(rows, settings)
     assert len(whole.curve) > 8
     told = []
 
@@ -231,11 +237,11 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(rows: TrainingRows, ro
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(rows, SMALL, root, checkpoint_secs=0, on_epoch=interrupt)
+        train(rows, settings, root, checkpoint_secs=0, on_epoch=interrupt)
     (checkpoint,) = list_files(join(root, "*"))
     assert checkpoint.path.endswith(".npz")
-    resumed = train(rows, SMALL, root, checkpoint_secs=0, on_epoch=told.append)
-    assert weights_of(resumed) == weights_of(whole)
+    resumed = train(rows, settings, root, checkpoint_secs=0, on_epoch=told.append)
+    assert weights_of(resumed, rows) == weights_of(whole, rows)
     assert len(told) == len(whole.curve)
     assert resumed.curve == whole.curve
 
@@ -260,7 +266,7 @@ def test_a_training_interrupted_within_an_epoch_goes_on(rows: TrainingRows, root
     with pytest.raises(Interrupted):
         train(rows, SMALL, root, checkpoint_secs=0)
     resumed = train(rows, SMALL, root, checkpoint_secs=0)
-    assert weights_of(resumed) == weights_of(whole)
+    assert weights_of(resumed, rows) == weights_of(whole, rows)
 
 
 def test_other_settings_do_not_find_the_checkpoint(rows: TrainingRows, tmp_path: object) -> None:
@@ -290,7 +296,7 @@ def test_very_little_data_still_gives_towers(pairs: list[tuple[str, str]]) -> No
     trained = train(rows, TrainingSettings(dim=4, max_epochs=3))
     assert trained.num_epochs >= 1
     for vectors, ids in (
-        (trained.model.user_tower.vectors, rows.user_ids),
+        (users_of(trained, rows), rows.user_ids),
         (trained.model.item_tower.vectors, rows.item_ids),
     ):
         assert vectors.shape == (len(ids), 4)
@@ -336,7 +342,7 @@ def test_train_towers(root: str) -> None:
     users = pa.record_batch({"user_id": pa.array(["u001", "nobody", "u000"])})
     vectors, known = UserTower(join(out, "user_tower")).embed(users)
     assert known.tolist() == [True, False, True]
-    np.testing.assert_array_equal(vectors[[2, 0]], expected.model.user_tower.vectors[:2])
+    np.testing.assert_array_equal(vectors[[2, 0]], users_of(expected, rows)[:2])
     assert (vectors[1] == 0).all()
     vectors, known = ItemTower(join(out, "item_tower")).embed(pa.record_batch({"item_id": rows.item_ids}))
     assert known.all()

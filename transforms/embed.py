@@ -18,6 +18,7 @@ from schemas.blocks import Block
 from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, is_local, join, list_files, local_folder
+from transforms.id_map import list_lengths
 from transforms.progress import NAMESPACE
 
 ITEMS_WITHOUT_VECTOR = "items_without_vector"
@@ -34,7 +35,7 @@ class Tower(Protocol):
 
 
 class _SavedTower:
-    """A SavedModel that takes ids: [n] string -> {"embedding": [n, dim] float32, "known": [n] bool}.
+    """A SavedModel: ids, [n] string -> {"embedding": [n, dim] float32, "known": [n] bool}.
 
     Args:
       path: its folder, which may be remote.
@@ -63,7 +64,7 @@ class _SavedTower:
         import tensorflow as tf
 
         ids = block[f"{self.kind}_id"]
-        output = self._function(tf.constant(ids.to_numpy(zero_copy_only=False), tf.string))
+        output = self._function(**{name: tf.constant(value) for name, value in self._inputs_of(block).items()})
         vectors, known = output["embedding"].numpy(), output["known"].numpy()
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
@@ -73,17 +74,35 @@ class _SavedTower:
             )
         return vectors, known
 
+    def _inputs_of(self, block: Block) -> dict[str, np.ndarray]:
+        return {"ids": _texts(block[f"{self.kind}_id"])}
+
 
 class UserTower(_SavedTower):
-    """Embeds blocks of USERS; load it in `setup()`, by path, once a process."""
+    """Embeds blocks of USERS; load it in `setup()`, by path, once a process.
+
+    A tower by history takes two more inputs: `history`, the item ids of all users one after another, and `history_lengths`,
+    [n] int64.
+    """
 
     kind = "user"
+
+    def _inputs_of(self, block: Block) -> dict[str, np.ndarray]:
+        inputs = super()._inputs_of(block)
+        if "history" in self._function.structured_input_signature[1]:
+            history = block["history"]
+            inputs |= {"history": _texts(history.flatten()), "history_lengths": list_lengths(history)}
+        return inputs
 
 
 class ItemTower(_SavedTower):
     """Embeds blocks of ITEMS; load it in `setup()`, by path, once a process."""
 
     kind = "item"
+
+
+def _texts(ids: pa.Array) -> np.ndarray:
+    return ids.to_numpy(zero_copy_only=False).astype(object)
 
 
 def vector_column(vectors: np.ndarray, known: np.ndarray | None = None) -> pa.FixedSizeListArray:

@@ -7,14 +7,15 @@ It is taken off in log space, as one more dimension of the vectors, since TFRS's
 Training works on codes; what `save` writes works on ids and needs nothing but TensorFlow.
 """
 
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+
+from transforms.served_ids import ServedIds, save_served
 
 
 class SparseAdam(tf.keras.optimizers.Adam):
@@ -38,6 +39,32 @@ class SparseAdam(tf.keras.optimizers.Adam):
         variable.scatter_sub(tf.IndexedSlices(rate * mean / (tf.sqrt(square) + self.epsilon), rows))
 
 
+def first_vectors(seed: int) -> tf.keras.initializers.Initializer:
+    """Returns what vectors begin as: uniform in +-0.05."""
+    return tf.keras.initializers.RandomUniform(-0.05, 0.05, seed=seed)
+
+
+def l2_of(weight: float) -> tf.keras.regularizers.Regularizer | None:
+    """Returns the regularizer that adds weight / 2 times the mean squared length of a layer's outputs to the loss."""
+    return tf.keras.regularizers.L2(weight / 2) if weight else None
+
+
+class Batch(NamedTuple):
+    """Some training rows.
+
+    Attributes:
+      users: [batch] int32 codes.
+      items: [batch] int32 codes.
+      rows: [batch] int32: which rows of training they are.
+      draw: [2] int32: the seed of whatever a tower draws by chance for them.
+    """
+
+    users: tf.Tensor
+    items: tf.Tensor
+    rows: tf.Tensor
+    draw: tf.Tensor
+
+
 class IdTower(tf.keras.layers.Embedding):
     """A vector of its own for each id that training saw.
 
@@ -45,15 +72,15 @@ class IdTower(tf.keras.layers.Embedding):
       num_ids: codes are 0 to num_ids - 1.
       dim: of the vectors.
       l2: adds l2 / 2 times the mean squared length of the batch's vectors to the loss.
-      seed: of the first vectors, uniform in +-0.05.
+      seed: of the first vectors.
     """
 
     def __init__(self, num_ids: int, dim: int, l2: float, seed: int) -> None:
         super().__init__(
             num_ids,
             dim,
-            embeddings_initializer=tf.keras.initializers.RandomUniform(-0.05, 0.05, seed=seed),
-            activity_regularizer=tf.keras.regularizers.L2(l2 / 2) if l2 else None,
+            embeddings_initializer=first_vectors(seed),
+            activity_regularizer=l2_of(l2),
         )
         self.build(None)
 
@@ -69,44 +96,23 @@ class IdTower(tf.keras.layers.Embedding):
           ids: [num_ids] string, by code.
           folder: a local folder.
         """
-        with tempfile.TemporaryDirectory(prefix="shortlist-") as scratch:
-            served = _ServedIds(ids, self.vectors, Path(scratch, "vocabulary.txt"))
-            tf.saved_model.save(served, str(folder), signatures=served.embed)
-        # It holds a random number, is not needed, and would make equal models differ.
-        (folder / "fingerprint.pb").unlink()
+        save_served(lambda scratch: _ServedVectors(ids, self.vectors, scratch), folder)
 
 
-class _ServedIds(tf.Module):
-    """Looks ids up; an unknown one has the zero vector."""
+class _ServedVectors(tf.Module):
+    """Gives the vectors of ids; an unknown one has the zero vector."""
 
-    def __init__(self, ids: pa.Array, vectors: np.ndarray, vocabulary: Path) -> None:
+    def __init__(self, ids: pa.Array, vectors: np.ndarray, scratch: Path) -> None:
         super().__init__()
-        # One id a line, in base64: an id may hold a line break. A file, since a graph is at most 2 GB.
-        lines = tf.io.encode_base64(tf.constant(ids.to_numpy(zero_copy_only=False), tf.string)).numpy()
-        vocabulary.write_bytes(b"\n".join(lines) + b"\n")
+        self.ids = ServedIds(ids, scratch)
         self.vectors = tf.Variable(vectors, trainable=False)
-        self.rows = tf.lookup.StaticHashTable(
-            tf.lookup.TextFileInitializer(
-                str(vocabulary),
-                key_dtype=tf.string,
-                key_index=tf.lookup.TextFileIndex.WHOLE_LINE,
-                value_dtype=tf.int64,
-                value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
-            ),
-            default_value=-1,
-            experimental_is_anonymous=True,  # Its name would hold the scratch folder's path, and could meet another table's.
-        )
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="ids")])
     def embed(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
-        rows = self.rows.lookup(tf.io.encode_base64(ids))
-        known = rows >= 0
-        vectors = tf.gather(self.vectors, tf.maximum(rows, 0))
+        codes = self.ids.codes_of(ids)
+        known = codes >= 0
+        vectors = tf.gather(self.vectors, tf.maximum(codes, 0))
         return {"embedding": tf.where(known[:, tf.newaxis], vectors, 0.0), "known": known}
-
-
-USER_TOWERS: dict[str, Callable[[int, int, float, int], IdTower]] = {"id": IdTower}
-"""By the name that `--user_tower` takes."""
 
 
 def negatives(users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
@@ -131,49 +137,55 @@ class TwoTowers(tfrs.Model):
     """A user tower and an item tower, trained with TFRS's retrieval task.
 
     Args:
-      user_tower: [batch] int32 -> [batch, dim] float32.
-      item_tower: likewise.
+      user_tower: Batch -> [batch, dim] float32.
+      item_tower: [batch] int32 codes -> [batch, dim] float32.
       log_probability: [num_items] float32, how likely a random training row has the item.
+      seed: of what the towers draw by chance.
     """
 
     def __init__(
-        self, user_tower: tf.keras.layers.Layer, item_tower: tf.keras.layers.Layer, log_probability: np.ndarray
+        self,
+        user_tower: tf.keras.layers.Layer,
+        item_tower: tf.keras.layers.Layer,
+        log_probability: np.ndarray,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.user_tower = user_tower
         self.item_tower = item_tower
         self._log_probability = tf.constant(log_probability, tf.float32)
+        self._seed = seed
         # A mean, where TFRS's default is a sum: neither the learning rate nor the L2 term then depends on the batch size.
         self._task = tfrs.tasks.Retrieval(
             loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="sum_over_batch_size")
         )
 
-    def compute_loss(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
+    def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
         """Returns the softmax loss of a batch; the towers' L2 terms are in `losses`.
 
         Args:
-          inputs: [batch] int32 users and [batch] int32 items.
+          inputs: the batch.
           training: changes nothing here.
         """
-        users, items = inputs
-        queries = self.user_tower(users)
-        candidates = self.item_tower(items)
-        log_probability = tf.gather(self._log_probability, items)[:, tf.newaxis]
+        queries = self.user_tower(inputs)
+        candidates = self.item_tower(inputs.items)
+        log_probability = tf.gather(self._log_probability, inputs.items)[:, tf.newaxis]
         return self._task(
             tf.concat([queries, tf.ones_like(log_probability)], axis=1),
             tf.concat([candidates, -log_probability], axis=1),
-            score_mask=negatives(users, items),
+            score_mask=negatives(inputs.users, inputs.items),
             compute_metrics=False,
             compute_batch_metrics=False,
         )
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 2)
-    def train_steps(self, users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 3)
+    def train_steps(self, users: tf.Tensor, items: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Trains on batch after batch without going back to Python.
 
         Args:
           users: [num_steps, batch] int32.
           items: likewise.
+          rows: likewise, which rows of training they are.
 
         Returns:
           [num_steps] float32, the loss of each batch before the step on it, L2 terms included.
@@ -181,5 +193,8 @@ class TwoTowers(tfrs.Model):
         num_steps = tf.shape(users)[0]
         losses = tf.TensorArray(tf.float32, num_steps)
         for step in tf.range(num_steps):
-            losses = losses.write(step, self.train_step((users[step], items[step]))["total_loss"])
+            # The optimizer counts steps, and is in the checkpoint: a training that goes on draws what it would have drawn.
+            draw = tf.stack([self._seed, tf.cast(self.optimizer.iterations, tf.int32)])
+            batch = Batch(users[step], items[step], rows[step], draw)
+            losses = losses.write(step, self.train_step(batch)["total_loss"])
         return losses.stack()

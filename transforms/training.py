@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
     from transforms.towers import TwoTowers
 
-USER_TOWERS = ("id",)
-"""The user towers there are, by the names that `transforms.towers.USER_TOWERS` knows them by."""
+USER_TOWERS = ("id", "history", "id+history")
+"""The kinds of user tower: see `transforms.user_towers`."""
 
 PHASES = ("search", "full")
 
@@ -76,10 +76,13 @@ class TrainingSettings:
     """How to train.
 
     Attributes:
-      user_tower: 'id': a vector of its own for each user.
+      user_tower: 'id': a vector of its own for each user; 'history': the mean of the vectors of what a user rated, which
+        serves users that training never saw; 'id+history': their sum.
       dim: of the vectors.
       learning_rate: of Adam; scale it with the batch size.
       batch_size: rows a step, and so negatives a row; cut down to the number of rows where there are fewer.
+      history_sample: the most items of a user's history that a step looks at, drawn anew each time; it bounds a step's memory
+        and time, not what is served, which is made of the whole history.
       l2: adds l2 / 2 times the mean squared length of a batch's user and item vectors to the loss.
       max_epochs: the most passes over the data; without a validation slice, exactly so many.
       patience: stops after so many epochs without a better validation quality (Recall@100 + NDCG@10).
@@ -93,6 +96,7 @@ class TrainingSettings:
     dim: int = 64
     learning_rate: float = 0.003
     batch_size: int = 512
+    history_sample: int = 50
     l2: float = 0.1
     max_epochs: int = 50
     patience: int = 4
@@ -108,6 +112,7 @@ class TrainingSettings:
         for name, low, high in [
             ("dim", 1, 4096),
             ("batch_size", 1, 65_536),
+            ("history_sample", 1, 65_536),
             ("max_epochs", 1, 10_000),
             ("patience", 1, 10_000),
             ("seed", 0, 2**31 - 1),
@@ -318,14 +323,18 @@ class _Fit:
     def __init__(
         self, rows: TrainingRows, settings: TrainingSettings, progress: Progress, validation: Validation | None
     ) -> None:
-        from transforms import towers
+        from transforms import towers, user_towers
 
-        seed = 4 * settings.seed + 2 * progress.phase
-        counts = np.bincount(rows.item, minlength=len(rows.item_ids))
+        seed = 8 * settings.seed + 4 * progress.phase
+        num_items = len(rows.item_ids)
+        histories = user_towers.Histories(rows.user, rows.item, len(rows.user_ids))
         self.model = towers.TwoTowers(
-            towers.USER_TOWERS[settings.user_tower](len(rows.user_ids), settings.dim, settings.l2, seed),
-            towers.IdTower(len(rows.item_ids), settings.dim, settings.l2, seed + 1),
-            np.log(counts) - np.log(len(rows.item)),
+            user_towers.make_user_tower(
+                settings.user_tower, histories, num_items, settings.dim, settings.history_sample, settings.l2, seed
+            ),
+            towers.IdTower(num_items, settings.dim, settings.l2, seed + 1),
+            np.log(np.bincount(rows.item, minlength=num_items)) - np.log(len(rows.item)),
+            seed,
         )
         self.model.optimizer = towers.SparseAdam(settings.learning_rate)
         self.model.optimizer.build(self.model.trainable_variables)
@@ -381,7 +390,7 @@ class _Fit:
         batches = order[: num_steps * batch_size].reshape(num_steps, batch_size)
         while progress.step < num_steps:
             chosen = batches[progress.step : progress.step + _STEPS_A_CALL]
-            losses = self.model.train_steps(rows.user[chosen], rows.item[chosen]).numpy()
+            losses = self.model.train_steps(rows.user[chosen], rows.item[chosen], chosen).numpy()
             if not np.isfinite(losses).all():
                 self._fail(progress.step + int(np.argmin(np.isfinite(losses))), "loss")
             yield losses
@@ -393,7 +402,7 @@ class _Fit:
             self._fail(progress.step - 1, "vectors")
         quality = None
         if self._validation is not None:
-            users, items = self.model.user_tower.vectors[self._validation.users], self.model.item_tower.vectors
+            users, items = self.model.user_tower.vectors_of(self._validation.users), self.model.item_tower.vectors
             quality = quality_of(users, items, self._validation)
         progress.curve.append(
             {
@@ -490,11 +499,9 @@ def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[Writte
     """Writes towers, vocabularies and curves to the folder `root`, which may be remote."""
     written: list[WrittenFile] = []
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
-        for name, tower, ids in (
-            (USER_TOWER, trained.model.user_tower, rows.user_ids),
-            (ITEM_TOWER, trained.model.item_tower, rows.item_ids),
-        ):
-            tower.save(ids, Path(folder, name))
+        trained.model.user_tower.save(rows.user_ids, rows.item_ids, Path(folder, USER_TOWER))
+        trained.model.item_tower.save(rows.item_ids, Path(folder, ITEM_TOWER))
+        for name in (USER_TOWER, ITEM_TOWER):
             written += upload_folder(Path(folder, name), root, name)
     for path, schema, ids, codes in (
         ("users.parquet", USER_VOCABULARY, rows.user_ids, rows.user),

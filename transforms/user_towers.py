@@ -1,0 +1,222 @@
+"""User towers: a vector of a user's own, or one made of what the user has rated, or the sum of both.
+
+    id          users[user]                             a user that training saw
+    history     mean of rated[item] over its items      any user with a known item, also one who came later
+    id+history  their sum                               either
+
+The history is summed by TensorFlow's sparse segment operations: neither it nor its gradient ever holds a vector for each of its
+items, and only rows that are in it are touched.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from transforms.served_ids import ServedIds, save_served
+from transforms.towers import Batch, IdTower, first_vectors, l2_of
+
+_USERS_AT_ONCE = 1 << 16
+
+
+class Histories:
+    """What each user rated in training, as rows that are sorted by user.
+
+    Args:
+      user: [n] int32 codes, ascending.
+      item: [n] int32 codes.
+      num_users: how many users there are.
+    """
+
+    def __init__(self, user: np.ndarray, item: np.ndarray, num_users: int) -> None:
+        self.lengths = np.bincount(user, minlength=num_users)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.items = item
+        # Tensors that a compiled function refers to, rather than constants that its graph would hold.
+        self._starts, self._lengths, self._items = (
+            tf.constant(array, tf.int32) for array in (self.starts[:-1], self.lengths, item)
+        )
+
+    def draw_others(self, batch: Batch, num_drawn: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws from what each user of a batch rated apart from the row's own item.
+
+        All others are taken where there are no more than `num_drawn`; else the others are cut into as many equal pieces, and
+        each gives one at random.
+
+        Args:
+          batch: n training rows.
+          num_drawn: the most items a row.
+
+        Returns:
+          [m] int32 items, and [m] int32: whose they are, 0 to n - 1, ascending.
+        """
+        starts = tf.gather(self._starts, batch.users)[:, tf.newaxis]
+        others = tf.gather(self._lengths, batch.users)[:, tf.newaxis] - 1
+        slots = tf.range(num_drawn)[tf.newaxis, :]
+        chance = tf.random.stateless_uniform([tf.shape(starts)[0], num_drawn], batch.draw)
+        piece = tf.cast(others, tf.float32) / num_drawn
+        drawn = tf.minimum(tf.cast((tf.cast(slots, tf.float32) + chance) * piece, tf.int32), others - 1)
+        places = starts + tf.where(others > num_drawn, drawn, slots)
+        places += tf.cast(places >= batch.rows[:, tf.newaxis], tf.int32)  # Steps over the row itself.
+        is_there = slots < others
+        row = tf.broadcast_to(tf.range(tf.shape(starts)[0])[:, tf.newaxis], tf.shape(places))
+        return tf.gather(self._items, places[is_there]), row[is_there]
+
+    def of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns whole histories: [m] int32 items, and [m] int32: whose they are, by place in `users`, ascending."""
+        lengths = self.lengths[users]
+        row = np.repeat(np.arange(len(users), dtype=np.int32), lengths)
+        first = np.repeat(self.starts[users] - (np.cumsum(lengths) - lengths), lengths)
+        return self.items[first + np.arange(len(row))], row
+
+
+class UserTower(Protocol):
+    """Makes the vectors of users: without the row's own item in training, else of all that they rated."""
+
+    def __call__(self, batch: Batch) -> tf.Tensor:
+        """Returns [batch, dim] float32."""
+
+    def vectors_of(self, users: np.ndarray) -> np.ndarray:
+        """Returns [n, dim] float32 for [n] int32 codes."""
+
+    def save(self, user_ids: pa.Array, item_ids: pa.Array, folder: Path) -> None:
+        """Writes a SavedModel: ids (and histories) -> {"embedding": [n, dim] float32, "known": [n] bool}."""
+
+
+class UserIdTower(tf.keras.layers.Layer):
+    """A vector of its own for each user that training saw; the arguments are those of IdTower."""
+
+    def __init__(self, num_users: int, dim: int, l2: float, seed: int) -> None:
+        super().__init__()
+        self.own = IdTower(num_users, dim, l2, seed)
+
+    def call(self, batch: Batch) -> tf.Tensor:
+        return self.own(batch.users)
+
+    def vectors_of(self, users: np.ndarray) -> np.ndarray:
+        return self.own.vectors[users]
+
+    def save(self, user_ids: pa.Array, item_ids: pa.Array, folder: Path) -> None:
+        self.own.save(user_ids, folder)
+
+
+class HistoryTower(tf.keras.layers.Layer):
+    """The mean of the vectors of what a user rated; each item has a vector for this, apart from the item tower's.
+
+    In training a row's own item is left out, so that the tower does not learn to find what it was shown, and of a long history
+    a sample is drawn anew at each step.
+
+    Args:
+      histories: of training.
+      num_items: codes are 0 to num_items - 1.
+      dim: of the vectors.
+      num_drawn: the most items of a history that a step looks at.
+      l2: adds l2 / 2 times the mean squared length of the batch's vectors to the loss.
+      seed: of the first vectors.
+    """
+
+    def __init__(self, histories: Histories, num_items: int, dim: int, num_drawn: int, l2: float, seed: int) -> None:
+        super().__init__(activity_regularizer=l2_of(l2))
+        self._histories, self._num_drawn = histories, num_drawn
+        self.rated = self.add_weight(name="rated", shape=(num_items, dim), initializer=first_vectors(seed))
+
+    def call(self, batch: Batch) -> tf.Tensor:
+        items, row = self._histories.draw_others(batch, self._num_drawn)
+        return mean_of(self.rated, items, row, tf.shape(batch.users)[0])
+
+    def vectors_of(self, users: np.ndarray) -> np.ndarray:
+        vectors = [
+            mean_of(self.rated, *self._histories.of(some), len(some)).numpy()
+            for some in np.split(users, range(_USERS_AT_ONCE, len(users), _USERS_AT_ONCE))
+        ]
+        return np.concatenate(vectors)
+
+    def save(self, user_ids: pa.Array, item_ids: pa.Array, folder: Path) -> None:
+        save_served(lambda scratch: _ServedHistories(item_ids, self.rated.numpy(), scratch), folder)
+
+
+class IdAndHistoryTower(tf.keras.layers.Layer):
+    """The sum of a user's own vector and the mean of the vectors of what it rated.
+
+    Args:
+      id_tower: gives the one.
+      history_tower: gives the other.
+      l2: adds l2 / 2 times the mean squared length of the sums to the loss.
+    """
+
+    def __init__(self, id_tower: UserIdTower, history_tower: HistoryTower, l2: float) -> None:
+        super().__init__(activity_regularizer=l2_of(l2))
+        self.id_tower, self.history_tower = id_tower, history_tower
+
+    def call(self, batch: Batch) -> tf.Tensor:
+        return self.id_tower(batch) + self.history_tower(batch)
+
+    def vectors_of(self, users: np.ndarray) -> np.ndarray:
+        return self.id_tower.vectors_of(users) + self.history_tower.vectors_of(users)
+
+    def save(self, user_ids: pa.Array, item_ids: pa.Array, folder: Path) -> None:
+        rated, own = self.history_tower.rated.numpy(), self.id_tower.own.vectors
+        save_served(lambda scratch: _ServedHistories(item_ids, rated, scratch, user_ids, own), folder)
+
+
+def make_user_tower(
+    kind: str, histories: Histories, num_items: int, dim: int, num_drawn: int, l2: float, seed: int
+) -> UserTower:
+    """Returns the tower that `kind` names: id, history or id+history."""
+    num_users = len(histories.lengths)
+    if kind == "id":
+        return UserIdTower(num_users, dim, l2, seed)
+    history_tower = HistoryTower(histories, num_items, dim, num_drawn, l2 if kind == "history" else 0.0, seed + 2)
+    return history_tower if kind == "history" else IdAndHistoryTower(UserIdTower(num_users, dim, 0.0, seed), history_tower, l2)
+
+
+def mean_of(vectors: tf.Variable, items: tf.Tensor, row: tf.Tensor, num_rows: tf.Tensor) -> tf.Tensor:
+    """Returns [num_rows, dim] float32: the mean of the vectors of each row's items, zero where it has none.
+
+    Args:
+      vectors: [num_items, dim] float32.
+      items: [m] int32.
+      row: [m] int32, ascending: whose each item is.
+      num_rows: how many rows there are.
+    """
+    return tf.sparse.segment_mean(vectors, items, row, num_rows, sparse_gradient=True)
+
+
+class _ServedHistories(tf.Module):
+    """Means of histories, given as ids, and users' own vectors where there are some; what is unknown is left out."""
+
+    def __init__(
+        self,
+        item_ids: pa.Array,
+        rated: np.ndarray,
+        scratch: Path,
+        user_ids: pa.Array | None = None,
+        own: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        self.items = ServedIds(item_ids, scratch, "items")
+        self.rated = tf.Variable(rated, trainable=False)
+        self.users = ServedIds(user_ids, scratch, "users") if user_ids is not None else None
+        self.own = tf.Variable(own, trainable=False) if own is not None else None
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.string, name="ids"),
+            tf.TensorSpec([None], tf.string, name="history"),
+            tf.TensorSpec([None], tf.int64, name="history_lengths"),
+        ]
+    )
+    def embed(self, ids: tf.Tensor, history: tf.Tensor, history_lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        codes = self.items.codes_of(history)
+        is_known = codes >= 0
+        row = tf.repeat(tf.range(tf.shape(ids)[0]), history_lengths)[is_known]
+        vectors = mean_of(self.rated, codes[is_known], row, tf.shape(ids)[0])
+        known = tf.math.unsorted_segment_max(tf.ones_like(row), row, tf.shape(ids)[0]) > 0
+        if self.users is not None:
+            users = self.users.codes_of(ids)
+            own = tf.gather(self.own, tf.maximum(users, 0))
+            vectors += tf.where((users >= 0)[:, tf.newaxis], own, 0.0)
+            known |= users >= 0
+        return {"embedding": vectors, "known": known}
