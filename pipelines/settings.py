@@ -65,6 +65,9 @@ class ShortlistOptions(PipelineOptions):
         defaults = TrainingSettings()
         train.add_argument("--user_tower", default=defaults.user_tower, help="id, history or id+history")
         train.add_argument(
+            "--mixed_negatives", type=int, default=defaults.mixed_negatives, help="uniform candidates added to each batch"
+        )
+        train.add_argument(
             "--history_sample",
             type=int,
             default=defaults.history_sample,
@@ -370,6 +373,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         ),
         training=TrainingSettings(
             user_tower=flags.user_tower,
+            mixed_negatives=flags.mixed_negatives,
             history_sample=flags.history_sample,
             dim=flags.dim,
             learning_rate=flags.learning_rate,

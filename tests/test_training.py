@@ -86,6 +86,7 @@ def rows() -> TrainingRows:
     [
         ({"dim": 0}, "dim must be between 1 and 4096, got 0: change --dim"),
         ({"batch_size": 0}, "batch_size must be between 1 and 65536, got 0: change --batch_size"),
+        ({"mixed_negatives": -1}, "mixed_negatives must be between 0 and 65536, got -1: change --mixed_negatives"),
         ({"history_sample": 0}, "history_sample must be between 1 and 65536, got 0: change --history_sample"),
         ({"max_epochs": 0}, "max_epochs must be between 1 and 10000, got 0: change --max_epochs"),
         ({"patience": -1}, "patience must be between 1 and 10000, got -1: change --patience"),

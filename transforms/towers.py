@@ -1,12 +1,14 @@
 """Two towers in TensorFlow Recommenders: a vector for each user and each item, whose inner product is the score.
 
-The loss is TFRS's in-batch softmax: each user of a batch picks its item among the items of the batch. Items come into batches
-as often as they are popular, so the log of that probability is taken off their scores (the logQ correction: Yi et al. 2019).
-It is taken off in log space, as one more dimension of the vectors, since TFRS's own correction clips probabilities at 1e-6.
+The loss is TFRS's in-batch softmax: each user of a batch picks its item among the items of the batch, and some more that are
+uniform from the catalogue, if asked for. Items come into batches as often as they are popular, so the log of that is
+taken off their scores (the logQ correction: Yi et al. 2019; of the mixture: Yang et al. 2020). It is taken off in log space, as
+one more dimension of the vectors, since TFRS's own correction clips probabilities at 1e-6.
 
 Training works on codes; what `save` writes works on ids and needs nothing but TensorFlow.
 """
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +24,14 @@ class SparseAdam(tf.keras.optimizers.Adam):
     """Adam (Kingma and Ba 2015) that touches only the rows of an embedding that are in the batch.
 
     Keras decays the moments of every row at every step, so that a step takes as long as the vocabulary is large. Here the
-    moments of a row stand still while it is away ("lazy" Adam); all variables must be embeddings.
+    moments of a row stand still while it is away ("lazy" Adam).
     """
 
-    def update_step(self, gradient: tf.IndexedSlices, variable: tf.Variable) -> None:
-        """Updates the rows in `gradient`, which Keras has made unique."""
+    def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
+        """Updates the rows in `gradient`, which Keras has made unique; all of a variable whose gradient is not sparse."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable)
+            return
         slot = self._index_dict[self._var_key(variable)]
         first, second = self._momentums[slot], self._velocities[slot]
         step = tf.cast(self.iterations + 1, tf.float32)
@@ -115,22 +120,44 @@ class _ServedVectors(tf.Module):
         return {"embedding": tf.where(known[:, tf.newaxis], vectors, 0.0), "known": known}
 
 
-def negatives(users: tf.Tensor, items: tf.Tensor) -> tf.Tensor:
-    """Tells which items of a batch each of its users is scored against.
+def negatives(users: tf.Tensor, items: tf.Tensor, more: tf.Tensor) -> tf.Tensor:
+    """Tells which candidates each user of a batch is scored against.
 
-    Those are its own item and those of other users that are other items: the same item again is an accidental hit, and what
-    the same user has elsewhere in the batch is a positive too.
+    Those are its own item and all that are other items, except those of the batch that are the same user's: the same item
+    again is an accidental hit, and what the same user has elsewhere in the batch is a positive too.
 
     Args:
       users: [batch] int32 codes.
-      items: [batch] int32 codes.
+      items: [batch] int32 codes: the first candidates.
+      more: [m] int32 codes: candidates that come after the batch's own.
 
     Returns:
-      [batch, batch] bool.
+      [batch, batch + m] bool.
     """
     same_user = users[:, tf.newaxis] == users[tf.newaxis, :]
-    same_item = items[:, tf.newaxis] == items[tf.newaxis, :]
+    same_item = items[:, tf.newaxis] == tf.concat([items, more], axis=0)[tf.newaxis, :]
+    same_user = tf.pad(same_user, [[0, 0], [0, tf.shape(more)[0]]])
     return tf.linalg.set_diag(~(same_user | same_item), tf.ones_like(users, tf.bool))
+
+
+def mixed_log_probability(log_probability: tf.Tensor, batch_size: tf.Tensor, num_uniform: int, num_items: int) -> tf.Tensor:
+    """Returns how likely a random candidate is each of some items, where some candidates are training rows' items and the rest
+    are uniform from the catalogue (mixed negative sampling: Yang et al. 2020); in log space, where no item is too rare.
+
+    Args:
+      log_probability: [n] float32, how likely a random training row has the item.
+      batch_size: candidates that are training rows' items.
+      num_uniform: candidates that are uniform.
+      num_items: of the catalogue.
+
+    Returns:
+      [n] float32, logarithms.
+    """
+    if not num_uniform:
+        return log_probability
+    from_rows = log_probability + tf.math.log(tf.cast(batch_size, tf.float32))
+    uniform = tf.fill(tf.shape(from_rows), math.log(num_uniform) - math.log(num_items))
+    return tf.reduce_logsumexp([from_rows, uniform], axis=0) - tf.math.log(tf.cast(batch_size + num_uniform, tf.float32))
 
 
 class TwoTowers(tfrs.Model):
@@ -140,7 +167,8 @@ class TwoTowers(tfrs.Model):
       user_tower: Batch -> [batch, dim] float32.
       item_tower: [batch] int32 codes -> [batch, dim] float32.
       log_probability: [num_items] float32, how likely a random training row has the item.
-      seed: of what the towers draw by chance.
+      mixed_negatives: how many candidates, uniform from all items, are added to each batch's own.
+      seed: of what is drawn by chance.
     """
 
     def __init__(
@@ -148,12 +176,14 @@ class TwoTowers(tfrs.Model):
         user_tower: tf.keras.layers.Layer,
         item_tower: tf.keras.layers.Layer,
         log_probability: np.ndarray,
+        mixed_negatives: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.user_tower = user_tower
         self.item_tower = item_tower
         self._log_probability = tf.constant(log_probability, tf.float32)
+        self._mixed_negatives = mixed_negatives
         self._seed = seed
         # A mean, where TFRS's default is a sum: neither the learning rate nor the L2 term then depends on the batch size.
         self._task = tfrs.tasks.Retrieval(
@@ -167,13 +197,20 @@ class TwoTowers(tfrs.Model):
           inputs: the batch.
           training: changes nothing here.
         """
+        users, items, _, draw = inputs
+        num_items = self._log_probability.shape[0]
+        # The towers draw with the seed as it is.
+        more = tf.random.stateless_uniform([self._mixed_negatives], tf.add(draw, [1, 0]), 0, num_items, tf.int32)
+        codes = tf.concat([items, more], axis=0)
         queries = self.user_tower(inputs)
-        candidates = self.item_tower(inputs.items)
-        log_probability = tf.gather(self._log_probability, inputs.items)[:, tf.newaxis]
+        candidates = self.item_tower(codes)
+        log_probability = mixed_log_probability(
+            tf.gather(self._log_probability, codes), tf.shape(items)[0], self._mixed_negatives, num_items
+        )
         return self._task(
-            tf.concat([queries, tf.ones_like(log_probability)], axis=1),
-            tf.concat([candidates, -log_probability], axis=1),
-            score_mask=negatives(inputs.users, inputs.items),
+            tf.concat([queries, tf.ones_like(queries[:, :1])], axis=1),
+            tf.concat([candidates, -log_probability[:, tf.newaxis]], axis=1),
+            score_mask=negatives(users, items, more),
             compute_metrics=False,
             compute_batch_metrics=False,
         )

@@ -81,6 +81,8 @@ class TrainingSettings:
       dim: of the vectors.
       learning_rate: of Adam; scale it with the batch size.
       batch_size: rows a step, and so negatives a row; cut down to the number of rows where there are fewer.
+      mixed_negatives: candidates that are added to each batch's own, uniform from all items: they put what is rarely rated
+        down, where the batch alone hardly meets it.
       history_sample: the most items of a user's history that a step looks at, drawn anew each time; it bounds a step's memory
         and time, not what is served, which is made of the whole history.
       l2: adds l2 / 2 times the mean squared length of a batch's user and item vectors to the loss.
@@ -96,6 +98,7 @@ class TrainingSettings:
     dim: int = 64
     learning_rate: float = 0.003
     batch_size: int = 512
+    mixed_negatives: int = 0
     history_sample: int = 50
     l2: float = 0.1
     max_epochs: int = 50
@@ -112,6 +115,7 @@ class TrainingSettings:
         for name, low, high in [
             ("dim", 1, 4096),
             ("batch_size", 1, 65_536),
+            ("mixed_negatives", 0, 65_536),
             ("history_sample", 1, 65_536),
             ("max_epochs", 1, 10_000),
             ("patience", 1, 10_000),
@@ -334,6 +338,7 @@ class _Fit:
             ),
             towers.IdTower(num_items, settings.dim, settings.l2, seed + 1),
             np.log(np.bincount(rows.item, minlength=num_items)) - np.log(len(rows.item)),
+            settings.mixed_negatives,
             seed,
         )
         self.model.optimizer = towers.SparseAdam(settings.learning_rate)
