@@ -83,6 +83,12 @@ class ShortlistOptions(PipelineOptions):
         train.add_argument("--max_epochs", type=int, default=defaults.max_epochs, help="the most epochs")
         train.add_argument("--patience", type=int, default=defaults.patience, help="epochs without a better validation")
 
+        sweep = parser.add_argument_group("sweep")
+        sweep.add_argument("--trials", help="a YAML file of trials, or of settings with the values to try: see docs/sweep.md")
+        sweep.add_argument(
+            "--num_trials", type=int, help="how many to draw (default: 20, or with --trials every combination of its values)"
+        )
+
         index = parser.add_argument_group("index")
         index.add_argument("--num_shards", type=int, help="ScaNN indexes (default: the fewest that fit --max_shard_bytes)")
         index.add_argument("--max_shard_bytes", type=int, default=4 << 30, help="the most memory for one shard (default 4 GiB)")
@@ -151,6 +157,18 @@ class IngestSettings:
 
 
 @dataclass(frozen=True)
+class SweepSettings:
+    """Which trainings to try."""
+
+    trials: str | None
+    num_trials: int | None
+
+    def __post_init__(self) -> None:
+        if self.num_trials is not None and self.num_trials < 1:
+            raise InputError(f"num_trials must be at least 1, got {self.num_trials}: raise --num_trials")
+
+
+@dataclass(frozen=True)
 class IndexSettings:
     """How to shard, build and search the index."""
 
@@ -200,6 +218,7 @@ class Settings:
     output: str
     ingest: IngestSettings
     training: TrainingSettings
+    sweep: SweepSettings
     index: IndexSettings
     recommend: RecommendSettings
     verbose: bool
@@ -384,6 +403,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             patience=flags.patience,
             seed=flags.seed,
         ),
+        sweep=SweepSettings(flags.trials, flags.num_trials),
         index=IndexSettings(
             num_shards=flags.num_shards,
             max_shard_bytes=flags.max_shard_bytes,

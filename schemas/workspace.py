@@ -6,6 +6,7 @@ stages/<stage>-<fingerprint>/
     manifest.json                         written last: the stage is finished, and which attempt did it
     attempt-<id>/…                        one attempt's files; attempts never share a folder
     checkpoints/…                         (train) where a retried training goes on
+trials/<fingerprint>.json                 (sweep) what one trial found, whichever sweep asked for it
 """
 
 import uuid
@@ -39,6 +40,11 @@ class Workspace:
     def new_attempt(self, name: str, fingerprint: str) -> str:
         """Returns a folder, relative to the root, that no other attempt uses."""
         return f"{self.stage(name, fingerprint)}/attempt-{uuid.uuid4().hex[:12]}"
+
+    @staticmethod
+    def trial(fingerprint: str) -> str:
+        """Returns where a trial's result is kept, relative to the root."""
+        return f"trials/{fingerprint}.json"
 
     def read(self, name: str, fingerprint: str) -> StageManifest | None:
         """Returns a stage's manifest, or None where it is not finished."""
