@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import tensorflow as tf
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
 from schemas.errors import InputError
 from schemas.interactions import INTERACTIONS
 from schemas.storage import join, list_files, parquet_writer, read_bytes, read_parquet_blocks, sha256_of
+from transforms import towers
+from transforms.curves import CurveRow, draw_curves
 from transforms.embed import ItemTower, UserTower
 from transforms.training import (
     USER_TOWERS,
@@ -24,8 +27,10 @@ from transforms.training import (
     TrainingSettings,
     TrainTowers,
     Validation,
+    checkpoint_path,
     make_validation,
     quality_of,
+    read_checkpoint,
     read_rows,
     train,
     validation_rows,
@@ -232,8 +237,8 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(rows: TrainingRows, ro
     assert len(whole.curve) > 8
     told = []
 
-    def interrupt(row: dict[str, Any]) -> None:
-        told.append(row)
+    def interrupt(curve: list[CurveRow]) -> None:
+        told.append(curve[-1])
         if len(told) == after:
             raise Interrupted
 
@@ -241,7 +246,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(rows: TrainingRows, ro
         train(rows, settings, root, checkpoint_secs=0, on_epoch=interrupt)
     (checkpoint,) = list_files(join(root, "*"))
     assert checkpoint.path.endswith(".npz")
-    resumed = train(rows, settings, root, checkpoint_secs=0, on_epoch=told.append)
+    resumed = train(rows, settings, root, checkpoint_secs=0, on_epoch=lambda curve: told.append(curve[-1]))
     assert weights_of(resumed, rows) == weights_of(whole, rows)
     assert len(told) == len(whole.curve)
     assert resumed.curve == whole.curve
@@ -283,6 +288,40 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_repair(rows: TrainingR
         train(rows, TrainingSettings(dim=8, learning_rate=1e30, batch_size=64))
 
 
+def test_a_training_that_fails_keeps_its_last_good_checkpoint(
+    rows: TrainingRows, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The vectors grow until their products are not finite; nothing of it gets into a training with a lower rate."""
+    monkeypatch.setattr("transforms.training._STEPS_A_CALL", 1)
+    failing = replace(SMALL, learning_rate=1e18)
+    with pytest.raises(InputError, match=r"finite, got nan or inf at step \d+ of epoch 1: .* which is 1e\+18") as error:
+        train(rows, failing, root, checkpoint_secs=0)
+    good = read_checkpoint(checkpoint_path(root, rows, failing))
+    assert good is not None
+    assert good.progress.step > 0
+    assert f"at step {good.progress.step + 1} " in str(error.value)
+    assert all(np.isfinite(variable).all() for variable in good.variables)
+    assert max(np.abs(variable).max() for variable in good.variables) > 1e17
+    monkeypatch.undo()
+    assert weights_of(train(rows, SMALL, root, checkpoint_secs=0), rows) == weights_of(train(rows, SMALL), rows)
+
+
+def test_vectors_that_are_not_finite_are_never_a_checkpoint(
+    rows: TrainingRows, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is that before a step, so the step that spoils the vectors may still have a good one."""
+
+    class Spoiling(towers.TwoTowers):
+        def train_steps(self, *batches: np.ndarray) -> tf.Tensor:
+            self.item_tower.embeddings.assign(self.item_tower.embeddings * math.nan)
+            return tf.ones(len(batches[0]))
+
+    monkeypatch.setattr(towers, "TwoTowers", Spoiling)
+    with pytest.raises(InputError, match="the vectors must be finite, got nan or inf at step"):
+        train(rows, SMALL, root, checkpoint_secs=0)
+    assert not list_files(join(root, "*"))
+
+
 @pytest.mark.parametrize(
     "pairs",
     [
@@ -310,6 +349,10 @@ def test_without_a_validation_slice_every_epoch_is_trained(rows: TrainingRows) -
     assert trained.num_epochs == len(trained.curve) == 3
 
 
+def log_paths(root: str) -> list[str]:
+    return [file.path[len(join(root, "")) :] for file in list_files(join(root, "tensorboard", "**"))]
+
+
 def test_train_towers(root: str) -> None:
     pairs = clustered_pairs()
     half = len(pairs) // 2
@@ -322,6 +365,7 @@ def test_train_towers(root: str) -> None:
         assert len(outputs) == 1
         files, metrics = outputs[0]
         assert [file.path for file in files] == sorted(file.path for file in files)
+        assert not any("tensorboard" in file.path for file in files)
         for file in files:
             assert sha256_of(join(out, file.path)) == file.sha256
             assert len(read_bytes(join(out, file.path))) == file.bytes
@@ -353,7 +397,9 @@ def test_train_towers(root: str) -> None:
     assert items["item_id"].equals(rows.item_ids)
     assert items["code"].to_pylist() == list(range(len(rows.item_ids)))
     assert items["train_count"].to_pylist() == np.bincount(rows.item).tolist()
+    assert {path.rpartition("/")[0] for path in log_paths(out)} == {"tensorboard/search", "tensorboard/full"}
     curves = json.loads(read_bytes(join(out, "curves.json")))
+    assert read_bytes(join(out, "curves.svg")).decode() == draw_curves(curves["epochs"], curves["num_epochs"])
     assert {row["phase"] for row in curves["epochs"]} == {"search", "full"}
     assert all(math.isfinite(row["loss"]) for row in curves["epochs"])
 

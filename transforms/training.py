@@ -22,7 +22,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import apache_beam as beam
 import numpy as np
@@ -44,6 +44,7 @@ from schemas.storage import (
     upload_folder,
 )
 from schemas.vocabulary import ITEM_VOCABULARY, USER_VOCABULARY
+from transforms.curves import CurveRow, TensorBoardLogs, draw_curves
 from transforms.partition import hash_ids
 from transforms.progress import TALLY
 from transforms.split import hash_pairs
@@ -69,6 +70,9 @@ _WORK_A_SAVE = 20
 USER_TOWER = "user_tower"
 ITEM_TOWER = "item_tower"
 CURVES_FILE = "curves.json"
+CURVES_CHART = "curves.svg"
+TENSORBOARD = "tensorboard"
+"""Logs of each attempt, which no manifest names: they hold the time of day."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +280,7 @@ class Progress:
     """The sum over those steps."""
     best_quality: float = -1.0
     best_epoch: int = 0
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[CurveRow] = field(default_factory=list)
 
 
 class Checkpoint(NamedTuple):
@@ -353,7 +357,14 @@ class _Fit:
         return [*self.model.trainable_variables, *self.model.optimizer.variables]
 
     def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self._progress, [variable.numpy() for variable in self._variables()], self.best)
+        """Returns where the training stands; one that has failed never takes the place of a good one."""
+        variables = [variable.numpy() for variable in self._variables()]
+        self._check(variables)
+        return Checkpoint(self._progress, variables, self.best)
+
+    def _check(self, variables: list[np.ndarray]) -> None:
+        if not all(np.isfinite(variable).all() for variable in variables):
+            self._fail(self._progress.step - 1, "vectors")
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Takes over the weights and the optimizer of an earlier attempt."""
@@ -403,8 +414,7 @@ class _Fit:
     def _end_epoch(self) -> None:
         """Validates, and adds a row to the curve."""
         progress, weights = self._progress, self._weights()
-        if not all(np.isfinite(weight).all() for weight in weights):
-            self._fail(progress.step - 1, "vectors")
+        self._check(weights)
         quality = None
         if self._validation is not None:
             users, items = self.model.user_tower.vectors_of(self._validation.users), self.model.item_tower.vectors
@@ -444,7 +454,7 @@ class Trained(NamedTuple):
 
     model: "TwoTowers"
     num_epochs: int
-    curve: list[dict[str, Any]]
+    curve: list[CurveRow]
     quality: Quality | None
 
 
@@ -453,7 +463,7 @@ def train(
     settings: TrainingSettings,
     checkpoints: str | None = None,
     checkpoint_secs: float = 5.0,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[list[CurveRow]], None] | None = None,
 ) -> Trained:
     """Trains the towers, from the beginning or from the checkpoint of an earlier attempt.
 
@@ -462,7 +472,7 @@ def train(
       settings: how.
       checkpoints: the folder, which may be remote, where checkpoints are found and kept; None does without.
       checkpoint_secs: how much work may be lost, about; 0 saves after each epoch, and within an epoch every few steps.
-      on_epoch: is told each epoch's row of the curve.
+      on_epoch: is given the curve so far after each epoch.
 
     Raises:
       InputError: if the loss stops being finite; names the step.
@@ -491,17 +501,18 @@ def train(
                 saved = time.monotonic()
                 wait = (saved - started) * _WORK_A_SAVE if checkpoint_secs else 0.0
             if on_epoch and not progress.step:
-                on_epoch(progress.curve[-1])
+                on_epoch(progress.curve)
     if not validation:
         return Trained(fit.model, progress.epoch, progress.curve, None)
     if not settings.include_validation:
         fit.restore_best()
     best = progress.curve[progress.best_epoch - 1]
-    return Trained(fit.model, progress.best_epoch, progress.curve, Quality(best["recall_at_100"], best["ndcg_at_10"]))
+    quality = Quality(cast(float, best["recall_at_100"]), cast(float, best["ndcg_at_10"]))
+    return Trained(fit.model, progress.best_epoch, progress.curve, quality)
 
 
 def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[WrittenFile]:
-    """Writes towers, vocabularies and curves to the folder `root`, which may be remote."""
+    """Writes towers, vocabularies and curves, also as a chart, to the folder `root`, which may be remote."""
     written: list[WrittenFile] = []
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
         trained.model.user_tower.save(rows.user_ids, rows.item_ids, Path(folder, USER_TOWER))
@@ -517,24 +528,34 @@ def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[Writte
         with parquet_writer(root, path, schema, written) as writer:
             for block in in_blocks(pa.RecordBatch.from_arrays(columns, schema=schema)):
                 writer.write_batch(block)
-    curves = json.dumps({"num_epochs": trained.num_epochs, "epochs": trained.curve}, indent=2).encode()
-    with replacing(join(root, CURVES_FILE)) as file:
-        file.write(curves)
-    written.append(WrittenFile(CURVES_FILE, 0, len(curves), hashlib.sha256(curves).hexdigest()))
+    for path, text in (
+        (CURVES_FILE, json.dumps({"num_epochs": trained.num_epochs, "epochs": trained.curve}, indent=2)),
+        (CURVES_CHART, draw_curves(trained.curve, trained.num_epochs if trained.quality else None)),
+    ):
+        data = text.encode()
+        with replacing(join(root, path)) as file:
+            file.write(data)
+        written.append(WrittenFile(path, 0, len(data), hashlib.sha256(data).hexdigest()))
     return sorted(written, key=lambda file: file.path)
 
 
 def train_and_write(
     paths: Iterable[str], root: str, settings: TrainingSettings, checkpoints: str | None, checkpoint_secs: float
 ) -> tuple[list[WrittenFile], dict[str, Any]]:
-    """Reads, trains and writes, and then deletes the checkpoint.
+    """Reads, trains and writes, logs for TensorBoard all the while, and then deletes the checkpoint.
 
     Returns:
       The files written, and metrics: sizes, epochs, and the quality on the validation slice where there is one.
     """
     started = time.monotonic()
     rows = read_rows(paths)
-    trained = train(rows, settings, checkpoints, checkpoint_secs, on_epoch=lambda row: TALLY.say(describe(row)))
+    logs = TensorBoardLogs(join(root, TENSORBOARD))
+
+    def tell(curve: list[CurveRow]) -> None:
+        TALLY.say(describe(curve[-1]))
+        logs.write(curve)
+
+    trained = train(rows, settings, checkpoints, checkpoint_secs, tell)
     metrics = {
         "train_users": len(rows.user_ids),
         "train_items": len(rows.item_ids),
@@ -551,7 +572,7 @@ def train_and_write(
     return written, metrics
 
 
-def describe(row: dict[str, Any]) -> str:
+def describe(row: CurveRow) -> str:
     """Returns a row of the curve in a few words."""
     text = f"{row['phase']}: epoch {row['epoch']}, loss {row['loss']:.4f}"
     if row["recall_at_100"] is not None:

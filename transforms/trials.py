@@ -22,6 +22,7 @@ from schemas.manifest import fingerprint_of
 from schemas.storage import WrittenFile, exists, join, parquet_writer, read_json, replacing, write_json
 from schemas.trials import DONE, FAILED, trials_schema
 from transforms.charts import Axis, Marks, Panel, draw
+from transforms.curves import CurveRow
 from transforms.progress import TALLY
 from transforms.search_space import varied_settings
 from transforms.training import TrainingRows, TrainingSettings, describe, read_rows, train
@@ -85,8 +86,8 @@ def run_trial(rows: TrainingRows, trial: Trial, num_trials: int) -> Result:
 
     started = time.monotonic()
 
-    def say(row: dict[str, Any]) -> None:
-        TALLY.say(f"trial {trial.number} of {num_trials}: {describe(row)}")
+    def say(curve: list[CurveRow]) -> None:
+        TALLY.say(f"trial {trial.number} of {num_trials}: {describe(curve[-1])}")
 
     try:
         trained = train(rows, replace(trial.settings, include_validation=False), on_epoch=say)
