@@ -10,10 +10,9 @@ first of them one for what the parts of a search cost.
 
 import argparse
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.timing import seconds_of
 from pipelines import run
 from pipelines.command import run_command
 from pipelines.settings import parse_command
@@ -35,7 +35,7 @@ from transforms.search import SearchSettings, Shard, top_k_of_block
 from transforms.top_k import Lists
 from transforms.training import USER_TOWER
 
-K, NUM_USERS, NOISE, REPEATS = 100, 8_192, 0.1, 5
+K, NUM_USERS, NOISE = 100, 8_192, 0.1
 HEAVY_HISTORY = 20_000
 
 
@@ -56,16 +56,6 @@ def read_vectors(output: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             users.append(vectors[known])
             lengths.append(np.array([len(each) for each in block["history"].to_pylist()])[known])
     return np.concatenate(items), np.concatenate(users), np.concatenate(lengths)
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Returns the median time of some runs."""
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def shards_of(vectors: np.ndarray, num_shards: int) -> tuple[list[Shard], float]:

@@ -49,6 +49,8 @@ def test_flags_in_the_documentation_exist() -> None:
     parser = OneLineParser()
     ShortlistOptions._add_argparse_args(parser)
     known = {name for action in parser._actions for name in action.option_strings}
+    for benchmark in (ROOT / "benchmarks").rglob("*.py"):
+        known |= set(re.findall(r'add_argument\("(--\w+)"', benchmark.read_text()))
     # Beam's own, git's and those of tools.
     known |= {"--runner", "--flink_master", "--setup_file", "--user", "--top"}
     for benchmark in (ROOT / "benchmarks").glob("*.py"):

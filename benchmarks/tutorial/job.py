@@ -1,0 +1,49 @@
+"""Shortlist's own job on the tutorial's training rows: the lists that it makes for the users of the test rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.tutorial import published
+from benchmarks.tutorial.ratings import Ratings
+from pipelines import run
+from pipelines.progress import Progress
+from pipelines.settings import parse_command
+from schemas.storage import read_parquet_blocks
+
+K = max(published.ACCURACY)
+
+
+def write_training_rows(ratings: Ratings, folder: Path) -> Path:
+    """Writes the training rows to a file that the job can read."""
+    path = folder / "train.parquet"
+    pq.write_table(ratings.table.slice(0, ratings.num_train), path)
+    return path
+
+
+def lists_of_job(ratings: Ratings, train: Path, output: str, *flags: str) -> np.ndarray:
+    """Runs the job, default settings but for `flags`, and reads its table.
+
+    Args:
+      ratings: whose codes to use.
+      train: the file of training rows.
+      output: the job's; what is done there already is not done again.
+      flags: of the job.
+
+    Returns:
+      [num_users, 100] int64 codes, best first, -1 where there is none, as for a user without training rows.
+    """
+    command = [f"--ratings={train}", f"--output={output}", "--split=none", f"--k={K}", *flags]
+    settings, options = parse_command(command, "")
+    recommended = run.run(settings, options, Progress())["recommend"]
+    lists = np.full((len(ratings.user_ids), K), -1, np.int64)
+    for path in recommended.paths(output, "topk"):
+        for block in read_parquet_blocks(path, ["user_id", "recommendations"]):
+            users = np.searchsorted(ratings.user_ids, block["user_id"].to_numpy(zero_copy_only=False))
+            column = block["recommendations"]
+            items = np.searchsorted(ratings.item_ids, column.flatten().field("item_id").to_numpy(zero_copy_only=False))
+            lengths = column.value_lengths().to_numpy()
+            place = np.arange(len(items)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            lists[np.repeat(users, lengths), place] = items
+    return lists
