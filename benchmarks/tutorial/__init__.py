@@ -3,6 +3,3 @@
 The tutorial: https://www.tensorflow.org/recommenders/examples/efficient_serving, with the towers, optimizer and batches of
 https://www.tensorflow.org/recommenders/examples/basic_retrieval.
 """
-
-# Before TensorFlow is imported, whichever module here is the first to do so: it sets TF_USE_LEGACY_KERAS.
-import transforms as transforms

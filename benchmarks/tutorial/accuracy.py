@@ -9,7 +9,7 @@ import tensorflow_recommenders as tfrs
 
 from benchmarks.tutorial import published
 from benchmarks.tutorial.figures import Figure
-from benchmarks.tutorial.job import lists_of_job, write_training_rows
+from benchmarks.tutorial.job import run_job, write_training_rows
 from benchmarks.tutorial.model import TutorialModel, batches
 from benchmarks.tutorial.ratings import Ratings
 
@@ -34,8 +34,8 @@ def measure_model(ratings: Ratings, model: TutorialModel) -> Iterator[Figure]:
     user, item = ratings.user[ratings.test], ratings.item[ratings.test]
     with tempfile.TemporaryDirectory(prefix="shortlist-") as scratch:
         train = write_training_rows(ratings, Path(scratch))
-        with_seen = lists_of_job(ratings, train, scratch, "--recommend_seen")
-        unseen = lists_of_job(ratings, train, scratch)
+        with_seen = run_job(ratings, train, scratch, "--recommend_seen").lists
+        unseen = run_job(ratings, train, scratch).lists
     shortlist = accuracy_of(with_seen[user], item)
     for k, claimed in published.ACCURACY.items():
         yield Figure(1, f"top-{k} accuracy", "", claimed, as_published[k], shortlist[k])

@@ -25,6 +25,7 @@ from benchmarks.tutorial.libraries import Comparison, check_installed
 from benchmarks.tutorial.plots import draw_accuracy, draw_libraries, draw_times
 from benchmarks.tutorial.ratings import read_ratings
 from benchmarks.tutorial.serving import Bench
+from pipelines import logs
 from pipelines.logs import LOGGER
 from pipelines.stage import versions
 from schemas.errors import InputError
@@ -45,6 +46,7 @@ NUM_QUERIES = 2_048
 def main(argv: Sequence[str]) -> None:
     """Measures the rows that were asked for, says each figure as it is found, and writes everything to the output."""
     flags = parse(argv)
+    logs.configure(verbose=False)
     ratings = read_ratings(flags.ratings, flags.items)
     flags.output.mkdir(parents=True, exist_ok=True)
     LOGGER.info(f"{len(ratings.user):,} ratings, {len(ratings.item_ids):,} items: training the tutorial's model")

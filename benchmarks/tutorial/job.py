@@ -1,6 +1,8 @@
 """Shortlist's own job on the tutorial's training rows: the lists that it makes for the users of the test rows."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,7 +24,19 @@ def write_training_rows(ratings: Ratings, folder: Path) -> Path:
     return path
 
 
-def lists_of_job(ratings: Ratings, train: Path, output: str, *flags: str) -> np.ndarray:
+class Served(NamedTuple):
+    """What the job made.
+
+    Attributes:
+      lists: [num_users, 100] int64 codes, best first, -1 where there is none, as for a user without training rows.
+      train_metrics: of the stage that trained.
+    """
+
+    lists: np.ndarray
+    train_metrics: Mapping[str, Any]
+
+
+def run_job(ratings: Ratings, train: Path, output: str, *flags: str) -> Served:
     """Runs the job, default settings but for `flags`, and reads its table.
 
     Args:
@@ -30,15 +44,12 @@ def lists_of_job(ratings: Ratings, train: Path, output: str, *flags: str) -> np.
       train: the file of training rows.
       output: the job's; what is done there already is not done again.
       flags: of the job.
-
-    Returns:
-      [num_users, 100] int64 codes, best first, -1 where there is none, as for a user without training rows.
     """
     command = [f"--ratings={train}", f"--output={output}", "--split=none", f"--k={K}", *flags]
     settings, options = parse_command(command, "")
-    recommended = run.run(settings, options, Progress())["recommend"]
+    done = run.run(settings, options, Progress())
     lists = np.full((len(ratings.user_ids), K), -1, np.int64)
-    for path in recommended.paths(output, "topk"):
+    for path in done["recommend"].paths(output, "topk"):
         for block in read_parquet_blocks(path, ["user_id", "recommendations"]):
             users = np.searchsorted(ratings.user_ids, block["user_id"].to_numpy(zero_copy_only=False))
             column = block["recommendations"]
@@ -46,4 +57,4 @@ def lists_of_job(ratings: Ratings, train: Path, output: str, *flags: str) -> np.
             lengths = column.value_lengths().to_numpy()
             place = np.arange(len(items)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             lists[np.repeat(users, lengths), place] = items
-    return lists
+    return Served(lists, done["train"].metrics)
