@@ -246,6 +246,41 @@ def test_users_exclusions_and_item_lists_are_obeyed_before_k_is_counted(tmp_path
         assert each["score"] == pytest.approx(recent[each["item_id"]], abs=1e-4)
 
 
+@pytest.mark.parametrize("user_tower", ["id", "history", "id+history"])
+def test_users_who_came_after_training_get_lists_of_their_own_by_what_they_rated(tmp_path: Path, user_tower: str) -> None:
+    """Towers of yesterday serve the users of today; one with a vector for each id can only give newcomers what is popular."""
+    output = f"--output={tmp_path}/out"
+    learn = [f"--user_tower={user_tower}", "--max_epochs=20", "--learning_rate=0.03", "--split=none", "--k=8", output]
+    yesterday = [*QUICK, f"--ratings={write_ratings(tmp_path)}", *learn]
+    assert run_command(run.main, yesterday) == OK
+    done = run.finished_before("publish", run.parse_command(yesterday, "")[0])
+    # Of the made ratings, each user likes every other item: those with an even or with an odd number.
+    items = [*ODD_IDS, *(f"i{i}" for i in range(40 - len(ODD_IDS)))]
+    newcomers = {f"new{taste}": items[taste + 10 : 30 : 2] for taste in (0, 1)}
+    rows = [*ratings(), *((user, item, 5.0, 1_600_000_000) for user, rated in newcomers.items() for item in rated)]
+    path = write_csv(tmp_path / "today.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
+    settings, options = run.parse_command([*QUICK, f"--ratings={path}", *learn], "")
+    trained, workspace, progress = done["train"], Workspace(settings.output), run.Progress()
+    today: dict[str, Any] = {}
+    for name, module in run.STAGES.items():
+        stage = module.stage(settings, today)
+        today[name] = trained if name == "train" else run.run_stage(stage, workspace, options, progress)
+    lists = {
+        row["user_id"]: row
+        for path in today["recommend"].paths(settings.output, "topk")
+        for row in pq.read_table(path).to_pylist()
+    }
+    assert len(lists) == 62
+    for taste in (0, 1):
+        row = lists[f"new{taste}"]
+        found = [each["item_id"] for each in row["recommendations"]]
+        assert len(found) == 8
+        assert not set(found) & set(newcomers[f"new{taste}"])
+        assert row["source"] == ("popular" if user_tower == "id" else "personalised")
+        if user_tower != "id":
+            assert sum(items.index(each) % 2 == taste for each in found) >= 7
+
+
 def test_allowed_items_are_the_only_ones_and_none_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out", "--split=none"]
     allow = write_csv(tmp_path / "allow.csv", ["item_id"], [("i1",), ("i2",), ("elsewhere",)])
