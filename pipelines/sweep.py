@@ -21,7 +21,7 @@ from pipelines import ingest, logs, run, train
 from pipelines.command import Output, run_command
 from pipelines.progress import Progress
 from pipelines.results import this_python
-from pipelines.settings import Settings, parse_command
+from pipelines.settings import Settings, SweepSettings, parse_command
 from pipelines.stage import Reports, Stage, code_version, run_stage
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, fingerprint_of
@@ -48,7 +48,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     made_from = [code_version("transforms.trials"), {name: facts["digest"] for name, facts in trained.lineage.items()}]
     trials = [
         Trial(number, asked, Workspace.trial(fingerprint_of([made_from, asdict(asked)])))
-        for number, asked in enumerate(read_trials(settings), 1)
+        for number, asked in enumerate(read_trials(settings.sweep, TrainingSettings(**trained.settings)), 1)
     ]
     paths = done["ingest"].paths(settings.output, "interactions/train")
     return Stage(
@@ -70,15 +70,19 @@ def build(root: beam.Pipeline, attempt: str, paths: list[str], trials: Sequence[
     ]
 
 
-def read_trials(settings: Settings) -> list[TrainingSettings]:
+def read_trials(ask: SweepSettings, base: TrainingSettings) -> list[TrainingSettings]:
     """Returns the trials that the flags ask for.
+
+    Args:
+      ask: the sweep's own flags.
+      base: has every setting that a trial does not name.
 
     Raises:
       InputError: if --trials cannot be read, or asks for what cannot be.
     """
-    path, num_trials = settings.sweep.trials, settings.sweep.num_trials
+    path = ask.trials
     if path is None:
-        return trials_of(SPACE, settings.training, num_trials or DEFAULT_NUM_TRIALS, "the space of settings")
+        return trials_of(SPACE, base, ask.num_trials or DEFAULT_NUM_TRIALS, "the space of settings")
     if not exists(path):
         raise InputError(f"the trials {path} do not exist: check --trials")
     try:
@@ -87,14 +91,14 @@ def read_trials(settings: Settings) -> list[TrainingSettings]:
         raise InputError(f"the trials {path} cannot be read ({error}): check --trials") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"the trials {path} are not YAML ({error}): repair them") from error
-    return trials_of(declared, settings.training, num_trials, PurePath(path).name)
+    return trials_of(declared, base, ask.num_trials, PurePath(path).name)
 
 
 def main(argv: Sequence[str]) -> None:
     """Sweeps, and prints the best trials and what to do with the winner."""
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
-    read_trials(settings)  # A mistake in them should not wait for the ratings to be read.
+    read_trials(settings.sweep, settings.training)  # A mistake in them should not wait for the ratings to be read.
     check_writable(settings.output)
     workspace, progress = Workspace(settings.output), Progress()
     if settings.ingest.ratings:
