@@ -215,7 +215,7 @@ def chart_of(best_first: Sequence[tuple[Trial, Result]]) -> str:
         if failed:
             marks.append(marks_of(failed, "failed", 6, is_hollow=True))
         is_log = not as_names and values[0] > 0 and values[-1] > 5 * values[0]
-        return Panel(name, marks, Axis(name, is_log, [str(value) for value in values] if as_names else ()), Axis("quality"))
+        return Panel(name, marks, Axis("", is_log, [str(value) for value in values] if as_names else ()), Axis("quality"))
 
     note = f"Recall@100 + NDCG@10 on the validation slice; {len(best_first)} trials, {len(failed)} of them failed"
     return draw("Trials", [panel_of(name) for name in differing(trials)], columns=2, note=note)
