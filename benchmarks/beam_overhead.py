@@ -94,7 +94,7 @@ def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
 def measure(output: str, repeats: int) -> dict:
     """Alternates both, and returns medians and their ratio."""
     settings, options = parse_command([f"--output={output}"], "")
-    done = run.finished_before("publish", settings)
+    done = run.finished_before("judge", settings).published
     stage = recommend.stage(settings, {name: done[name] for name in ("ingest", "train", "embed", "index")})
     job, lists = recommend.job_of(settings, done)
     seconds: dict[str, list[float]] = {"beam": [], "bare": []}

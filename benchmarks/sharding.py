@@ -42,7 +42,7 @@ HEAVY_HISTORY = 20_000
 def read_vectors(output: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the items' and the users' vectors of a run, and how long the users' histories are."""
     settings, _ = parse_command([f"--output={output}"], "")
-    done = run.finished_before("publish", settings)
+    done = run.finished_before("judge", settings).published
     items = [
         vectors_of(block["embedding"])
         for path in done["embed"].paths(output, "embeddings")

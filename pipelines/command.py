@@ -10,10 +10,11 @@ from typing import NoReturn
 from rich.console import Console
 
 from pipelines.logs import is_verbose
-from schemas.errors import InputError
+from schemas.errors import GatesFailed, InputError
 
-OK, FAULT, MISTAKE, STOPPED = 0, 1, 2, 130
-"""Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags; stopped with Ctrl-C."""
+OK, FAULT, MISTAKE, GATE_FAILED, STOPPED = 0, 1, 2, 3, 130
+"""Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags; a table that failed its gates,
+and is not published; stopped with Ctrl-C."""
 
 # Beam adds the step to a worker's message, and most runners bring back nothing but the text of the failure.
 _STEP = re.compile(r" \[while running '.*", re.DOTALL)
@@ -32,29 +33,30 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         command(argv)
-    except KeyboardInterrupt:
-        return _stopped()
     except BrokenPipeError:
         # Whoever reads standard output, such as `head`, has had enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except Exception as error:
-        if any(isinstance(each, KeyboardInterrupt) or _INTERRUPTED.search(str(each)) for each in causes_of(error)):
-            return _stopped()
-        mistake = mistake_in(error)
-        if is_verbose() or mistake is None:
+    except (Exception, KeyboardInterrupt) as error:
+        code, messages = verdict_on(error)
+        if code == FAULT or (code == MISTAKE and is_verbose()):
             traceback.print_exc()
-        if mistake is not None:
-            _say(mistake)
-            return MISTAKE
-        _say(machine_fault_in(error) or "this is a fault of the program, not of the input; finished stages are kept")
-        return FAULT
+        for message in messages:
+            _say(message)
+        return code
     return OK
 
 
-def _stopped() -> int:
-    _say("stopped; what was finished is kept, run the same command again to go on")
-    return STOPPED
+def verdict_on(error: BaseException) -> tuple[int, list[str]]:
+    """Returns the exit code that an error leads to, and what there is to say of it, a line each."""
+    if any(isinstance(each, KeyboardInterrupt) or _INTERRUPTED.search(str(each)) for each in causes_of(error)):
+        return STOPPED, ["stopped; what was finished is kept, run the same command again to go on"]
+    if isinstance(error, GatesFailed):
+        return GATE_FAILED, error.messages
+    mistake = mistake_in(error)
+    if mistake is not None:
+        return MISTAKE, [mistake]
+    return FAULT, [machine_fault_in(error) or "this is a fault of the program, not of the input; finished stages are kept"]
 
 
 def causes_of(error: BaseException) -> Iterator[BaseException]:

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ from pipelines.command import Output, run_command
 from pipelines.settings import OneLineParser, check_root
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest
-from schemas.release import read_latest, read_release
+from schemas.release import Latest, read_latest, read_release
 from schemas.storage import find_rows, join
 from schemas.workspace import Workspace
 from transforms.partition import bucket_of
@@ -70,8 +71,16 @@ def open_latest(workspace: Workspace) -> Published:
     latest = read_latest(workspace)
     if latest is None:
         raise InputError(f"there is no release below {workspace.root}: check --output, or run python -m pipelines.run first")
-    release = read_release(workspace, latest)
-    path = join(workspace.root, release["stages"]["ingest"]["manifest"])
+    return open_release(workspace, latest, read_release(workspace, latest))
+
+
+def open_release(workspace: Workspace, latest: Latest, manifest: Mapping[str, Any]) -> Published:
+    """Opens a release, given where it is and its manifest.
+
+    Raises:
+      InputError: if a file that it needs is gone.
+    """
+    path = join(workspace.root, manifest["stages"]["ingest"]["manifest"])
     ingest = read_manifest(path)
     if ingest is None:
         raise InputError(f"release {latest.release} needs {path}, which is gone: publish again")

@@ -1,18 +1,60 @@
-"""Publishes a finished table as a release, and points readers to it: `python -m pipelines.publish --output DIR`.
+"""Publishes a finished table as a release, if its gates let it: `python -m pipelines.publish --output DIR`.
 
 A release is one manifest that names everything the table came from; its files stay where the stages wrote them. `LATEST` is
-written last, in one piece: a run that dies before changes nothing that readers see.
+written last, in one piece: a run that dies before changes nothing that readers see. A table that fails a gate becomes a release
+too, marked as failed, so that it can be looked at; `LATEST` stays.
 """
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
-from schemas.manifest import StageManifest, check_complete
-from schemas.release import SCHEMA_VERSION, Latest, read_latest, write_latest
+from pipelines.ingest import rows_read
+from pipelines.judge import FOUND, LastTable, last_table
+from pipelines.stage import now, versions
+from schemas.errors import InputError
+from schemas.manifest import StageManifest, check_complete, fingerprint_of
+from schemas.release import FAILED, PASSED, SCHEMA_VERSION, Latest, read_latest, read_release, write_latest
 from schemas.storage import exists, join, write_json
 from schemas.workspace import Workspace
+from transforms.gates import Evaluation, Facts, Gate, GateSettings, LastRelease, as_json, failures, judge_release
+
+Done = dict[str, StageManifest]
+
+
+class Made(NamedTuple):
+    """The finished stages of a job, by name.
+
+    Attributes:
+      evaluated: those of the model that was evaluated on the holdout.
+      published: those of the table to be published; the very same unless the job refits.
+    """
+
+    evaluated: Done
+    published: Done
+
+    @property
+    def refitted(self) -> bool:
+        """Whether the table's model is another than the one that was evaluated."""
+        return self.evaluated["train"].fingerprint != self.published["train"].fingerprint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a table.
+
+    Attributes:
+      latest: what points to it, if it is served.
+      manifest: the release's.
+      is_new: whether this call published it.
+      failed: a line for each gate that kept it from being published.
+    """
+
+    latest: Latest
+    manifest: Mapping[str, Any]
+    is_new: bool
+    failed: list[str]
 
 
 def release_of(recommended: StageManifest) -> str:
@@ -21,61 +63,150 @@ def release_of(recommended: StageManifest) -> str:
     return f"{time}Z-{recommended.digest[:8]}"
 
 
-def release_manifest(release: str, done: Mapping[str, StageManifest]) -> dict[str, Any]:
+def evaluation_of(evaluated: Done) -> Evaluation:
+    """Returns how good a model is on its holdout."""
+    split = evaluated["ingest"].settings["split"]
+    if split["split"] != "random":
+        split = {name: value for name, value in split.items() if name != "seed"}
+    settings = evaluated["recommend"].settings
+    return Evaluation(
+        split={**split, "k": settings["k"], "recommend_seen": settings["recommend_seen"]},
+        quality=evaluated["recommend"].metrics["quality"],
+    )
+
+
+def facts_of(made: Made, last: LastRelease | None) -> Facts:
+    """Returns what the stages found, as the gates need it."""
+    ingested = made.published["ingest"]
+    read = ingested.metrics
+    return Facts(
+        table=made.published["judge"].metrics[FOUND],
+        recall=made.published["recommend"].metrics["recall_against_exact"],
+        target_recall=made.published["index"].settings["calibration"]["target_recall"],
+        evaluation=evaluation_of(made.evaluated),
+        against_popularity=made.evaluated["judge"].metrics[FOUND]["against_popularity"],
+        rejected={source["dataset"]: rejected_of(read[rows_read(source["dataset"])]) for source in ingested.sources},
+        last=last,
+    )
+
+
+def rejected_of(summary: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns how many rows of a source were rejected, and how many there are."""
+    return sum(reason["count"] for reason in summary["reasons"].values()), summary["rows"]
+
+
+def last_release(workspace: Workspace, last: LastTable | None) -> LastRelease | None:
+    """Returns what is known of the release whose table a new one is compared with; None where it is gone."""
+    path = workspace.release_manifest(last.release) if last else ""
+    if last is None or not exists(join(workspace.root, path)):
+        return None
+    release = read_release(workspace, Latest(last.release, path, last.topk))
+    known = release["evaluated"]
+    return LastRelease(
+        release=last.release,
+        users=release["rows"],
+        items=release["metrics"]["items_allowed"],
+        evaluation=Evaluation(known["split"], known["metrics"]["quality"]) if known else Evaluation({}, {"users": 0}),
+    )
+
+
+def describe_stage(manifest: StageManifest) -> dict[str, Any]:
+    """Returns what the manifest of a release says of a stage; paths are relative to the output root."""
+    return {
+        "fingerprint": manifest.fingerprint,
+        "digest": manifest.digest,
+        "manifest": f"{manifest.folder.rpartition('/')[0]}/manifest.json",
+        "folder": manifest.folder,
+        "settings": manifest.settings,
+        "inputs": manifest.inputs,
+        "sources": list(manifest.sources),
+        "files": [asdict(file) | {"path": f"{manifest.folder}/{file.path}"} for file in manifest.files],
+        "metrics": manifest.metrics,
+        "versions": manifest.versions,
+        "started_at": manifest.started_at,
+        "finished_at": manifest.finished_at,
+    }
+
+
+def release_manifest(
+    release: str, made: Made, gates: list[Gate], settings: GateSettings, last: LastTable | None
+) -> dict[str, Any]:
     """Returns what the manifest of a release says.
 
     Args:
       release: its name.
-      done: the finished stages, by name.
+      made: the finished stages.
+      gates: the verdicts.
+      settings: their limits.
+      last: the table that it was compared with.
     """
-    table = done["recommend"]
+    table = made.published["recommend"]
+    evaluation = evaluation_of(made.evaluated)
+    metrics = made.evaluated["recommend"].metrics
+    stages = {name: describe_stage(manifest) for name, manifest in made.published.items()}
+    others = {name: describe_stage(manifest) for name, manifest in made.evaluated.items()} if made.refitted else {}
     return {
         "schema_version": SCHEMA_VERSION,
         "release": release,
+        "status": FAILED if failures(gates) else PASSED,
+        "fingerprint": fingerprint_of([[each["fingerprint"] for each in chain.values()] for chain in (stages, others)]),
         "created_at": table.finished_at,
+        "judged_at": now(),
+        "versions": versions(),
         "rows": table.rows("topk"),
         "topk": [asdict(file) | {"path": f"{table.folder}/{file.path}"} for file in table.dataset("topk")],
         "metrics": table.metrics,
-        "sources": list(done["ingest"].sources),
-        "stages": {
-            name: {
-                "fingerprint": manifest.fingerprint,
-                "digest": manifest.digest,
-                "manifest": f"{manifest.folder.rpartition('/')[0]}/manifest.json",
-                "folder": manifest.folder,
-                "settings": manifest.settings,
-                "metrics": manifest.metrics,
-                "versions": manifest.versions,
-                "started_at": manifest.started_at,
-                "finished_at": manifest.finished_at,
-            }
-            for name, manifest in done.items()
+        "evaluated": {
+            "model": "another, without the holdout" if made.refitted else "the published one",
+            "split": evaluation.split,
+            "metrics": {name: metrics[name] for name in ("quality", "popularity", "recent_popularity")}
+            | {"against_popularity": made.evaluated["judge"].metrics[FOUND]["against_popularity"]},
+            "stages": others,
         },
+        "gates": as_json(gates),
+        "gate_settings": asdict(settings),
+        "compared_with": asdict(last) if last else None,
+        "sources": [source for name in ("ingest", "recommend") for source in made.published[name].sources],
+        "stages": stages,
     }
 
 
-def publish(workspace: Workspace, done: Mapping[str, StageManifest]) -> tuple[Latest, bool]:
-    """Makes the release of a finished table, unless it exists, and points `LATEST` to it.
+def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome:
+    """Makes the release of a finished table, and points `LATEST` to it if all its gates pass or are overridden.
+
+    What `LATEST` already names is left alone.
 
     Args:
       workspace: the output.
-      done: the finished stages, by name, `recommend` among them.
+      made: the finished stages, `judge` among them.
+      settings: the gates' limits.
 
-    Returns:
-      What `LATEST` says now, and whether that is new.
+    Raises:
+      InputError: if the table was compared with another than `LATEST` names now, or a file is missing.
     """
-    release = release_of(done["recommend"])
-    manifest = release_manifest(release, done)
-    latest = Latest(release, workspace.release_manifest(release), tuple(file["path"] for file in manifest["topk"]))
-    path = join(workspace.root, latest.manifest)
-    if not exists(path):
-        write_json(path, manifest)
+    table = made.published["recommend"]
+    release = release_of(table)
+    topk = tuple(f"{table.folder}/{file.path}" for file in table.dataset("topk"))
+    latest = Latest(release, workspace.release_manifest(release), topk)
     if read_latest(workspace) == latest:
-        return latest, False
-    for stage in done.values():
+        return Outcome(latest, read_release(workspace, latest), False, [])
+    last = last_table(workspace, table)
+    if not is_compared_with(made.published["judge"], last):
+        raise InputError("another release has been published since the table was judged: run python -m pipelines.judge again")
+    for stage in made.published.values():
         check_complete(workspace.root, stage, "topk" if stage.stage == "recommend" else None)
-    write_latest(workspace, latest)
-    return latest, True
+    gates = judge_release(facts_of(made, last_release(workspace, last)), settings)
+    manifest = release_manifest(release, made, gates, settings, last)
+    write_json(join(workspace.root, latest.manifest), manifest)
+    failed = failures(gates)
+    if not failed:
+        write_latest(workspace, latest)
+    return Outcome(latest, manifest, not failed, failed)
+
+
+def is_compared_with(judged: StageManifest, last: LastTable | None) -> bool:
+    """Tells whether a table was judged beside the table `last`."""
+    return judged.settings["last"] == ({"digest": last.digest, "k": last.k} if last else None)
 
 
 if __name__ == "__main__":

@@ -13,43 +13,98 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.command import Output
-from pipelines.lookup import Published, list_of, open_latest
-from schemas.manifest import StageManifest
-from schemas.release import Latest
-from schemas.storage import read_parquet_blocks
+from pipelines.command import GATE_FAILED, OK
+from pipelines.lookup import Published, list_of, open_release
+from pipelines.publish import Made, Outcome
+from schemas.storage import join, read_parquet_blocks
 from schemas.workspace import Workspace
+from transforms.gates import FAILED, FORCED, PASSED, SKIPPED
 
 _SHOWN_USERS = 3
 _SHOWN_ITEMS = 5
 
 
-def show(workspace: Workspace, done: Mapping[str, StageManifest], latest: Latest, is_new: bool, seconds: float) -> None:
-    """Prints a run's results on standard output.
+def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, console: Console) -> None:
+    """Prints a run's results.
 
     Args:
       workspace: the output.
-      done: all stages' manifests.
-      latest: what `LATEST` says.
-      is_new: whether this run published it.
+      made: all stages' manifests.
+      outcome: what became of the table.
       seconds: how long the run took.
+      console: where to.
     """
-    console = Output(highlight=False)
-    metrics = done["recommend"].metrics
-    console.print(quality_table(metrics))
+    metrics = made.published["recommend"].metrics
+    console.print(quality_table(made.evaluated["recommend"].metrics, made.refitted))
     console.print(counts_line(metrics), soft_wrap=True)
-    published = open_latest(workspace)
+    published = opened(workspace, outcome)
     for user_id in some_users(published):
         show_user(published, user_id, console)
-    folder = f"{workspace.root.rstrip('/')}/{latest.topk[0].rpartition('/')[0]}" if latest.topk else workspace.root
     console.soft_wrap = True
-    console.print(f"\n[bold]{'published' if is_new else 'already published'}[/] {latest.release} in {seconds:.1f} s")
+    console.print(f"\n[bold]gates[/]     {escape(gates_line(outcome.manifest['gates']))}")
+    folder = table_folder(workspace, outcome)
+    what = "failed gates, not published:" if outcome.failed else "published" if outcome.is_new else "already published"
+    console.print(f"[bold]{what}[/] {outcome.latest.release} in {seconds:.1f} s")
+    if made.evaluated["ingest"].metrics["rows_holdout"] and not made.refitted:
+        console.print(
+            "[bold]note[/]      the holdout is neither learned from nor counted as seen; --refit publishes a table of all"
+        )
     console.print(
         f"[bold]table[/]     {escape(folder)}/*.parquet  ({metrics['users']:,} users, {metrics['pairs']:,} rows of lists)"
     )
+    if outcome.failed:
+        console.print(f"[bold]manifest[/]  {escape(join(workspace.root, outcome.latest.manifest))}")
+        return
     look_up = f"{this_python()} -m pipelines.lookup --output {shlex.quote(workspace.root)} --user USER"
     console.print(f"[bold]look up[/]   {escape(look_up)}")
     console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(folder))}")
+
+
+def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    """Returns a run's results for programs: what --json prints on one line.
+
+    Args:
+      workspace: the output.
+      made: all stages' manifests.
+      outcome: what became of the table.
+      seconds: how long the run took.
+    """
+    metrics = made.published["recommend"].metrics
+    recall = metrics["recall_against_exact"]["mean"]
+    return {
+        "exit_status": GATE_FAILED if outcome.failed else OK,
+        "release": outcome.latest.release,
+        "status": outcome.manifest["status"],
+        "is_new": outcome.is_new,
+        "manifest": join(workspace.root, outcome.latest.manifest),
+        "table": [join(workspace.root, path) for path in outcome.latest.topk],
+        "counts": {name: metrics[name] for name in ("users", "users_personalised", "users_popular", "pairs", "items_allowed")},
+        "metrics": made.evaluated["recommend"].metrics["quality"]["means"] | {"recall_against_exact": recall},
+        "refitted": made.refitted,
+        "gates": outcome.manifest["gates"],
+        "seconds": round(seconds, 3),
+    }
+
+
+def opened(workspace: Workspace, outcome: Outcome) -> Published:
+    """Opens the release of an outcome for reading, served or not."""
+    return open_release(workspace, outcome.latest, outcome.manifest)
+
+
+def table_folder(workspace: Workspace, outcome: Outcome) -> str:
+    """Returns the folder that holds the table's files."""
+    paths = outcome.latest.topk
+    return f"{workspace.root.rstrip('/')}/{paths[0].rpartition('/')[0]}" if paths else workspace.root
+
+
+def gates_line(gates: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns how many gates passed, and the names of those that did not."""
+    words = []
+    for status in (PASSED, FAILED, FORCED, SKIPPED):
+        names = [name for name, gate in gates.items() if gate["status"] == status]
+        if names:
+            words.append(f"{len(names)} {status}" + ("" if status == PASSED else f" ({', '.join(names)})"))
+    return "; ".join(words) or "none"
 
 
 def duckdb_line(folder: str) -> str:
@@ -66,14 +121,14 @@ def this_python() -> str:
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
-def quality_table(metrics: Mapping[str, Any]) -> Table:
-    """Returns the metrics beside those of popularity, of all time and of late."""
+def quality_table(metrics: Mapping[str, Any], refitted: bool = False) -> Table:
+    """Returns the metrics beside those of popularity, of all time and of late; `refitted`: of a model before the table's."""
     quality, popularity, recent = (metrics[name] for name in ("quality", "popularity", "recent_popularity"))
     users = quality["users"]
     cutoffs = sorted({int(name.partition("@")[2]) for name in quality["means"] if "@" in name})
     table = Table(title=f"held-out quality, mean over {users:,} users" if users else "coverage", title_justify="left")
     table.add_column("metric")
-    table.add_column("this table", justify="right")
+    table.add_column("before the refit" if refitted else "this table", justify="right")
     table.add_column("popularity", justify="right")
     table.add_column("recent popularity", justify="right")
     for name, value in quality["means"].items():

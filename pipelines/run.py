@@ -1,48 +1,98 @@
 """Runs the whole job: `python -m pipelines.run --ratings URI --items URI --output DIR`.
 
-Ratings in, the top-k of every user out: ingest, train, embed, index, recommend, publish. A stage that is done is skipped.
+Ratings in, the top-k of every user out: ingest, train, embed, index, recommend, judge, publish. A stage that is done is
+skipped. With --refit, the stages up to recommend run twice: see `pipelines.refit`.
 """
 
+import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import embed, index, ingest, logs, recommend, results, train
-from pipelines.command import run_command
+from pipelines import embed, index, ingest, judge, logs, recommend, results, train
+from pipelines.command import Output, run_command, verdict_on
+from pipelines.judge import last_table
+from pipelines.logs import LOGGER
 from pipelines.progress import Progress
-from pipelines.publish import publish
+from pipelines.publish import Done, Made, Outcome, is_compared_with, publish
+from pipelines.refit import check_same_sources, settings_of_refit
 from pipelines.settings import Settings, parse_command
-from pipelines.stage import run_stage
-from schemas.errors import InputError
+from pipelines.stage import Stage, run_stage
+from schemas.errors import GatesFailed, InputError
 from schemas.manifest import StageManifest
+from schemas.release import read_latest, read_release
 from schemas.storage import check_writable
 from schemas.workspace import Workspace
 
-STAGES: Mapping[str, ModuleType] = {
+CHAIN: Mapping[str, ModuleType] = {
     "ingest": ingest,
     "train": train,
     "embed": embed,
     "index": index,
     "recommend": recommend,
 }
-"""The stages that compute, in order; each module's `stage(settings, done)` says what it needs and how to build it."""
+"""The stages that make a table, in order; each module's `stage(settings, done)` says what it needs and how to build it."""
 
-Done = dict[str, StageManifest]
+COMMANDS = (*CHAIN, "judge", "publish")
 
 
-def run(settings: Settings, options: PipelineOptions, progress: Progress) -> Done:
+def nothing_made(settings: Settings) -> Made:
+    """Returns a job that has not begun: two chains of stages to fill, or one that is both."""
+    evaluated: Done = {}
+    return Made(evaluated, {} if settings.refit else evaluated)
+
+
+def chains(settings: Settings, made: Made) -> Iterator[tuple[Settings, Done]]:
+    """Yields each chain with its settings; the second only exists with --refit, and needs what the first one found."""
+    yield settings, made.evaluated
+    if settings.refit:
+        yield settings_of_refit(settings, made.evaluated), made.published
+
+
+def judges(settings: Settings, made: Made) -> Iterator[tuple[Done, Stage]]:
+    """Yields each chain and what judges its table; only the one to be published is compared with the last release's."""
+    if settings.refit:
+        yield made.evaluated, judge.stage(settings, made.evaluated, None)
+    last = last_table(Workspace(settings.output), made.published["recommend"])
+    yield made.published, judge.stage(settings, made.published, last, made.evaluated["judge"] if settings.refit else None)
+
+
+def run_stages(names: Sequence[str], settings: Settings, made: Made, options: PipelineOptions) -> None:
+    """Runs stages of the chains that are not done, and adds their manifests."""
+    workspace, progress = Workspace(settings.output), Progress()
+    for ask, done in chains(settings, made):
+        if done is not made.evaluated:
+            LOGGER.info("refit: the same again, the holdout included")
+        for name in names:
+            done[name] = run_stage(CHAIN[name].stage(ask, done), workspace, options, progress)
+            if name == "ingest":
+                check_same_sources(made.evaluated[name], done[name])
+
+
+def run_judges(settings: Settings, made: Made, options: PipelineOptions) -> None:
+    """Judges the finished tables, and adds the manifests of that."""
+    for done, stage in judges(settings, made):
+        done["judge"] = run_stage(stage, Workspace(settings.output), options, Progress())
+
+
+def run(settings: Settings, options: PipelineOptions) -> Made:
     """Runs every stage that is not done, and returns all their manifests."""
     workspace = Workspace(settings.output)
-    done: Done = {}
-    for name, module in STAGES.items():
-        done[name] = run_stage(module.stage(settings, done), workspace, options, progress)
-    return done
+    latest = read_latest(workspace)
+    if latest:
+        read_release(workspace, latest)  # What is published must be understood before anything can be put in its place.
+    made = nothing_made(settings)
+    run_stages(list(CHAIN), settings, made, options)
+    run_judges(settings, made, options)
+    while not is_compared_with(made.published["judge"], last_table(workspace, made.published["recommend"])):
+        run_judges(settings, made, options)  # Another run has published in the meantime.
+    return made
 
 
-def finished_before(name: str, settings: Settings) -> Done:
+def finished_before(name: str, settings: Settings) -> Made:
     """Returns the finished stages that the stage `name` builds on.
 
     With --ratings they are those of exactly these settings, so that a scheduler can give every task the same flags. Without,
@@ -52,25 +102,50 @@ def finished_before(name: str, settings: Settings) -> Done:
       InputError: if one is not finished.
     """
     workspace = Workspace(settings.output)
-    before = list(STAGES)[: [*STAGES, "publish"].index(name)]
-    done: Done = {}
+    before = COMMANDS[: COMMANDS.index(name)]
     if settings.ingest.ratings:
-        for each in before:
-            manifest = workspace.read(each, STAGES[each].stage(settings, done).fingerprint)
-            if manifest is None:
-                raise InputError(
-                    f"{name} needs {each}, which is not done for these settings: "
-                    f"run python -m pipelines.{each} with the same flags"
-                )
-            done[each] = manifest
-        return done
+        made = nothing_made(settings)
+        for ask, done in chains(settings, made):
+            for each in before:
+                if each in CHAIN:
+                    done[each] = _finished(workspace, CHAIN[each].stage(ask, done), name)
+        for done, stage in judges(settings, made) if "judge" in before else ():
+            done["judge"] = _finished(workspace, stage, name)
+        return made
+    if settings.refit:
+        raise InputError(f"to {name} with --refit, both chains must be known: give --ratings and all other flags again")
     newest = workspace.finished(before[-1])
     if not newest:
         raise InputError(
             f"{name} needs {before[-1]}, which is not done below {workspace.root}: run python -m pipelines.{before[-1]}"
         )
-    _add_with_inputs(newest[-1], workspace, done)
-    return {each: done[each] for each in before}
+    published = _with_inputs(newest[-1], workspace)
+    evaluated = newest[-1].settings["evaluated"] if name == "publish" else None
+    if evaluated is None:
+        return Made(published, published)
+    judged = workspace.read("judge", evaluated)
+    if judged is None:
+        raise InputError(
+            f"the evaluation that belongs to the newest table is gone (judge {evaluated}): run python -m pipelines.run again"
+        )
+    return Made(_with_inputs(judged, workspace), published)
+
+
+def _finished(workspace: Workspace, stage: Stage, name: str) -> StageManifest:
+    manifest = workspace.read(stage.name, stage.fingerprint)
+    if manifest is None:
+        raise InputError(
+            f"{name} needs {stage.name}, which is not done for these settings: "
+            f"run python -m pipelines.{stage.name} with the same flags"
+        )
+    return manifest
+
+
+def _with_inputs(manifest: StageManifest, workspace: Workspace) -> Done:
+    """Returns a stage and all that led to it, in order."""
+    done: Done = {}
+    _add_with_inputs(manifest, workspace, done)
+    return {each: done[each] for each in COMMANDS if each in done}
 
 
 def _add_with_inputs(manifest: StageManifest, workspace: Workspace, done: Done) -> None:
@@ -92,15 +167,42 @@ def _add_with_inputs(manifest: StageManifest, workspace: Workspace, done: Done) 
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the whole job and prints what it made."""
+    """Runs the whole job and prints what it made.
+
+    Raises:
+      GatesFailed: if the table must not be published.
+    """
     settings, options = _prepare(argv, str(__doc__))
-    if not settings.ingest.ratings:
-        raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
     started = time.monotonic()
-    workspace = Workspace(settings.output)
-    done = run(settings, options, Progress())
-    latest, is_new = publish(workspace, done)
-    results.show(workspace, done, latest, is_new, time.monotonic() - started)
+
+    def make() -> tuple[Made, Outcome]:
+        if not settings.ingest.ratings:
+            raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
+        made = run(settings, options)
+        return made, publish(Workspace(settings.output), made, settings.gates)
+
+    _make_and_tell(settings, started, make)
+
+
+def _make_and_tell(settings: Settings, started: float, make: Callable[[], tuple[Made, Outcome]]) -> None:
+    """Publishes and prints the results: for people, and with --json for programs, whatever happens."""
+    try:
+        made, outcome = make()
+    except (Exception, KeyboardInterrupt) as error:
+        if settings.json:
+            code, messages = verdict_on(error)
+            print(json.dumps({"exit_status": code, "error": " ".join(messages)}), flush=True)
+        raise
+    workspace, seconds = Workspace(settings.output), time.monotonic() - started
+    try:
+        results.show(workspace, made, outcome, seconds, Output(highlight=False, stderr=settings.json))
+        if settings.json:
+            print(json.dumps(results.summary(workspace, made, outcome, seconds)), flush=True)
+    except BrokenPipeError:
+        if not outcome.failed:
+            raise
+    if outcome.failed:
+        raise GatesFailed(outcome.failed)
 
 
 def run_alone(name: str) -> int:
@@ -110,20 +212,27 @@ def run_alone(name: str) -> int:
 
 def _alone(name: str) -> Callable[[Sequence[str]], None]:
     def command(argv: Sequence[str]) -> None:
-        module = STAGES.get(name)
-        settings, options = _prepare(argv, str(module.__doc__ if module else publish.__doc__))
-        workspace = Workspace(settings.output)
+        module = judge if name == "judge" else CHAIN.get(name, sys.modules[publish.__module__])
+        settings, options = _prepare(argv, str(module.__doc__))
+        started = time.monotonic()
+        if name == "publish":
+            _make_and_tell(settings, started, lambda: _publish(settings))
+            return
         if name == "ingest" and not settings.ingest.ratings:
             raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
-        done = finished_before(name, settings) if name != "ingest" else {}
-        if module:
-            manifest = run_stage(module.stage(settings, done), workspace, options, Progress())
-            print(f"{workspace.root}/{manifest.folder}")
+        made = finished_before(name, settings) if name != "ingest" else nothing_made(settings)
+        if name == "judge":
+            run_judges(settings, made, options)
         else:
-            latest, _ = publish(workspace, done)
-            print(latest.release)
+            run_stages([name], settings, made, options)
+        print(f"{settings.output}/{made.published[name].folder}")
 
     return command
+
+
+def _publish(settings: Settings) -> tuple[Made, Outcome]:
+    made = finished_before("publish", settings)
+    return made, publish(Workspace(settings.output), made, settings.gates)
 
 
 def _prepare(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:

@@ -16,6 +16,7 @@ from apache_beam.runners.runner import create_runner
 from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
 from transforms.calibrate import TARGET_RECALL
+from transforms.gates import GateSettings
 from transforms.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
 from transforms.search import SearchSettings
 from transforms.search_plan import MAX_WORKER_BYTES, PLANS
@@ -37,6 +38,14 @@ class ShortlistOptions(PipelineOptions):
         job.add_argument("--output", help="the output root: a folder or a URI; the only flag that every command needs")
         job.add_argument("--config", help="a YAML file of flags (k: 100, columns: {user_id: uid}); flags given directly win")
         job.add_argument("--seed", type=int, default=42, help="of everything that draws by chance (default 42)")
+        job.add_argument(
+            "--refit", action="store_true", help="publish a table of a model trained on the holdout too, once it is evaluated"
+        )
+        job.add_argument(
+            "--json",
+            action="store_true",
+            help="one line of JSON with the results on standard output; the rest to standard error",
+        )
         job.add_argument("--verbose", action="store_true", help="let Beam and TensorFlow speak, and show tracebacks")
 
         data = parser.add_argument_group("data")
@@ -120,6 +129,24 @@ class ShortlistOptions(PipelineOptions):
             type=int,
             default=MAX_WORKER_BYTES,
             help="memory for a worker's shards (default 4 GiB)",
+        )
+
+        gates = parser.add_argument_group("gates", "what a table must pass to be published; docs/gates.md has them all")
+        limits = GateSettings()
+        for flag, what in (
+            ("max_quality_drop", "of held-out metrics since the last release, as a share"),
+            ("min_lift", "times as good as popularity on held-out items"),
+            ("min_coverage", "of the items that could be listed, at least"),
+            ("min_overlap", "mean Jaccard index with the last release's lists, at least"),
+            ("max_shrink", "of users and of items since the last release, as a share"),
+        ):
+            gates.add_argument(f"--{flag}", type=float, default=getattr(limits, flag), help=f"{what} (default %(default)g)")
+        gates.add_argument(
+            "--force",
+            action="append",
+            default=[],
+            metavar="NAME=REASON",
+            help="publish although this gate fails; may be repeated",
         )
 
 
@@ -221,7 +248,16 @@ class Settings:
     sweep: SweepSettings
     index: IndexSettings
     recommend: RecommendSettings
+    gates: GateSettings
+    refit: bool
+    json: bool
     verbose: bool
+
+    def __post_init__(self) -> None:
+        if self.refit and self.ingest.split.split == "none":
+            raise InputError(
+                "--refit trains on what was held out, and --split none holds nothing out: leave --refit out, or change --split"
+            )
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -280,6 +316,8 @@ def flags_of_config(path: str) -> list[str]:
     for name, value in config.items():
         if isinstance(value, bool):
             argv += [f"--{name}"] if value else []
+        elif isinstance(value, dict) and name == "force":
+            argv += [f"--{name}={gate}={reason}" for gate, reason in value.items()]
         elif isinstance(value, dict):
             argv.append(f"--{name}=" + ",".join(f"{key}={column}" for key, column in value.items()))
         elif isinstance(value, list):
@@ -337,6 +375,23 @@ def columns_of(flag: str, text: str) -> dict[str, str]:
             raise InputError(f"{flag} names the column of {role} twice ({columns[role]!r} and {column!r}): keep one")
         columns[role] = column
     return columns
+
+
+def forced_of(texts: Sequence[str]) -> dict[str, str]:
+    """Reads what --force was given, NAME=REASON each.
+
+    Raises:
+      InputError: for one without a reason, or a name that is given twice.
+    """
+    forced: dict[str, str] = {}
+    for text in texts:
+        name, equals, reason = (each.strip() for each in text.partition("="))
+        if not (equals and reason):
+            raise InputError(f"--force takes the name of a gate and a reason, got {text!r}: write it as --force {name}=REASON")
+        if name in forced:
+            raise InputError(f"--force names the gate {name} twice: keep one")
+        forced[name] = reason
+    return forced
 
 
 def _range_of(text: str | None) -> tuple[float, float] | None:
@@ -422,5 +477,16 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             plan=flags.plan,
             max_worker_bytes=flags.max_worker_bytes,
         ),
+        gates=GateSettings(
+            max_quality_drop=flags.max_quality_drop,
+            min_lift=flags.min_lift,
+            min_coverage=flags.min_coverage,
+            min_overlap=flags.min_overlap,
+            max_shrink=flags.max_shrink,
+            max_rejected_fraction=flags.max_rejected_fraction,
+            forced=forced_of(flags.force),
+        ),
+        refit=flags.refit,
+        json=flags.json,
         verbose=flags.verbose,
     )

@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     if settings.ingest.ratings:
         done = {"ingest": run_stage(ingest.stage(settings, {}), workspace, options, progress)}
     else:
-        done = run.finished_before("train", settings)
+        done = run.finished_before("train", settings).published
     show(workspace, run_stage(stage(settings, done), workspace, options, progress))
 
 

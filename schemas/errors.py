@@ -1,4 +1,6 @@
-"""The one exception that means "the input or a setting is wrong", as opposed to a fault of the program."""
+"""The exceptions that mean "the input, a setting or the result is not as it must be", as opposed to a fault of the program."""
+
+from collections.abc import Sequence
 
 
 class InputError(ValueError):
@@ -10,3 +12,11 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class GatesFailed(Exception):
+    """A table that must not be published; command lines print each message and exit with code 3."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = [" ".join(message.split()) for message in messages]

@@ -1,13 +1,20 @@
 """A release: one immutable table with everything that led to it, and the pointer that says which one is served."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from apache_beam.io.filesystem import BeamIOError
 
 from schemas.errors import InputError
 from schemas.storage import exists, join, read_json, write_json
 from schemas.workspace import Workspace
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of releases and of the pointer. Version 1 had no gates; it can still be read."""
+
+PASSED, FAILED = "passed", "failed"
+"""The status of a release: whether it may be served. A failed one is kept to be looked at; `LATEST` never names one."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,12 @@ def write_latest(workspace: Workspace, latest: Latest) -> None:
     """Points readers to a release: the one write that publishes."""
     write_json(
         workspace.latest,
-        {"release": latest.release, "manifest": latest.manifest, "topk": list(latest.topk)},
+        {
+            "schema_version": SCHEMA_VERSION,
+            "release": latest.release,
+            "manifest": latest.manifest,
+            "topk": list(latest.topk),
+        },
     )
 
 
@@ -31,14 +43,17 @@ def read_latest(workspace: Workspace) -> Latest | None:
     """Reads the pointer, or returns None before the first release.
 
     Raises:
-      InputError: if the pointer cannot be understood.
+      InputError: if the pointer cannot be understood, or a newer program wrote it.
     """
     if not exists(workspace.latest):
         return None
     try:
         value = read_json(workspace.latest)
+        _refuse_newer(workspace.latest, value.get("schema_version", 1))
         return Latest(value["release"], value["manifest"], tuple(value["topk"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
         raise InputError(
             f"{workspace.latest} is not a pointer to a release ({error!r}): delete it and publish again, "
             "with the command that made the output"
@@ -46,24 +61,46 @@ def read_latest(workspace: Workspace) -> Latest | None:
 
 
 def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
-    """Reads the manifest of a release.
+    """Reads the manifest of the release that a pointer names.
 
     Raises:
-      InputError: if it is missing or no JSON.
+      InputError: if it is missing or no JSON, if a newer program wrote it, or if it is not of the pointer's table.
     """
     path = join(workspace.root, latest.manifest)
     if not exists(path):
-        raise InputError(f"{workspace.latest} names {latest.manifest}, which does not exist: publish again")
+        raise InputError(
+            f"{workspace.latest} names {latest.manifest}, which does not exist: delete {workspace.latest} and publish again, "
+            "with the command that made the output"
+        )
     try:
-        release = read_json(path)
-        if release["schema_version"] != SCHEMA_VERSION:
-            raise InputError(
-                f"{path} has schema version {release['schema_version']}, this program reads {SCHEMA_VERSION}: "
-                "use the program that made it"
-            )
-        _ = release["stages"], release["topk"], release["metrics"]
-        return release
+        release = _upgraded(path, read_json(path))
+        _ = release["stages"], release["metrics"]
+        same = release["release"] == latest.release and [file["path"] for file in release["topk"]] == list(latest.topk)
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not the manifest of a release ({error!r}): delete it and publish again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
+        raise InputError(
+            f"{path} is not the manifest of a release ({error!r}): delete {workspace.latest} and publish again, "
+            "with the command that made the output"
+        ) from error
+    if not same or release["status"] != PASSED:
+        raise InputError(
+            f"{workspace.latest} and {latest.manifest} are not of the same table, or it failed its gates: "
+            f"delete {workspace.latest} and publish again, with the command that made the output"
+        )
+    return release
+
+
+def _upgraded(path: str, release: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a manifest as this version writes it; what version 1 did not know is None."""
+    _refuse_newer(path, release["schema_version"])
+    unknown: dict[str, Any] = {"status": PASSED, "gates": {}, "compared_with": None, "evaluated": None}
+    return {**unknown, **release} if release["schema_version"] == 1 else dict(release)
+
+
+def _refuse_newer(path: str, version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema version {version}, this program knows versions up to {SCHEMA_VERSION}: "
+            "use the program that made it, or another --output"
+        )

@@ -52,7 +52,7 @@ def topk_of(output: str | Path) -> list[dict]:
 
 
 def test_every_user_has_exactly_k_items_none_of_them_seen(job: tuple[Path, Path]) -> None:
-    done = run.finished_before("publish", run.parse_command([f"--output={job[1]}"], "")[0])
+    done = run.finished_before("publish", run.parse_command([f"--output={job[1]}"], "")[0]).published
     held_out = set()
     for path in done["ingest"].paths(str(job[1]), "interactions/holdout"):
         held_out |= {(row["user_id"], row["item_id"]) for row in pq.read_table(path).to_pylist()}
@@ -117,7 +117,7 @@ def test_a_second_run_finds_all_done(job: tuple[Path, Path], capsys: pytest.Capt
     assert run_job(f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv", f"--output={output}") == OK
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == files
     captured = capsys.readouterr()
-    assert captured.err.count("done before") == 5
+    assert captured.err.count("done before") == 6
     assert "already published" in captured.out
 
 
@@ -137,10 +137,10 @@ def test_results_name_metrics_users_and_how_to_read_the_table(
 def test_the_release_and_the_pointer_say_what_was_published(job: tuple[Path, Path]) -> None:
     latest = json.loads((job[1] / "LATEST").read_text())
     release = json.loads((job[1] / latest["manifest"]).read_text())
-    assert set(latest) == {"release", "manifest", "topk"}
+    assert set(latest) == {"schema_version", "release", "manifest", "topk"}
     assert [file["path"] for file in release["topk"]] == latest["topk"]
     assert release["rows"] == 60
-    assert list(release["stages"]) == ["ingest", "train", "embed", "index", "recommend"]
+    assert list(release["stages"]) == ["ingest", "train", "embed", "index", "recommend", "judge"]
     assert release["metrics"]["recall_against_exact"]["mean"] == 1.0
     assert release["metrics"]["users"] == 60
 
@@ -163,6 +163,7 @@ def test_stages_run_one_by_one_like_the_whole(job: tuple[Path, Path], tmp_path: 
         assert run_command(run._alone(name), flags) == OK
     # With the sources, a stage finds exactly what those flags made.
     assert run_command(run._alone("recommend"), [*flags, *sources]) == OK
+    assert run_command(run._alone("judge"), flags) == OK
     assert run_command(run._alone("publish"), flags) == OK
     assert topk_of(tmp_path) == topk_of(output)
 

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 from benchmarks.tutorial import published
 from benchmarks.tutorial.ratings import Ratings
 from pipelines import run
-from pipelines.progress import Progress
 from pipelines.settings import parse_command
 from schemas.storage import read_parquet_blocks
 
@@ -47,7 +46,7 @@ def run_job(ratings: Ratings, train: Path, output: str, *flags: str) -> Served:
     """
     command = [f"--ratings={train}", f"--output={output}", "--split=none", f"--k={K}", *flags]
     settings, options = parse_command(command, "")
-    done = run.run(settings, options, Progress())
+    done = run.run(settings, options).published
     lists = np.full((len(ratings.user_ids), K), -1, np.int64)
     for path in done["recommend"].paths(output, "topk"):
         for block in read_parquet_blocks(path, ["user_id", "recommendations"]):

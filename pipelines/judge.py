@@ -1,0 +1,158 @@
+"""Judges the finished table, row by row, and beside the last release's: `python -m pipelines.judge --output DIR`.
+
+What it finds decides, in `pipelines.publish`, whether the table is published. It does not depend on any limit, so another limit
+does not make it run again. It does depend on the table of the release that `LATEST` names.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.recommend import item_lists_of
+from pipelines.settings import Settings
+from pipelines.stage import Reports, Stage
+from schemas.errors import InputError
+from schemas.manifest import StageManifest
+from schemas.release import read_latest, read_release
+from schemas.storage import join
+from schemas.workspace import Workspace
+from transforms.item_lists import ItemLists
+from transforms.judge_table import BucketFiles, JudgeTable, TableRules
+from transforms.write import part_of
+
+FOUND = "table"
+"""The metric that says what was found."""
+
+
+@dataclass(frozen=True)
+class LastTable:
+    """The table that a new one would replace.
+
+    Attributes:
+      release: its name.
+      digest: of its files' contents.
+      k: items a user.
+      num_buckets: of its users.
+      topk: its files, relative to the output root.
+    """
+
+    release: str
+    digest: str
+    k: int
+    num_buckets: int
+    topk: tuple[str, ...]
+
+
+def last_table(workspace: Workspace, recommended: StageManifest) -> LastTable | None:
+    """Returns the table that `LATEST` names; where that is the very table in question, the one which that was compared with.
+
+    Args:
+      workspace: the output.
+      recommended: the stage that made the table in question.
+    """
+    latest = read_latest(workspace)
+    if latest is None:
+        return None
+    manifest = read_release(workspace, latest)
+    if manifest["stages"]["recommend"]["digest"] == recommended.digest:
+        before = manifest["compared_with"]
+        return LastTable(**before | {"topk": tuple(before["topk"])}) if before else None
+    stages = manifest["stages"]
+    return LastTable(
+        release=latest.release,
+        digest=stages["recommend"]["digest"],
+        k=stages["recommend"]["settings"]["k"],
+        num_buckets=stages["ingest"]["metrics"]["num_buckets"],
+        topk=latest.topk,
+    )
+
+
+def stage(
+    settings: Settings,
+    done: Mapping[str, StageManifest],
+    last: LastTable | None,
+    evaluated: StageManifest | None = None,
+) -> Stage:
+    """Returns the stage, which reads the table, the users and items that it is for, and the last table.
+
+    Args:
+      settings: of the job.
+      done: the stages that made the table.
+      last: the table that it would replace.
+      evaluated: where another model was evaluated than this table's, the verdict on its table: the two belong together.
+
+    Raises:
+      InputError: if the lists of items are not those that the table was made with.
+    """
+    ingested, embedded, recommended = (done[name] for name in ("ingest", "embed", "recommend"))
+    lists = item_lists_of(settings.recommend)
+    if [source.description() for source in lists.given] != list(recommended.sources):
+        raise InputError(
+            "the table was made with other lists of items than are named now, or they have changed since: give the same "
+            "--block_items and --allow_items, or run python -m pipelines.recommend again"
+        )
+    root = settings.output
+    rules = TableRules(
+        k=recommended.settings["k"],
+        recommend_seen=recommended.settings["recommend_seen"],
+        num_buckets=ingested.metrics["num_buckets"],
+        last_k=last.k if last else None,
+    )
+    same_buckets = last is not None and last.num_buckets == rules.num_buckets
+    last_paths = [join(root, path) for path in last.topk] if last else []
+    job: dict[str, Any] = {
+        "buckets": buckets_of(
+            ingested.paths(root, "users"), recommended.paths(root, "topk"), last_paths if same_buckets else []
+        ),
+        "items": ingested.paths(root, "items"),
+        "embeddings": embedded.paths(root, "embeddings"),
+        "lists": lists,
+        "rules": rules,
+        "regrouped": [] if same_buckets else last_paths,
+    }
+    return Stage(
+        name="judge",
+        module=__name__,
+        settings={
+            "k": rules.k,
+            "recommend_seen": rules.recommend_seen,
+            "last": {"digest": last.digest, "k": last.k} if last else None,
+            "evaluated": evaluated.fingerprint if evaluated else None,
+        },
+        inputs={name: done[name] for name in ("ingest", "embed", "recommend")},
+        reads={"ingest": ["users", "items"], "embed": ["embeddings"], "recommend": ["topk"]},
+        sources=recommended.sources,
+        build=lambda root, attempt: build(root, **job),
+    )
+
+
+def build(
+    root: beam.Pipeline,
+    buckets: Mapping[int, BucketFiles],
+    items: list[str],
+    embeddings: list[str],
+    lists: ItemLists,
+    rules: TableRules,
+    regrouped: list[str],
+) -> Reports:
+    """Adds the stage's steps: each bucket's files are read by one worker, which compares them."""
+    return [root | "JudgeTable" >> JudgeTable(buckets, items, embeddings, lists, rules, regrouped)]
+
+
+def buckets_of(users: list[str], table: list[str], last: list[str]) -> dict[int, BucketFiles]:
+    """Returns where each bucket lies, from the paths of all files."""
+    found: dict[int, list[list[str]]] = defaultdict(lambda: [[], [], []])
+    for kind, paths in enumerate((users, table, last)):
+        for path in paths:
+            found[part_of(path)][kind].append(path)
+    return {number: BucketFiles(*map(tuple, kinds)) for number, kinds in found.items()}
+
+
+if __name__ == "__main__":
+    from pipelines.run import run_alone
+
+    sys.exit(run_alone("judge"))

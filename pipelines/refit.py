@@ -1,0 +1,42 @@
+"""Publishes a table of a model that has learned from everything, once the same recipe has been evaluated: `--refit`.
+
+    ingest, holding out ── train ── embed ── index ── recommend     evaluated: its metrics are the release's quality
+                             │ how many epochs
+    ingest, with all ────── train ── embed ── index ── recommend    published: histories and seen items include the holdout
+
+The second chain is the same stages with other settings: `--split none`, and exactly as many epochs as the evaluated training
+took, without a validation slice. So its table is the very one that a run with those flags makes, and there is one definition of
+a history, of which of two ratings of a pair counts, and of what is recent. It costs a second reading of the source, which is
+little beside a second training; putting the holdout back into the users of the first reading could not do the same: of an item
+that was rated before the cut and again after it, a temporal split keeps only the first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pipelines.settings import Settings
+from schemas.errors import InputError
+from schemas.manifest import StageManifest
+
+
+def settings_of_refit(settings: Settings, evaluated: Mapping[str, StageManifest]) -> Settings:
+    """Returns the settings of the chain whose table is published.
+
+    Args:
+      settings: of the chain that is evaluated.
+      evaluated: its finished stages; the training decides how many epochs the other one takes.
+    """
+    ingest = replace(settings.ingest, split=replace(settings.ingest.split, split="none", holdout=0))
+    training = settings.training
+    if "train" in evaluated:
+        training = replace(training, validation_fraction=0.0, max_epochs=evaluated["train"].metrics["epochs"])
+    return replace(settings, ingest=ingest, training=training, refit=False)
+
+
+def check_same_sources(evaluated: StageManifest, published: StageManifest) -> None:
+    """Raises InputError if the sources have changed between the two readings."""
+    if list(evaluated.sources) != list(published.sources):
+        raise InputError(
+            "the sources have changed while the job ran, so the model that was evaluated and the one to be published would "
+            "have learned from different data: run the same command again"
+        )
