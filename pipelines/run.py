@@ -27,7 +27,7 @@ from schemas.release import read_latest, read_release
 from schemas.storage import check_writable
 from schemas.workspace import Workspace
 
-CHAIN: Mapping[str, ModuleType] = {
+STAGES: Mapping[str, ModuleType] = {
     "ingest": ingest,
     "train": train,
     "embed": embed,
@@ -36,7 +36,7 @@ CHAIN: Mapping[str, ModuleType] = {
 }
 """The stages that make a table, in order; each module's `stage(settings, done)` says what it needs and how to build it."""
 
-COMMANDS = (*CHAIN, "judge", "publish")
+COMMANDS = (*STAGES, "judge", "publish")
 
 
 def nothing_made(settings: Settings) -> Made:
@@ -67,7 +67,7 @@ def run_stages(names: Sequence[str], settings: Settings, made: Made, options: Pi
         if done is not made.evaluated:
             LOGGER.info("refit: the same again, the holdout included")
         for name in names:
-            done[name] = run_stage(CHAIN[name].stage(ask, done), workspace, options, progress)
+            done[name] = run_stage(STAGES[name].stage(ask, done), workspace, options, progress)
             if name == "ingest":
                 check_same_sources(made.evaluated[name], done[name])
 
@@ -85,7 +85,7 @@ def run(settings: Settings, options: PipelineOptions) -> Made:
     if latest:
         read_release(workspace, latest)  # What is published must be understood before anything can be put in its place.
     made = nothing_made(settings)
-    run_stages(list(CHAIN), settings, made, options)
+    run_stages(list(STAGES), settings, made, options)
     run_judges(settings, made, options)
     while not is_compared_with(made.published["judge"], last_table(workspace, made.published["recommend"])):
         run_judges(settings, made, options)  # Another run has published in the meantime.
@@ -107,8 +107,8 @@ def finished_before(name: str, settings: Settings) -> Made:
         made = nothing_made(settings)
         for ask, done in chains(settings, made):
             for each in before:
-                if each in CHAIN:
-                    done[each] = _finished(workspace, CHAIN[each].stage(ask, done), name)
+                if each in STAGES:
+                    done[each] = _finished(workspace, STAGES[each].stage(ask, done), name)
         for done, stage in judges(settings, made) if "judge" in before else ():
             done["judge"] = _finished(workspace, stage, name)
         return made
@@ -212,7 +212,7 @@ def run_alone(name: str) -> int:
 
 def _alone(name: str) -> Callable[[Sequence[str]], None]:
     def command(argv: Sequence[str]) -> None:
-        module = judge if name == "judge" else CHAIN.get(name, sys.modules[publish.__module__])
+        module = judge if name == "judge" else STAGES.get(name, sys.modules[publish.__module__])
         settings, options = _prepare(argv, str(module.__doc__))
         started = time.monotonic()
         if name == "publish":

@@ -254,7 +254,7 @@ def test_users_who_came_after_training_get_lists_of_their_own_by_what_they_rated
     learn = [f"--user_tower={user_tower}", "--max_epochs=20", "--learning_rate=0.03", "--split=none", "--k=8", output]
     yesterday = [*QUICK, f"--ratings={write_ratings(tmp_path)}", *learn]
     assert run_command(run.main, yesterday) == OK
-    done = run.finished_before("publish", run.parse_command(yesterday, "")[0])
+    done = run.finished_before("publish", run.parse_command(yesterday, "")[0]).published
     # Of the made ratings, each user likes every other item: those with an even or with an odd number.
     items = [*ODD_IDS, *(f"i{i}" for i in range(40 - len(ODD_IDS)))]
     newcomers = {f"new{taste}": items[taste + 10 : 30 : 2] for taste in (0, 1)}
