@@ -24,19 +24,20 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     tower = join(settings.output, trained.folder, ITEM_TOWER)
     parts = {part_of(path): path for path in done["ingest"].paths(settings.output, "items")}
     dim = trained.metrics["dim"]
+    features = trained.metrics.get("feature_columns", [])
     return Stage(
         name="embed",
         module=__name__,
         settings={},
         inputs={name: done[name] for name in ("ingest", "train")},
         reads={"ingest": ["items"], "train": [ITEM_TOWER]},
-        build=lambda root, attempt: build(root, attempt, parts, tower, dim),
+        build=lambda root, attempt: build(root, attempt, parts, features, tower, dim),
     )
 
 
-def build(root: beam.Pipeline, attempt: str, parts: dict[int, str], tower: str, dim: int) -> Reports:
+def build(root: beam.Pipeline, attempt: str, parts: dict[int, str], features: list[str], tower: str, dim: int) -> Reports:
     """Adds the stage's steps: blocks of items pass through the tower, and those that it knows are written."""
-    items = root | "ReadItems" >> ReadParts(parts, ITEMS.names) | "Progress" >> CountBlocks()
+    items = root | "ReadItems" >> ReadParts(parts, list(dict.fromkeys([*ITEMS.names, *features]))) | "Progress" >> CountBlocks()
     embeddings = items | "EmbedItems" >> EmbedItems(tower, dim)
     return [
         embeddings | "WriteEmbeddings" >> WritePlacedBlocks(attempt, "embeddings", embeddings_schema(dim)),

@@ -23,6 +23,7 @@ from schemas.manifest import StageManifest
 from schemas.rejected import REJECTED
 from schemas.users import USERS
 from transforms.catalogue import BuildCatalogue
+from transforms.features import in_catalogue
 from transforms.histories import SplitByUser
 from transforms.progress import CountBlocks
 from transforms.sources import (
@@ -50,11 +51,13 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     """Looks at the sources and returns the stage.
 
     Raises:
-      InputError: if a source cannot be read, or lacks a column that the split needs.
+      InputError: if a source cannot be read, or lacks a column that the split or a feature needs.
     """
     ask = settings.ingest
     sources = resolve_sources(ask)
     check_columns(sources.ratings, ask)
+    if settings.training.looks_at_features:
+        in_catalogue(settings.training.features, sources.items.description() if sources.items else None)
     num_buckets = ask.num_buckets or default_buckets(sources.ratings)
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:

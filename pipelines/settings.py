@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from apache_beam.runners.runner import create_runner
 from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
 from transforms.calibrate import TARGET_RECALL
+from transforms.features import features_of
 from transforms.gates import GateSettings
 from transforms.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
 from transforms.search import SearchSettings
@@ -81,6 +83,18 @@ class ShortlistOptions(PipelineOptions):
             type=int,
             default=defaults.history_sample,
             help="the most items of a history that a training step looks at",
+        )
+        train.add_argument("--item_tower", help="id, or id+features (default: id+features where features are declared)")
+        train.add_argument(
+            "--features",
+            default="",
+            help="column=kind,…: what of an item its tower looks at; a kind is category, categories, number or text",
+        )
+        train.add_argument(
+            "--id_dropout",
+            type=float,
+            default=defaults.id_dropout,
+            help=f"part of the rows that train on features alone (default {defaults.id_dropout:g})",
         )
         train.add_argument("--dim", type=int, default=defaults.dim, help=f"of the embeddings (default {defaults.dim})")
         train.add_argument("--learning_rate", type=float, default=defaults.learning_rate, help="of Adam")
@@ -318,6 +332,8 @@ def flags_of_config(path: str) -> list[str]:
             argv += [f"--{name}"] if value else []
         elif isinstance(value, dict) and name == "force":
             argv += [f"--{name}={gate}={reason}" for gate, reason in value.items()]
+        elif isinstance(value, dict) and any(isinstance(each, dict) for each in value.values()):
+            argv.append(f"--{name}={json.dumps(value, default=str)}")  # Which is YAML too.
         elif isinstance(value, dict):
             argv.append(f"--{name}=" + ",".join(f"{key}={column}" for key, column in value.items()))
         elif isinstance(value, list):
@@ -427,6 +443,8 @@ def settings_of(flags: argparse.Namespace) -> Settings:
     if not flags.output:
         raise InputError("no output root: give --output DIR")
     check_root(flags.output)
+    features = features_of(flags.features)
+    item_tower = flags.item_tower or ("id+features" if features else "id")
     holdout = DEFAULT_HOLDOUT.get(flags.split, 0) if flags.holdout is None else flags.holdout
     return Settings(
         output=flags.output.rstrip("/") or "/",
@@ -449,6 +467,9 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             user_tower=flags.user_tower,
             mixed_negatives=flags.mixed_negatives,
             history_sample=flags.history_sample,
+            item_tower=item_tower,
+            features=features,
+            id_dropout=flags.id_dropout,
             dim=flags.dim,
             learning_rate=flags.learning_rate,
             batch_size=flags.batch_size,

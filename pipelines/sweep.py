@@ -7,7 +7,7 @@ space of its own (see docs/sweep.md); the first trial is always the flags' own. 
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -29,7 +29,7 @@ from schemas.storage import check_writable, exists, join, read_bytes, read_parqu
 from schemas.trials import FAILED
 from schemas.workspace import Workspace
 from transforms.search_space import SPACE, trials_of
-from transforms.training import TrainingSettings
+from transforms.training import TrainingPaths, TrainingSettings
 from transforms.trials import CHART_FILE, TRIALS, WINNER_FILE, RunTrials, Trial
 
 DEFAULT_NUM_TRIALS = 20
@@ -42,26 +42,28 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     Raises:
       InputError: if the trials will not do, or there is nothing to judge them on.
     """
-    trained = train.stage(settings, done)
+    ingested = done["ingest"]
     if not settings.training.validation_fraction:
         raise InputError("trials are judged on a validation slice, got --validation_fraction 0: raise it")
-    made_from = [code_version("transforms.trials"), {name: facts["digest"] for name, facts in trained.lineage.items()}]
+    trials_asked = read_trials(settings.sweep, settings.training)
+    asked = [train.training_of(replace(settings, training=each), ingested) for each in trials_asked]
+    paths = train.paths_of(settings.output, ingested, asked)
+    reads = ["interactions/train", *(["items"] if paths.items else [])]
+    made_from = [code_version("transforms.trials"), ingested.digest_of_datasets(reads)]
     trials = [
-        Trial(number, asked, Workspace.trial(fingerprint_of([made_from, asdict(asked)])))
-        for number, asked in enumerate(read_trials(settings.sweep, TrainingSettings(**trained.settings)), 1)
+        Trial(number, each, Workspace.trial(fingerprint_of([made_from, asdict(each)]))) for number, each in enumerate(asked, 1)
     ]
-    paths = done["ingest"].paths(settings.output, "interactions/train")
     return Stage(
         name="sweep",
         module=__name__,
         settings={"trials": [asdict(trial.settings) for trial in trials]},
-        inputs=trained.inputs,
-        reads=trained.reads,
+        inputs={"ingest": ingested},
+        reads={"ingest": reads},
         build=lambda root, attempt: build(root, attempt, paths, trials, settings.output),
     )
 
 
-def build(root: beam.Pipeline, attempt: str, paths: list[str], trials: Sequence[Trial], output: str) -> Reports:
+def build(root: beam.Pipeline, attempt: str, paths: TrainingPaths, trials: Sequence[Trial], output: str) -> Reports:
     """Adds the stage's steps: every trial is an element, and one worker writes what all of them found."""
     written = root | "RunTrials" >> RunTrials(trials, paths, output, attempt)
     return [

@@ -1,34 +1,65 @@
 """Trains the two towers on what `ingest` kept for training: `python -m pipelines.train --output DIR`."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import apache_beam as beam
 
+from pipelines.logs import LOGGER
 from pipelines.settings import Settings
 from pipelines.stage import Reports, Stage
 from schemas.manifest import StageManifest
 from schemas.storage import join
-from transforms.training import TrainingSettings, TrainTowers
+from transforms.features import in_catalogue
+from transforms.training import TrainingPaths, TrainingSettings, TrainTowers
+from transforms.write import part_of
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
-    """Returns the stage, which reads the training interactions."""
+    """Returns the stage, which reads the training interactions, and the catalogue where the item tower looks at features.
+
+    Raises:
+      InputError: if the catalogue lacks a feature's column.
+    """
     ingested = done["ingest"]
-    paths = ingested.paths(settings.output, "interactions/train")
+    training = training_of(settings, ingested)
+    paths = paths_of(settings.output, ingested, [training])
     return Stage(
         name="train",
         module=__name__,
-        settings=asdict(settings.training),
+        settings=asdict(training),
         inputs={"ingest": ingested},
-        reads={"ingest": ["interactions/train"]},
-        build=lambda root, attempt: build(root, attempt, paths, settings.training),
+        reads={"ingest": ["interactions/train", *(["items"] if paths.items else [])]},
+        build=lambda root, attempt: build(root, attempt, paths, training),
+        check=lambda metrics, folder: warn_of_features(metrics),
     )
 
 
-def build(root: beam.Pipeline, attempt: str, paths: list[str], settings: TrainingSettings) -> Reports:
-    """Adds the stage's steps: one element, the list of files, through one worker that trains.
+def training_of(settings: Settings, ingested: StageManifest) -> TrainingSettings:
+    """Returns how to train on what `ingested` kept: features by the catalogue's names, none where the tower looks at none.
+
+    Raises:
+      InputError: if the catalogue lacks a feature's column.
+    """
+    training = settings.training
+    if not training.looks_at_features:
+        return replace(training, features=())
+    described = next((source for source in ingested.sources if source["dataset"] == "items"), None)
+    return replace(training, features=in_catalogue(training.features, described))
+
+
+def paths_of(output: str, ingested: StageManifest, trainings: Sequence[TrainingSettings]) -> TrainingPaths:
+    """Returns the files that some trainings read: the catalogue only where one looks at features."""
+    items: list[str] = []
+    if any(training.features for training in trainings):
+        items = sorted(ingested.paths(output, "items"), key=part_of)
+    return TrainingPaths(ingested.paths(output, "interactions/train"), items)
+
+
+def build(root: beam.Pipeline, attempt: str, paths: TrainingPaths, settings: TrainingSettings) -> Reports:
+    """Adds the stage's steps: one element, the files to read, through one worker that trains.
 
     Checkpoints lie beside the attempt, in the folder of the stage, so that the next attempt at the same stage goes on.
     """
@@ -38,6 +69,13 @@ def build(root: beam.Pipeline, attempt: str, paths: list[str], settings: Trainin
         trained | "Files" >> beam.FlatMap(lambda made: made[0]),
         trained | "Metrics" >> beam.Map(lambda made: {"dim": settings.dim, **made[1]}),
     ]
+
+
+def warn_of_features(metrics: Mapping[str, Any]) -> None:
+    """Says which features were left out, or say less than they might."""
+    for column, found in metrics.get("features", {}).items():
+        if found["warning"]:
+            LOGGER.warning("the feature %s %s", column, found["warning"])
 
 
 if __name__ == "__main__":

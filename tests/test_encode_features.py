@@ -102,7 +102,7 @@ def words_of(title: str | None) -> list[str]:
 
 
 def test_text_is_its_words_without_case_in_any_spelling() -> None:
-    encoder = fit("{title: {kind: text, buckets: 65536}}", {"title": TITLES}).encoder
+    encoder = fit("{title: {kind: text, buckets: 65536, min_items: 2}}", {"title": TITLES}).encoder
     counts = Counter(word for title in TITLES for word in words_of(title))
     learned = {word for word, count in counts.items() if count >= 2}
     assert learned == {"the", "cat", "dog", "café", "7"}
@@ -184,7 +184,7 @@ def test_dates_are_numbers() -> None:
 
 def test_codes_of_features_follow_one_another() -> None:
     columns = {"shelf": ["a", "b", "a", "b"], "price": [1, 2, 3, 4], "title": ["x y", "x", None, "y"]}
-    encoder = fit("{shelf: category, price: {kind: number, buckets: 2}, title: text}", columns).encoder
+    encoder = fit("{shelf: category, price: {kind: number, buckets: 2}, title: {kind: text, min_items: 2}}", columns).encoder
     assert encoder.columns == ["shelf", "price", "title"]
     assert encoder.num_codes == 6
     x, y = (bags_of(encoder, block_of({**columns, "title": [word] * 4}))[0][-1][0] for word in "xy")
@@ -286,7 +286,7 @@ def test_another_catalogue_is_refused() -> None:
         ("x=number", pa.nulls(4, pa.float32()), "left out: no rated item has a value"),
         ("x=number", pa.nulls(4, pa.string()), "left out: no rated item has a value"),
         ("x=category", ["a", "b", "c", "d"], "left out: none of its values is shared by 2 rated items"),
-        ("x=text", ["a", "b", "c", "d"], "left out: none of its words is shared by 2 rated items"),
+        ("x=text", ["a", "b", "c", "d"], "left out: none of its words is shared by 10 rated items"),
     ],
 )
 def test_a_column_that_says_nothing_is_left_out(declared: str, column: Any, warning: str) -> None:
@@ -386,6 +386,6 @@ def test_types_that_will_not_do(declared: str, column: pa.Array, message: str) -
 
 def test_no_rows() -> None:
     columns: dict[str, Any] = {"shelf": ["a", "a", "b"], "price": [1, 2, 3], "title": ["x", "x", "y"]}
-    encoder = fit("shelf=category,price=number,title=text", columns).encoder
+    encoder = fit("{shelf: category, price: number, title: {kind: text, min_items: 2}}", columns).encoder
     codes, weights, lengths = encoder.encode(block_of(columns).slice(0, 0))
     assert len(codes) == len(weights) == len(lengths) == 0

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import InputError
-from transforms.features import Feature, feature_of, features_of, from_json, to_json, with_columns
+from transforms.features import Feature, declaration_of, feature_of, features_of, from_json, in_catalogue, to_json
 
 
 def test_two_forms_of_one_declaration() -> None:
@@ -18,7 +18,7 @@ def test_every_option_reaches_its_feature() -> None:
     assert features_of(text) == (
         Feature("class", "categories", ("unknown",), " ", 3, 9),
         Feature("year", "number", ("V", "0"), buckets=0),
-        Feature("title", "text", buckets=4096),
+        Feature("title", "text", min_items=10, buckets=4096),
         Feature("shelf", "category"),
     )
 
@@ -34,6 +34,7 @@ def test_nothing_declared() -> None:
 def test_json_keeps_a_feature() -> None:
     for feature in features_of("{a: {kind: categories, separator: ', ', missing: [x]}, b: {kind: text, buckets: 7}}"):
         assert from_json(to_json(feature)) == feature
+        assert feature_of(feature.column, declaration_of(feature)) == feature
 
 
 @pytest.mark.parametrize(
@@ -101,44 +102,56 @@ def test_mistakes_are_named(text: str, message: str) -> None:
     assert str(error.value).startswith(message)
 
 
+def items_with(*others: str) -> dict[str, Any]:
+    return {
+        "columns": {"item_id": "item_id", "title": "movie_title"},
+        "other_columns": dict.fromkeys(others, "string"),
+    }
+
+
 def test_the_sources_names_are_known() -> None:
     declared = features_of("class=categories,movie_title=text")
-    found = with_columns(declared, ["title", "class"], {"item_id": "item_id", "title": "movie_title"})
+    found = in_catalogue(declared, items_with("class"))
     assert [(feature.column, feature.kind) for feature in found] == [("class", "categories"), ("title", "text")]
 
 
 @pytest.mark.parametrize(
-    ("text", "columns", "message"),
+    ("text", "items", "message"),
     [
         (
             "genre=category",
-            ["title", "genres"],
-            "the items have no column 'genre' for a feature, they have title, genres: did you mean genres?",
+            items_with("genres"),
+            "the items have no column 'genre' for a feature, they have movie_title, genres: did you mean genres?",
         ),
         (
             "movie_titel=text",
-            ["title", "genres"],
-            "the items have no column 'movie_titel' for a feature, they have title, genres: did you mean movie_title?",
+            items_with("genres"),
+            "the items have no column 'movie_titel' for a feature, they have movie_title, genres: did you mean movie_title?",
         ),
         (
             "Genres=category",
-            ["title", "genres"],
-            "the items have no column 'Genres' for a feature, they have title, genres: did you mean genres?",
+            items_with("genres"),
+            "the items have no column 'Genres' for a feature, they have movie_title, genres: did you mean genres?",
         ),
-        ("a=text", [], "the items have no column 'a' for a feature, they have none: change --features"),
+        (
+            "item_id=text",
+            {"columns": {"item_id": "item_id"}, "other_columns": {}},
+            "the items have no column 'item_id' for a feature, they have none: change --features",
+        ),
         (
             "title=text,movie_title=text",
-            ["title"],
+            items_with(),
             "--features names the column 'title' twice, also as 'movie_title': keep one",
         ),
+        ("year=number", None, "the feature 'year' needs items: give --items, or use --item_tower id"),
     ],
 )
-def test_a_column_that_there_is_not(text: str, columns: list[str], message: str) -> None:
+def test_a_column_that_there_is_not(text: str, items: dict[str, Any] | None, message: str) -> None:
     with pytest.raises(InputError) as error:
-        with_columns(features_of(text), columns, {"title": "movie_title"})
+        in_catalogue(features_of(text), items)
     assert str(error.value) == message
 
 
 def test_a_feature_may_be_declared_in_python() -> None:
     arguments: dict[str, Any] = {"kind": "text", "buckets": 16}
-    assert feature_of("title", arguments) == Feature("title", "text", buckets=16)
+    assert feature_of("title", arguments) == Feature("title", "text", min_items=10, buckets=16)

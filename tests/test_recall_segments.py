@@ -54,7 +54,7 @@ def expected() -> dict[str, dict[str, tuple[int, float]]]:
     for at in range(NUM_USERS):
         name = next((n for n, low in (("100+", 100), ("20-99", 20), ("5-19", 5)) if HISTORY[at] >= low), "0-4")
         histories[name].append(len(set(EXACT[at]) & set(SERVED[at])) / K)
-        for segment, low, high in (("1-9", 0, 10), ("10-99", 10, 100), ("100-999", 100, 1_000), ("1000+", 1_000, 10**9)):
+        for segment, low, high in (("0-9", 0, 10), ("10-99", 10, 100), ("100-999", 100, 1_000), ("1000+", 1_000, 10**9)):
             items = {item for item in EXACT[at] if low <= COUNTS[item] < high}
             if items:
                 popularities[segment].append(len(items & set(SERVED[at])) / len(items))

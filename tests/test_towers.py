@@ -39,9 +39,9 @@ def listen(model: TwoTowers) -> list[np.ndarray]:
     """Returns a list to which the item tower adds what it is asked for."""
     asked, call = [], model.item_tower.call
 
-    def call_and_tell(codes: tf.Tensor) -> tf.Tensor:
+    def call_and_tell(codes: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
         asked.append(codes.numpy())
-        return call(codes)
+        return call(codes, draw)
 
     model.item_tower.call = call_and_tell
     return asked

@@ -23,6 +23,7 @@ from transforms.embed import ItemTower, UserTower
 from transforms.training import (
     USER_TOWERS,
     Trained,
+    TrainingPaths,
     TrainingRows,
     TrainingSettings,
     TrainTowers,
@@ -377,7 +378,9 @@ def test_train_towers(root: str) -> None:
         assert 0 < metrics["validation_recall_at_100"] <= 1
 
     with TestPipeline("FnApiRunner") as p:
-        trained = p | TrainTowers(paths, out, SMALL, join(root, "checkpoints"), 0, resource_hints={"min_ram": "4GB"})
+        trained = p | TrainTowers(
+            TrainingPaths(paths, []), out, SMALL, join(root, "checkpoints"), 0, resource_hints={"min_ram": "4GB"}
+        )
         assert_that(trained, check)
 
     assert not list_files(join(root, "checkpoints", "*"))

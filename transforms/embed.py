@@ -17,7 +17,8 @@ from apache_beam.ml.inference.base import MaybeKeyedModelHandler, ModelHandler, 
 from schemas.blocks import Block
 from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.errors import InputError
-from schemas.storage import WrittenFile, is_local, join, list_files, local_folder
+from schemas.storage import WrittenFile, exists, is_local, join, list_files, local_folder, read_json
+from transforms.encode_features import FEATURES_FILE, encoder_from_json
 from transforms.id_map import list_lengths
 from transforms.progress import NAMESPACE
 
@@ -96,9 +97,22 @@ class UserTower(_SavedTower):
 
 
 class ItemTower(_SavedTower):
-    """Embeds blocks of ITEMS; load it in `setup()`, by path, once a process."""
+    """Embeds blocks of ITEMS; load it in `setup()`, by path, once a process.
+
+    A tower that looks at features has what encodes them beside it, and takes the items' bags of codes too: see
+    `transforms.encode_features`.
+    """
 
     kind = "item"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        features = join(path, FEATURES_FILE)
+        self._encoder = encoder_from_json(read_json(features)) if exists(features) else None
+
+    def _inputs_of(self, block: Block) -> dict[str, np.ndarray]:
+        inputs = super()._inputs_of(block)
+        return inputs | self._encoder.encode(block)._asdict() if self._encoder else inputs
 
 
 def _texts(ids: pa.Array) -> np.ndarray:

@@ -53,6 +53,18 @@ class Bags(NamedTuple):
     lengths: np.ndarray
 
 
+class ItemFeatures(NamedTuple):
+    """What training knows of the features of the rated items.
+
+    Attributes:
+      encoder: what the codes mean.
+      bags: of the items, by the items' codes.
+    """
+
+    encoder: "FeatureEncoder"
+    bags: Bags
+
+
 class Values(NamedTuple):
     """What the rows of a column say, one after the other, a row without a value left out.
 

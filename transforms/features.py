@@ -26,7 +26,9 @@ _OPTIONS = {
 }
 """What can be said of each kind beside its name."""
 
-_BUCKETS = {NUMBER: 10, TEXT: 4096}
+_DEFAULTS: dict[str, dict[str, int]] = {NUMBER: {"buckets": 10}, TEXT: {"buckets": 4096, "min_items": 10}}
+"""Where kinds differ. Rare words mislead: see docs/model.md."""
+
 _MAX_BUCKETS = 1 << 24
 
 
@@ -39,7 +41,8 @@ class Feature:
       kind: one of KINDS.
       missing: values that mean that there is none, beside null and empty text.
       separator: between the values of `categories` that are one text; lists need none.
-      min_items: a value is learned when so many items that were rated have it: what one item alone has, its id can say.
+      min_items: a value is learned when so many items that were rated have it (default 2, of words 10): what one item alone
+        has, its id can say, and what few have says little of others.
       max_values: of a category: the most frequent so many are learned, the others count as missing.
       buckets: of a number, by quantiles, 0 learns one direction for the standardised number instead (default 10); of text,
         how many hashes its words fall into (default 4096). 0 for categories, which have none.
@@ -107,7 +110,7 @@ def feature_of(column: str, declared: Any) -> Feature:
                 raise InputError(f"the separator of feature {column!r} must be text, got {value!r}: write separator: '|'")
         elif isinstance(value, bool) or not isinstance(value, int):
             raise InputError(f"{name} of feature {column!r} must be a whole number, got {value!r}: change --features")
-    return Feature(column, kind, **{"buckets": _BUCKETS.get(kind, 0), **options})
+    return Feature(column, kind, **{**_DEFAULTS.get(kind, {}), **options})
 
 
 def features_of(text: str) -> tuple[Feature, ...]:
@@ -133,25 +136,28 @@ def features_of(text: str) -> tuple[Feature, ...]:
     return tuple(feature_of(str(column), what) for column, what in declared.items())
 
 
-def with_columns(features: Sequence[Feature], columns: Sequence[str], source_names: Mapping[str, str]) -> tuple[Feature, ...]:
-    """Returns the features by the catalogue's names, after checking that it has them.
+def in_catalogue(features: Sequence[Feature], items: Mapping[str, Any] | None) -> tuple[Feature, ...]:
+    """Returns the features by the catalogue's names, after checking that the source of the items has them.
 
     Args:
       features: as declared, by the source's names or the catalogue's.
-      columns: the catalogue's columns that can be features.
-      source_names: what the source calls those that the catalogue renames: {"title": "movie_title"}.
+      items: the source's description: `columns`, role -> column, and `other_columns`; None where there is no source.
 
     Raises:
-      InputError: for a column that there is not, or that is declared under two names.
+      InputError: for a column that there is not, or that is declared under two names, or where there is no source.
     """
-    renamed = {source: name for name, source in source_names.items()}
+    if items is None:
+        raise InputError(f"the feature {features[0].column!r} needs items: give --items, or use --item_tower id")
+    renamed = {column: role for role, column in items["columns"].items() if role != "item_id"}
+    columns = [*renamed.values(), *items["other_columns"]]
+    known = [*renamed, *items["other_columns"]]
     found: dict[str, Feature] = {}
     for feature in features:
         column = feature.column if feature.column in columns else renamed.get(feature.column, feature.column)
         if column not in columns:
             raise InputError(
-                f"the items have no column {feature.column!r} for a feature, they have {', '.join(columns) or 'none'}: "
-                f"{_near(feature.column, [*columns, *renamed])}"
+                f"the items have no column {feature.column!r} for a feature, they have {', '.join(known) or 'none'}: "
+                f"{_near(feature.column, known)}"
             )
         if column in found:
             raise InputError(f"--features names the column {column!r} twice, also as {feature.column!r}: keep one")
@@ -162,6 +168,12 @@ def with_columns(features: Sequence[Feature], columns: Sequence[str], source_nam
 def _near(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word.lower(), known, n=1)
     return f"did you mean {near[0]}?" if near else "change --features"
+
+
+def declaration_of(feature: Feature) -> dict[str, Any]:
+    """Returns what `feature_of` reads a feature from."""
+    values = {"missing": list(feature.missing)} | {name: getattr(feature, name) for name in _OPTIONS[feature.kind][1:]}
+    return {"kind": feature.kind, **values}
 
 
 def to_json(feature: Feature) -> dict[str, Any]:

@@ -71,9 +71,9 @@ def compare(served: Sequence[Block], exact: Sequence[Block]) -> FoundItems:
     return FoundItems(users[0], items[0], found, lists["history_length"].to_numpy().astype(np.int64))
 
 
-def segment_names(bounds: Sequence[int], first: int = 0) -> list[str]:
+def segment_names(bounds: Sequence[int]) -> list[str]:
     """Returns '0-4', '5-19', '20-99', '100+' for (5, 20, 100)."""
-    starts = [first, *bounds]
+    starts = [0, *bounds]
     return [f"{low}-{high - 1}" for low, high in zip(starts, bounds, strict=False)] + [f"{bounds[-1]}+"]
 
 
@@ -108,9 +108,7 @@ def report(sums: np.ndarray, items: FoundItems) -> dict[str, Any]:
     by_history = {
         name: _mean(wanted[segment == at], found[segment == at]) for at, name in enumerate(segment_names(HISTORY_BOUNDS))
     }
-    by_popularity = {
-        name: _mean(sums[0, :, at], sums[1, :, at]) for at, name in enumerate(segment_names(POPULARITY_BOUNDS, first=1))
-    }
+    by_popularity = {name: _mean(sums[0, :, at], sums[1, :, at]) for at, name in enumerate(segment_names(POPULARITY_BOUNDS))}
     return {"recall_by_history_length": by_history, "recall_by_item_popularity": by_popularity}
 
 

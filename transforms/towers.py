@@ -89,6 +89,10 @@ class IdTower(tf.keras.layers.Embedding):
         )
         self.build(None)
 
+    def call(self, codes: tf.Tensor, draw: tf.Tensor | None = None) -> tf.Tensor:
+        """Returns [batch, dim] float32 for [batch] int32 codes; nothing here is drawn by chance."""
+        return super().call(codes)
+
     @property
     def vectors(self) -> np.ndarray:
         """[num_ids, dim] float32: every id's vector, by code."""
@@ -165,7 +169,7 @@ class TwoTowers(tfrs.Model):
 
     Args:
       user_tower: Batch -> [batch, dim] float32.
-      item_tower: [batch] int32 codes -> [batch, dim] float32.
+      item_tower: [batch] int32 codes, [2] int32 draw -> [batch, dim] float32.
       log_probability: [num_items] float32, how likely a random training row has the item.
       mixed_negatives: how many candidates, uniform from all items, are added to each batch's own.
       seed: of what is drawn by chance.
@@ -199,11 +203,11 @@ class TwoTowers(tfrs.Model):
         """
         users, items, _, draw = inputs
         num_items = self._log_probability.shape[0]
-        # The towers draw with the seed as it is.
+        # The user tower draws with the seed as it is, negatives with the next, the item tower with the one after.
         more = tf.random.stateless_uniform([self._mixed_negatives], tf.add(draw, [1, 0]), 0, num_items, tf.int32)
         codes = tf.concat([items, more], axis=0)
         queries = self.user_tower(inputs)
-        candidates = self.item_tower(codes)
+        candidates = self.item_tower(codes, tf.add(draw, [2, 0]))
         log_probability = mixed_log_probability(
             tf.gather(self._log_probability, codes), tf.shape(items)[0], self._mixed_negatives, num_items
         )

@@ -19,7 +19,7 @@ import math
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.blocks import in_blocks
+from schemas.blocks import Block, in_blocks
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
 from schemas.storage import (
@@ -45,6 +45,8 @@ from schemas.storage import (
 )
 from schemas.vocabulary import ITEM_VOCABULARY, USER_VOCABULARY
 from transforms.curves import CurveRow, TensorBoardLogs, draw_curves
+from transforms.encode_features import ItemFeatures, encode_rated, fit_features
+from transforms.features import Feature
 from transforms.partition import hash_ids
 from transforms.progress import TALLY
 from transforms.split import hash_pairs
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
 
 USER_TOWERS = ("id", "history", "id+history")
 """The kinds of user tower: see `transforms.user_towers`."""
+
+ITEM_TOWERS = ("id", "id+features")
+"""The kinds of item tower: see `transforms.item_towers`."""
 
 PHASES = ("search", "full")
 
@@ -82,6 +87,10 @@ class TrainingSettings:
     Attributes:
       user_tower: 'id': a vector of its own for each user; 'history': the mean of the vectors of what a user rated, which
         serves users that training never saw; 'id+history': their sum.
+      item_tower: 'id': a vector of its own for each item; 'id+features': that and those of its features, which serves items
+        that training never saw.
+      features: what 'id+features' looks at; 'id' at none of them.
+      id_dropout: the part of the training rows that leave the item's own vector out, so that features learn to do without.
       dim: of the vectors.
       learning_rate: of Adam; scale it with the batch size.
       batch_size: rows a step, and so negatives a row; cut down to the number of rows where there are fewer.
@@ -99,6 +108,9 @@ class TrainingSettings:
     """
 
     user_tower: str = "id"
+    item_tower: str = "id"
+    features: tuple[Feature, ...] = ()
+    id_dropout: float = 0.2
     dim: int = 64
     learning_rate: float = 0.003
     batch_size: int = 512
@@ -116,6 +128,14 @@ class TrainingSettings:
             raise InputError(
                 f"user_tower must be one of {', '.join(USER_TOWERS)}, got {self.user_tower!r}: change --user_tower"
             )
+        if self.item_tower not in ITEM_TOWERS:
+            raise InputError(
+                f"item_tower must be one of {', '.join(ITEM_TOWERS)}, got {self.item_tower!r}: change --item_tower"
+            )
+        if self.looks_at_features and not self.features:
+            raise InputError(f"item_tower {self.item_tower} needs features: declare them, as in --features genres=categories")
+        if not 0 <= self.id_dropout < 1:
+            raise InputError(f"id_dropout must be at least 0 and below 1, got {self.id_dropout:g}: change --id_dropout")
         for name, low, high in [
             ("dim", 1, 4096),
             ("batch_size", 1, 65_536),
@@ -136,6 +156,11 @@ class TrainingSettings:
                 f"validation_fraction must be between 0 and 0.5, got {self.validation_fraction:g}: change --validation_fraction"
             )
 
+    @property
+    def looks_at_features(self) -> bool:
+        """Whether the item tower does."""
+        return self.item_tower != "id"
+
 
 class TrainingRows(NamedTuple):
     """Every training positive, in codes, sorted by user and then by item.
@@ -145,12 +170,26 @@ class TrainingRows(NamedTuple):
       item_ids: [num_items] string, ascending.
       user: [n] int32 codes.
       item: [n] int32 codes.
+      features: of the items, where the item tower looks at them.
     """
 
     user_ids: pa.Array
     item_ids: pa.Array
     user: np.ndarray
     item: np.ndarray
+    features: ItemFeatures | None = None
+
+
+class TrainingPaths(NamedTuple):
+    """The Parquet files that training reads.
+
+    Attributes:
+      interactions: of INTERACTIONS.
+      items: of ITEMS, in the catalogue's order; needed for features only.
+    """
+
+    interactions: list[str]
+    items: list[str]
 
 
 class Quality(NamedTuple):
@@ -191,6 +230,30 @@ def _codes(blocks: list[pa.DictionaryArray]) -> tuple[pa.Array, np.ndarray]:
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
     return ids.take(pa.array(order)), np.concatenate([rank[chunk.indices.to_numpy()] for chunk in chunks])
+
+
+def with_features(
+    rows: TrainingRows, paths: Sequence[str], features: Sequence[Feature]
+) -> tuple[TrainingRows, dict[str, dict[str, Any]]]:
+    """Learns what features say of the items, and encodes them; reads the catalogue twice and keeps none of it.
+
+    Args:
+      rows: what to learn from.
+      paths: files of ITEMS with the features' columns, in the catalogue's order.
+      features: what is declared; none leaves the rows as they are.
+
+    Returns:
+      The rows with their features, and a report on each column.
+    """
+    if not features:
+        return rows, {}
+    columns = ["item_id", "train_count", *(feature.column for feature in features)]
+
+    def blocks() -> Iterator[Block]:
+        return (block for path in paths for block in read_parquet_blocks(path, columns))
+
+    encoder, report = fit_features(blocks(), features)
+    return rows._replace(features=ItemFeatures(encoder, encode_rated(blocks(), encoder, rows.item_ids))), report
 
 
 def validation_rows(rows: TrainingRows, fraction: float, seed: int) -> np.ndarray:
@@ -322,6 +385,8 @@ def checkpoint_path(folder: str, rows: TrainingRows, settings: TrainingSettings)
     digest = hashlib.sha256()
     for array in (hash_ids(rows.user_ids), hash_ids(rows.item_ids), rows.user, rows.item):
         digest.update(np.ascontiguousarray(array).data)
+    for array in rows.features.bags if rows.features else ():
+        digest.update(array.data)
     return join(folder, f"checkpoint-{fingerprint_of([asdict(settings), digest.hexdigest()])}.npz")
 
 
@@ -331,7 +396,7 @@ class _Fit:
     def __init__(
         self, rows: TrainingRows, settings: TrainingSettings, progress: Progress, validation: Validation | None
     ) -> None:
-        from transforms import towers, user_towers
+        from transforms import item_towers, towers, user_towers
 
         seed = 8 * settings.seed + 4 * progress.phase
         num_items = len(rows.item_ids)
@@ -340,7 +405,14 @@ class _Fit:
             user_towers.make_user_tower(
                 settings.user_tower, histories, num_items, settings.dim, settings.history_sample, settings.l2, seed
             ),
-            towers.IdTower(num_items, settings.dim, settings.l2, seed + 1),
+            item_towers.make_item_tower(
+                rows.features if settings.looks_at_features else None,
+                num_items,
+                settings.dim,
+                settings.id_dropout,
+                settings.l2,
+                seed + 1,
+            ),
             np.log(np.bincount(rows.item, minlength=num_items)) - np.log(len(rows.item)),
             settings.mixed_negatives,
             seed,
@@ -540,15 +612,16 @@ def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[Writte
 
 
 def train_and_write(
-    paths: Iterable[str], root: str, settings: TrainingSettings, checkpoints: str | None, checkpoint_secs: float
+    paths: TrainingPaths, root: str, settings: TrainingSettings, checkpoints: str | None, checkpoint_secs: float
 ) -> tuple[list[WrittenFile], dict[str, Any]]:
     """Reads, trains and writes, logs for TensorBoard all the while, and then deletes the checkpoint.
 
     Returns:
-      The files written, and metrics: sizes, epochs, and the quality on the validation slice where there is one.
+      The files written, and metrics: sizes, epochs, the quality on the validation slice where there is one, and what was found
+      of each feature.
     """
     started = time.monotonic()
-    rows = read_rows(paths)
+    rows, report = with_features(read_rows(paths.interactions), paths.items, settings.features)
     logs = TensorBoardLogs(join(root, TENSORBOARD))
 
     def tell(curve: list[CurveRow]) -> None:
@@ -556,7 +629,7 @@ def train_and_write(
         logs.write(curve)
 
     trained = train(rows, settings, checkpoints, checkpoint_secs, tell)
-    metrics = {
+    metrics: dict[str, Any] = {
         "train_users": len(rows.user_ids),
         "train_items": len(rows.item_ids),
         "train_rows": len(rows.user),
@@ -566,6 +639,8 @@ def train_and_write(
     }
     if trained.quality:
         metrics |= {"validation_recall_at_100": trained.quality.recall, "validation_ndcg_at_10": trained.quality.ndcg}
+    if rows.features:
+        metrics |= {"features": report, "feature_columns": rows.features.encoder.columns}
     written = write_towers(root, rows, trained)
     if checkpoints is not None:
         delete(checkpoint_path(checkpoints, rows, settings))
@@ -585,7 +660,7 @@ class TrainTowers(beam.PTransform):
     """Trains the towers: one element (the list of files) through one DoFn; a bundle that is retried resumes.
 
     Attributes:
-      paths: Parquet files of INTERACTIONS.
+      paths: the files to read.
       root: the folder to write to.
       settings: how to train.
       checkpoints: the folder that keeps checkpoints from one attempt to the next; None does without.
@@ -594,7 +669,7 @@ class TrainTowers(beam.PTransform):
         `accelerator="type:nvidia-tesla-t4;count:1;install-nvidia-driver"`.
     """
 
-    paths: list[str]
+    paths: TrainingPaths
     root: str
     settings: TrainingSettings
     checkpoints: str | None = None

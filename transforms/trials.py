@@ -23,9 +23,10 @@ from schemas.storage import WrittenFile, exists, join, parquet_writer, read_json
 from schemas.trials import DONE, FAILED, trials_schema
 from transforms.charts import Axis, Marks, Panel, draw
 from transforms.curves import CurveRow
+from transforms.features import Feature, declaration_of, to_json
 from transforms.progress import TALLY
 from transforms.search_space import varied_settings
-from transforms.training import TrainingRows, TrainingSettings, describe, read_rows, train
+from transforms.training import TrainingPaths, TrainingRows, TrainingSettings, describe, read_rows, train, with_features
 from transforms.write import part_path
 
 TRIALS = "trials"
@@ -112,15 +113,21 @@ class _Rows:
 class _RunTrial(beam.DoFn):
     """Runs trials, those that are kept excepted; the rows are read once a process."""
 
-    def __init__(self, paths: list[str], root: str, num_trials: int) -> None:
+    def __init__(self, paths: TrainingPaths, features: Sequence[Feature], root: str, num_trials: int) -> None:
         super().__init__()
         self._paths = paths
+        self._features = features
         self._root = root
         self._num_trials = num_trials
         self._shared = Shared()
 
     def setup(self) -> None:
-        self._held = self._shared.acquire(lambda: _Rows(read_rows(self._paths)), tag=fingerprint_of(self._paths))
+        tag = fingerprint_of([self._paths, [to_json(feature) for feature in self._features]])
+        self._held = self._shared.acquire(self._read, tag=tag)
+
+    def _read(self) -> _Rows:
+        rows, _ = with_features(read_rows(self._paths.interactions), self._paths.items, self._features)
+        return _Rows(rows)
 
     def process(self, trial: Trial) -> Iterator[tuple[Trial, Result]]:
         kept = join(self._root, trial.kept)
@@ -179,7 +186,9 @@ def row_of(trial: Trial, result: Result) -> dict[str, Any]:
 
 def config_of(trial: Trial, result: Result, num_trials: int) -> str:
     """Returns a trial's settings as YAML that `--config` takes."""
-    settings = {name: getattr(trial.settings, name) for name in varied_settings()}
+    settings: dict[str, Any] = {name: getattr(trial.settings, name) for name in varied_settings()}
+    if trial.settings.features:
+        settings["features"] = {feature.column: declaration_of(feature) for feature in trial.settings.features}
     found = f"Recall@100 {result.recall_at_100:.4f} and NDCG@10 {result.ndcg_at_10:.4f} on the validation slice"
     return f"# Trial {trial.number} of {num_trials}: {found}.\n{yaml.safe_dump(settings, sort_keys=False)}"
 
@@ -227,14 +236,14 @@ class RunTrials(beam.PTransform):
 
     Attributes:
       trials: at least one.
-      paths: Parquet files of INTERACTIONS.
+      paths: the files to read.
       output: the output root, below which results are kept.
       root: the folder to write to.
       resource_hints: what a worker that trains must have, as Beam's resource hints.
     """
 
     trials: Sequence[Trial]
-    paths: list[str]
+    paths: TrainingPaths
     output: str
     root: str
     resource_hints: dict[str, str] = field(default_factory=dict)
@@ -245,7 +254,8 @@ class RunTrials(beam.PTransform):
             raise ValueError("there must be at least one trial")
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[tuple[list[WrittenFile], dict[str, Any]]]:
-        run = beam.ParDo(_RunTrial(self.paths, self.output, len(self.trials)))
+        features = next((trial.settings.features for trial in self.trials if trial.settings.features), ())
+        run = beam.ParDo(_RunTrial(self.paths, features, self.output, len(self.trials)))
         results = (
             root
             | "Trials" >> beam.Create(list(self.trials))
