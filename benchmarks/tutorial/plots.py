@@ -9,6 +9,8 @@ from transforms.charts import GREY, Axis, Marks, Panel, draw
 
 SIDES = {"published": ("the tutorial says", GREY), "tutorial": ("its code, here", 1), "shortlist": ("Shortlist, here", 0)}
 """Attributes of a figure: their labels and colours."""
+LEAST_RECALL = 0.5
+"""Settings that find less are not drawn: nobody wants them, and they would squeeze the others."""
 
 
 def draw_accuracy(figures: Iterable[Figure]) -> str:
@@ -54,7 +56,8 @@ def draw_libraries(compared: Sequence[Comparison], target_recall: float) -> str:
     panels = []
     for each in compared:
         marks = []
-        for name, front in each.by_library.items():
+        for name, points in each.by_library.items():
+            front = [point for point in points if point.recall >= LEAST_RECALL]
             tips = [f"{name} {dict(point.setting)}: {point.users_per_second:,.0f} at {point.recall:.4f}" for point in front]
             recalls, speeds = [point.recall for point in front], [point.users_per_second for point in front]
             marks.append(Marks(recalls, speeds, name, names.index(name), is_line=True, tips=tips))
