@@ -39,7 +39,7 @@ from schemas.storage import join, read_parquet_blocks
 from schemas.workspace import Workspace
 from transforms.build_indexes import vectors_of
 from transforms.embed import UserTower
-from transforms.training import USER_TOWER, USER_TOWERS
+from transforms.training import USER_TOWER, USER_TOWERS, TrainingSettings
 
 VALIDATION_FRACTION = 0.1
 
@@ -159,16 +159,22 @@ def measure_towers(job: Job, user_tower: str, question: Question, seeds: Sequenc
     by_seed, qualities = [], []
     training = replace(job.settings.training, user_tower=user_tower)
     for seed in seeds:
-        settings = replace(job.settings, training=replace(training, seed=seed))
-        done = {"ingest": job.ingested}
-        for name, stage in (("train", train.stage), ("embed", embed.stage)):
-            done[name] = run_stage(stage(settings, done), job.workspace, job.options, job.progress)
+        done = make_towers(job, replace(training, seed=seed))
         by_seed.append(judge(towers_of(job, done, question), question))
         metrics = done["train"].metrics
         if "validation_ndcg_at_10" in metrics:
             qualities.append(metrics["validation_recall_at_100"] + metrics["validation_ndcg_at_10"])
     facts = {name: value for name, value in asdict(training).items() if name != "seed"}
     return Row(OURS + user_tower, facts, float(np.mean(qualities)) if qualities else None, time.monotonic() - started, by_seed)
+
+
+def make_towers(job: Job, training: TrainingSettings) -> dict[str, StageManifest]:
+    """Trains and embeds with the job's stages, and returns all that is done."""
+    settings = replace(job.settings, training=training)
+    done = {"ingest": job.ingested}
+    for name, stage in (("train", train.stage), ("embed", embed.stage)):
+        done[name] = run_stage(stage(settings, done), job.workspace, job.options, job.progress)
+    return done
 
 
 def towers_of(job: Job, done: dict[str, StageManifest], question: Question) -> Model:
