@@ -4,9 +4,9 @@ import argparse
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from apache_beam.io.filesystem import BeamIOError
@@ -16,7 +16,7 @@ from apache_beam.runners.runner import create_runner
 
 from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
-from transforms.calibrate import TARGET_RECALL
+from transforms.calibrate import REORDER_FACTORS, TARGET_RECALL
 from transforms.features import features_of
 from transforms.gates import GateSettings
 from transforms.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
@@ -24,11 +24,18 @@ from transforms.search import SearchSettings
 from transforms.search_plan import MAX_WORKER_BYTES, PLANS
 from transforms.split import DEFAULT_HOLDOUT, SplitSettings
 from transforms.training import TrainingSettings
+from transforms.tune import THRESHOLDS, Sweep
 from transforms.validate import RatingRules
+
+Number = TypeVar("Number", int, float)
 
 LOCAL_RUNNER = "FnApiRunner"
 """Beam's in-process runner: what no --runner, or --runner DirectRunner, means here. Beam's own DirectRunner would first
 try to download another one."""
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 class ShortlistOptions(PipelineOptions):
@@ -131,6 +138,14 @@ class ShortlistOptions(PipelineOptions):
             "--leaves_to_search", type=int, help="of each shard's tree (default: calibrated, as is what follows)"
         )
         index.add_argument("--reorder_per_neighbor", type=float, help="vectors scored exactly for each neighbor asked for")
+
+        tune = parser.add_argument_group("tune (lists with commas)")
+        tune.add_argument("--tune_leaves", default="", help="of each tree (default: sqrt(n) times 1, 2, 3, 5)")
+        tune.add_argument("--tune_leaves_to_search", default="", help="of each tree (default: from 1 %% to all)")
+        tune.add_argument("--tune_reorder", default=_listed(REORDER_FACTORS), help="vectors scored exactly for each neighbor")
+        tune.add_argument("--tune_thresholds", default=_listed(THRESHOLDS), help="quantization thresholds")
+        tune.add_argument("--tune_soar", default="both", help="both, yes or no (default both)")
+        tune.add_argument("--tune_small", action="store_true", help="tune even where every shard is so small that it is exact")
 
         recommend = parser.add_argument_group("recommend")
         recommend.add_argument("--k", type=int, default=100, help="items a user (default 100)")
@@ -253,6 +268,15 @@ class RecommendSettings:
 
 
 @dataclass(frozen=True)
+class TuneSettings:
+    """What tuning tries."""
+
+    sweep: Sweep
+    small: bool
+    """Whether to try more than the exact index where every shard is so small that it would be exact."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """A job: everything that was asked for, checked."""
 
@@ -261,6 +285,7 @@ class Settings:
     training: TrainingSettings
     sweep: SweepSettings
     index: IndexSettings
+    tune: TuneSettings
     recommend: RecommendSettings
     gates: GateSettings
     refit: bool
@@ -410,6 +435,13 @@ def forced_of(texts: Sequence[str]) -> dict[str, str]:
     return forced
 
 
+def _numbers_of(flag: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    try:
+        return tuple(kind(each) for each in text.split(",") if each.strip())
+    except ValueError:
+        raise InputError(f"{flag} takes numbers with commas between them, got {text!r}: write it as {flag} 1,2,3") from None
+
+
 def _range_of(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
@@ -487,6 +519,17 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             seed=flags.seed,
             build=BuildSettings(flags.index_kind, flags.leaves, flags.quantization_threshold, not flags.no_soar),
             search=_search_of(flags),
+        ),
+        tune=TuneSettings(
+            sweep=Sweep(
+                leaves=_numbers_of("--tune_leaves", flags.tune_leaves, int),
+                thresholds=_numbers_of("--tune_thresholds", flags.tune_thresholds, float),
+                soar=flags.tune_soar,
+                leaves_to_search=_numbers_of("--tune_leaves_to_search", flags.tune_leaves_to_search, int),
+                reorder_factors=_numbers_of("--tune_reorder", flags.tune_reorder, float),
+                past_exact=flags.tune_small,
+            ),
+            small=flags.tune_small,
         ),
         recommend=RecommendSettings(
             k=flags.k,

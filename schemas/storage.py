@@ -269,6 +269,13 @@ def sha256_of(path: str) -> str:
     return digest.hexdigest()
 
 
+def write_file(root: str, path: str, data: bytes) -> WrittenFile:
+    """Writes `data` to `root/path` in one piece, and returns what was written."""
+    with replacing(join(root, path)) as file:
+        file.write(data)
+    return WrittenFile(path, 0, len(data), hashlib.sha256(data).hexdigest())
+
+
 def upload_folder(folder: Path, root: str, path: str) -> list[WrittenFile]:
     """Copies every file below the local `folder` to `root/path`, and returns what was written, by path."""
     written = []
