@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import apache_beam as beam
 import pyarrow as pa
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -145,9 +146,9 @@ def show(root: str, manifest: StageManifest, console: Console) -> None:
     rows.sort(key=lambda row: (-row["recall"], row["cost"]))
     target = manifest.settings["calibration"]["target_recall"]
     near = sorted(rows, key=lambda row: (not row["is_chosen"], abs(row["recall"] - target)))[:_SHOWN]
-    table = Table(title=f"the Pareto front of {len(trials):,} trials", title_justify="left")
+    table = Table(title=f"the Pareto front of {len(trials):,} trials", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("index", no_wrap=True)
-    for name in ("leaves", "threshold", "reorder", "recall", "cost", "users/s"):
+    for name in ("leaves", "threshold", "reorder", "recall", "at least", "cost", "users/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in (row for row in rows if row in near):
         table.add_row(
@@ -155,7 +156,8 @@ def show(root: str, manifest: StageManifest, console: Console) -> None:
             f"{row['leaves_to_search']:,}/{row['leaves']:,}" if row["kind"] == "tree" else "",
             "" if row["quantization_threshold"] is None else f"{row['quantization_threshold']:g}",
             "" if row["reorder_per_neighbor"] is None else f"{row['reorder_per_neighbor']:g}",
-            f"{row['recall']:.4f} ± {row['standard_error']:.4f}",
+            f"{row['recall']:.4f}",
+            f"{row['lower_bound']:.4f}",
             f"{row['cost']:,.0f}",
             f"{row['users_per_second']:,.0f}",
             style="bold" if row["is_chosen"] else "",
@@ -179,7 +181,7 @@ def main(argv: Sequence[str]) -> None:
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
     check_writable(settings.output)
-    done = finished_before("index", settings)
+    done = finished_before("index", settings).published
     manifest = run_stage(stage(settings, done), Workspace(settings.output), options, Progress())
     show(settings.output, manifest, Output(highlight=False))
 
