@@ -28,7 +28,6 @@ _OPTIONS = {
 
 _DEFAULTS: dict[str, dict[str, int]] = {NUMBER: {"buckets": 10}, TEXT: {"buckets": 4096, "min_items": 10}}
 """Where kinds differ. Rare words mislead: see docs/model.md."""
-
 _MAX_BUCKETS = 1 << 24
 
 
