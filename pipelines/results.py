@@ -37,9 +37,10 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
     metrics = made.published["recommend"].metrics
     console.print(quality_table(made.evaluated["recommend"].metrics, made.refitted))
     console.print(counts_line(metrics), soft_wrap=True)
-    published = opened(workspace, outcome)
-    for user_id in some_users(published):
-        show_user(published, user_id, console)
+    if not outcome.failed:  # Nobody knows what is in a table that failed.
+        published = open_release(workspace, outcome.latest, outcome.manifest)
+        for user_id in some_users(published):
+            show_user(published, user_id, console)
     console.soft_wrap = True
     console.print(f"\n[bold]gates[/]     {escape(gates_line(outcome.manifest['gates']))}")
     folder = table_folder(workspace, outcome)
@@ -84,11 +85,6 @@ def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) 
         "gates": outcome.manifest["gates"],
         "seconds": round(seconds, 3),
     }
-
-
-def opened(workspace: Workspace, outcome: Outcome) -> Published:
-    """Opens the release of an outcome for reading, served or not."""
-    return open_release(workspace, outcome.latest, outcome.manifest)
 
 
 def table_folder(workspace: Workspace, outcome: Outcome) -> str:

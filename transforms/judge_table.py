@@ -305,13 +305,13 @@ def _judge_block(
     found.note("catalogue", *_at(places[codes[0]] < 0, pairs, ids))
     found.note("blocked", *_at((places[codes[0]] >= 0) & (popularity[codes[0]] < 0), pairs, ids))
     _mark(found.listed, places[codes[0]])
-    order = np.argsort(listed, kind="stable")
-    again = np.zeros(len(listed), bool)
-    again[order[1:]] = np.diff(listed[order]) == 0
-    found.note("repeated_items", *_at(again, pairs, ids))
-    found.note("excluded", *_at(_is_in(listed, keys["excluded"]), pairs, ids))
+    in_lists = np.sort(listed)
+    again = in_lists[1:][np.diff(in_lists) == 0]
+    found.note("repeated_items", *_at(_is_in(listed, again), pairs, ids))
+    in_lists = _distinct(listed) if len(again) else in_lists
     seen = np.concatenate([keys["history"], keys["below_min_rating"]])[: 0 if rules.recommend_seen else None]
-    found.note("seen", *_at(_is_in(listed, seen), pairs, ids))
+    for fault, forbidden in (("excluded", keys["excluded"]), ("seen", seen)):
+        found.note(fault, *_at(_is_in(listed, _common(in_lists, _distinct(forbidden))), pairs, ids))
     unwanted = _distinct(np.concatenate([keys["excluded"], seen]))
     unwanted = unwanted[popularity[unwanted & _CODE] >= 0]
     left = items.num_eligible - np.bincount(unwanted >> 32, minlength=len(ids))
@@ -408,6 +408,12 @@ def _distinct(values: np.ndarray) -> np.ndarray:
     return values[np.flatnonzero(np.diff(values, prepend=-1))]
 
 
+def _common(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Returns the values that are in both of two arrays, each of different values."""
+    both = np.sort(np.concatenate([one, other]))
+    return both[1:][np.diff(both) == 0]
+
+
 def _at(mask: np.ndarray, pairs: ListedPairs, ids: pa.Array) -> tuple[np.ndarray, pa.Array, pa.Array]:
     """Returns where pairs are at fault, as `Findings.note` takes it."""
     at = np.flatnonzero(mask)
@@ -435,7 +441,7 @@ def _first(m: int, keys: np.ndarray) -> np.ndarray:
 def _jaccard(keys: np.ndarray, others: np.ndarray, num_rows: int) -> np.ndarray:
     """Returns [num_rows] float64: |A and B| / |A or B| of each row's two sets of keys; 1 where both are empty."""
     keys, others = _distinct(keys), _distinct(others)
-    common = np.bincount(keys[_is_in(keys, others)] >> 32, minlength=num_rows)
+    common = np.bincount(_common(keys, others) >> 32, minlength=num_rows)
     either = np.bincount(np.concatenate([keys, others]) >> 32, minlength=num_rows) - common
     return np.where(either > 0, common / np.maximum(either, 1), 1.0)
 
