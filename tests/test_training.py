@@ -29,6 +29,7 @@ from transforms.training import (
     TrainTowers,
     Validation,
     checkpoint_path,
+    epoch_order,
     make_validation,
     quality_of,
     read_checkpoint,
@@ -205,6 +206,20 @@ def test_training_learns_tastes(rows: TrainingRows, user_tower: str) -> None:
     search = [row for row in trained.curve if row["phase"] == "search"]
     assert search[trained.num_epochs - 1]["recall_at_100"] == trained.quality.recall  # type: ignore[union-attr]
     assert [row["epoch"] for row in trained.curve if row["phase"] == "full"] == list(range(1, trained.num_epochs + 1))
+
+
+@pytest.mark.parametrize("rows_together", [1, 5])
+def test_an_epoch_takes_every_row_once_in_an_order_of_its_own(rows: TrainingRows, rows_together: int) -> None:
+    first, again, second = (epoch_order(rows.user, rows_together, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != second).mean() > 0.9
+    assert first.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(first), np.arange(len(rows.user)))
+    # 12 rows a user: groups of 5, 5 and 2, each of the user's rows at random.
+    runs = np.diff(np.flatnonzero(np.diff(rows.user[first], prepend=-1, append=-1)))
+    assert (len(runs) > 1200) if rows_together == 1 else 320 < len(runs) <= 360
+    places = first[rows.user[first] == 7] - 7 * 12
+    assert places.tolist() != sorted(places)
 
 
 @pytest.mark.parametrize("user_tower", USER_TOWERS)

@@ -27,41 +27,61 @@ def batch_of(rows: np.ndarray, draw: int = 0) -> Batch:
     return Batch(*(tf.constant(each, tf.int32) for each in (USER[rows], ITEM[rows], rows, [7, draw])))
 
 
-def drawn(rows: np.ndarray, num_drawn: int, draw: int = 0) -> list[list[int]]:
-    items, row = histories().draw_others(batch_of(rows, draw), num_drawn)
-    assert (np.diff(row) >= 0).all()
-    return [items.numpy()[row.numpy() == at].tolist() for at in range(len(rows))]
+def others_of(tower: HistoryTower, rows: np.ndarray, draw: int = 0) -> np.ndarray:
+    """Returns [n, num_items]: the weights with which each row's vector is made of the items' vectors."""
+    tower.rated.assign(np.eye(*tower.rated.shape))
+    return tower(batch_of(rows, draw)).numpy()
 
 
-def test_all_others_are_drawn_where_there_are_few() -> None:
-    rows = np.arange(len(USER))
-    expected = [[other for other in RATED[user] if other != item] for user, item in zip(USER, ITEM, strict=True)]
-    assert drawn(rows, 5) == drawn(rows, 50) == expected
+def weights_by_hand(rows: np.ndarray) -> np.ndarray:
+    weights = np.zeros((len(rows), 6))
+    for at, row in enumerate(rows):
+        others = [item for item in RATED[USER[row]] if item != ITEM[row]]
+        weights[at, others] = 1 / max(1, len(others))
+    return weights
+
+
+@pytest.mark.parametrize("num_drawn", [6, 50])
+def test_the_mean_is_over_all_others_where_there_are_few(num_drawn: int) -> None:
+    rows = np.random.default_rng(0).permutation(len(USER))
+    found = others_of(HistoryTower(histories(), 6, 6, num_drawn, l2=0.0, seed=0), rows)
+    np.testing.assert_allclose(found, weights_by_hand(rows), rtol=1e-6)
 
 
 def test_a_long_history_gives_each_other_item_its_share_and_never_the_own() -> None:
-    own = 3
-    rows = np.full(3000, own + 4)  # The user's fourth row is of item 0.
-    counts = np.bincount(np.concatenate(drawn(rows, 2)), minlength=6)
-    assert RATED[2][own] == 0
-    assert counts.sum() == 6000
-    assert counts[0] == 0
-    np.testing.assert_allclose(counts[1:], 1200, rtol=0.15)
+    """Of the third user's six items four are drawn; over many draws each but the own counts the same."""
+    tower = HistoryTower(histories(), 6, 6, num_drawn=4, l2=0.0, seed=0)
+    rows = np.array([4, 6, 9])  # All of the third user.
+    found = np.stack([others_of(tower, rows, draw) for draw in range(600)])
+    assert (found[:, np.arange(3), ITEM[rows]] == 0).all()
+    assert set(np.round(1 / found[found > 0], 4)) == {3.0, 4.0}
+    np.testing.assert_allclose(found.sum(axis=2), 1, rtol=1e-6)
+    mean = found.mean(axis=0)
+    expected = weights_by_hand(rows)
+    np.testing.assert_allclose(mean, expected, atol=0.04)
 
 
 def test_what_is_drawn_follows_from_the_seed_of_the_step() -> None:
-    rows = np.full(20, 6)
-    assert drawn(rows, 2, draw=1) == drawn(rows, 2, draw=1) != drawn(rows, 2, draw=2)
+    tower = HistoryTower(histories(), 6, 6, num_drawn=2, l2=0.0, seed=0)
+    rows = np.array([6])
+    draws = [others_of(tower, rows, draw).tobytes() for draw in range(20)]
+    assert draws == [others_of(tower, rows, draw).tobytes() for draw in range(20)]
+    assert len(set(draws)) > 2
 
 
-def test_a_history_of_twenty_thousand_costs_what_is_drawn() -> None:
-    long = Histories(np.zeros(20_000, np.int32), np.arange(20_000, dtype=np.int32), 1)
-    rows = tf.range(0, 20_000, 2_000)
-    items, row = long.draw_others(Batch(tf.zeros_like(rows), rows, rows, tf.constant([0, 0])), 100)
-    for at, own in enumerate(rows.numpy()):
-        found = items.numpy()[row.numpy() == at]
-        # One of each hundredth of the others.
-        np.testing.assert_array_equal(np.sort((found - (found > own)) * 100 // 19_999), np.arange(100))
+@pytest.mark.parametrize("length", [100, 101, 199, 200, 20_000, 19_999])
+def test_a_history_of_twenty_thousand_costs_what_is_drawn(length: int) -> None:
+    """Each hundredth gives one item, and a row knows whether its own is among them."""
+    long = Histories(np.zeros(length, np.int32), np.arange(length, dtype=np.int32)[::-1].copy(), 1)
+    rows = np.arange(length, dtype=np.int32)
+    batch = Batch(tf.zeros_like(rows), tf.constant(long.items), tf.constant(rows), tf.constant([0, 1]))
+    drawn = long.draw(batch, 100)
+    places = length - 1 - drawn.items.numpy()
+    gaps = (np.roll(places, -1) - places) % length
+    assert gaps.sum() == length
+    assert 0 < gaps.min() <= gaps.max() <= 2 * (length // 100 + 1)
+    assert drawn.counts.numpy().tolist() == [100]
+    np.testing.assert_array_equal(np.flatnonzero(drawn.has_own), np.sort(places))
 
 
 def test_the_mean_leaves_the_rows_own_item_out_and_only_its_rows_have_a_gradient() -> None:

@@ -69,6 +69,8 @@ NDCG_AT = 10
 MAX_VALIDATION_USERS = 2_000
 _SCORES_AT_ONCE = 1 << 24
 _STEPS_A_CALL = 64
+_ROWS_TOGETHER = 8
+"""Rows of a user that stay together in an epoch, where the user's history is looked at."""
 _WORK_A_SAVE = 20
 """Between two checkpoints at least so many times as long is worked as saving one took."""
 
@@ -115,7 +117,7 @@ class TrainingSettings:
     learning_rate: float = 0.003
     batch_size: int = 512
     mixed_negatives: int = 0
-    history_sample: int = 50
+    history_sample: int = 200
     l2: float = 0.1
     max_epochs: int = 50
     patience: int = 4
@@ -390,6 +392,29 @@ def checkpoint_path(folder: str, rows: TrainingRows, settings: TrainingSettings)
     return join(folder, f"checkpoint-{fingerprint_of([asdict(settings), digest.hexdigest()])}.npz")
 
 
+def epoch_order(user: np.ndarray, rows_together: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the order in which an epoch takes the training rows: at random, but for some rows of a user that stay together.
+
+    What is computed once for each user of a batch then costs less.
+
+    Args:
+      user: [n] int32, ascending.
+      rows_together: so many rows of the same user stand side by side, fewer where its rows run out.
+      rng: what decides.
+
+    Returns:
+      [n] int32.
+    """
+    order = rng.permutation(len(user)).astype(np.int32)
+    if rows_together == 1:
+        return order
+    order = order[np.argsort(user[order], kind="stable")]
+    starts = np.searchsorted(user, user)
+    group = np.cumsum((np.arange(len(user)) - starts) % rows_together == 0) - 1
+    place = rng.permutation(group[-1] + 1)
+    return order[np.argsort(place[group], kind="stable")]
+
+
 class _Fit:
     """A model under training, its optimizer, and its best weights so far."""
 
@@ -473,8 +498,8 @@ class _Fit:
         num_rows = len(rows.user)
         batch_size = min(settings.batch_size, num_rows)
         num_steps = num_rows // batch_size
-        order = np.arange(num_rows, dtype=np.int32)
-        np.random.default_rng([settings.seed, progress.phase, progress.epoch]).shuffle(order)
+        rng = np.random.default_rng([settings.seed, progress.phase, progress.epoch])
+        order = epoch_order(rows.user, 1 if settings.user_tower == "id" else _ROWS_TOGETHER, rng)
         batches = order[: num_steps * batch_size].reshape(num_steps, batch_size)
         while progress.step < num_steps:
             chosen = batches[progress.step : progress.step + _STEPS_A_CALL]

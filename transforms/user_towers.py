@@ -4,12 +4,12 @@
     history     mean of rated[item] over its items      any user with a known item, also one who came later
     id+history  their sum                               either
 
-The history is summed by TensorFlow's sparse segment operations: neither it nor its gradient ever holds a vector for each of its
-items, and only rows that are in it are touched.
+A training step draws some items of each history, which bounds its time and memory whatever the length, and touches the rows of
+those items alone. What is served is made of whole histories, summed without holding a vector for each item.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,24 @@ from transforms.served_ids import ServedIds, save_served
 from transforms.towers import Batch, IdTower, first_vectors, l2_of
 
 _USERS_AT_ONCE = 1 << 16
+
+
+class Drawn(NamedTuple):
+    """What is drawn from the histories of the users of n training rows.
+
+    Attributes:
+      items: [m] int32 codes.
+      whose: [m] int32, ascending: which of the different users each is of.
+      counts: [num_users] int32: how many each of them has.
+      user: [n] int32: which of them each row is of.
+      has_own: [n] bool: whether the row's own item is among its user's.
+    """
+
+    items: tf.Tensor
+    whose: tf.Tensor
+    counts: tf.Tensor
+    user: tf.Tensor
+    has_own: tf.Tensor
 
 
 class Histories:
@@ -39,30 +57,44 @@ class Histories:
             tf.constant(array, tf.int32) for array in (self.starts[:-1], self.lengths, item)
         )
 
-    def draw_others(self, batch: Batch, num_drawn: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws from what each user of a batch rated apart from the row's own item.
+    def draw(self, batch: Batch, num_drawn: int) -> Drawn:
+        """Draws from the histories of a batch's users, once for all rows of the same user.
 
-        All others are taken where there are no more than `num_drawn`; else the others are cut into as many equal pieces, and
-        each gives one at random.
+        A history is taken whole where it has no more than `num_drawn` items; else it is made a ring, cut anywhere into so many
+        pieces, as equal as can be, and each gives one item at random.
 
         Args:
-          batch: n training rows.
-          num_drawn: the most items a row.
-
-        Returns:
-          [m] int32 items, and [m] int32: whose they are, 0 to n - 1, ascending.
+          batch: some training rows.
+          num_drawn: the most items a user.
         """
-        starts = tf.gather(self._starts, batch.users)[:, tf.newaxis]
-        others = tf.gather(self._lengths, batch.users)[:, tf.newaxis] - 1
-        slots = tf.range(num_drawn)[tf.newaxis, :]
-        chance = tf.random.stateless_uniform([tf.shape(starts)[0], num_drawn], batch.draw)
-        piece = tf.cast(others, tf.float32) / num_drawn
-        drawn = tf.minimum(tf.cast((tf.cast(slots, tf.float32) + chance) * piece, tf.int32), others - 1)
-        places = starts + tf.where(others > num_drawn, drawn, slots)
-        places += tf.cast(places >= batch.rows[:, tf.newaxis], tf.int32)  # Steps over the row itself.
-        is_there = slots < others
-        row = tf.broadcast_to(tf.range(tf.shape(starts)[0])[:, tf.newaxis], tf.shape(places))
-        return tf.gather(self._items, places[is_there]), row[is_there]
+        users, user = tf.unique(batch.users)
+        starts, lengths = (tf.gather(each, users)[:, tf.newaxis] for each in (self._starts, self._lengths))
+        chance = tf.random.stateless_uniform([tf.shape(users)[0], num_drawn + 1], batch.draw)
+        # In 64 bits: the product of a slot and a length may not fit 32.
+        slots = tf.range(num_drawn + 1, dtype=tf.int64)
+        cuts = tf.cast(slots * tf.cast(lengths, tf.int64) // num_drawn, tf.int32)
+        turn = _some_of(lengths, chance[:, :1])
+        drawn = cuts[:, :-1] + _some_of(cuts[:, 1:] - cuts[:, :-1], chance[:, 1:])
+        is_long = lengths > num_drawn
+        slot = tf.range(num_drawn)[tf.newaxis, :]
+        rows = starts + tf.where(is_long, (drawn + turn) % lengths, slot)
+        is_there = slot < lengths
+        whose = tf.broadcast_to(tf.range(tf.shape(users)[0])[:, tf.newaxis], tf.shape(rows))
+        return Drawn(
+            tf.gather(self._items, rows[is_there]),
+            whose[is_there],
+            tf.minimum(lengths[:, 0], num_drawn),
+            user,
+            tf.gather_nd(rows, tf.stack([user, self._slots_of(batch, tf.gather(turn[:, 0], user), num_drawn)], axis=1))
+            == batch.rows,
+        )
+
+    def _slots_of(self, batch: Batch, turn: tf.Tensor, num_drawn: int) -> tf.Tensor:
+        """Returns [n] int32: the slot which may have drawn each row's own item, given how far its user's ring is turned."""
+        length, place = tf.gather(self._lengths, batch.users), batch.rows - tf.gather(self._starts, batch.users)
+        on_ring = tf.cast((place - turn) % length, tf.int64)
+        piece = ((on_ring + 1) * num_drawn - 1) // tf.cast(length, tf.int64)
+        return tf.where(length > num_drawn, tf.cast(piece, tf.int32), place)
 
     def of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns whole histories: [m] int32 items, and [m] int32: whose they are, by place in `users`, ascending."""
@@ -70,6 +102,11 @@ class Histories:
         row = np.repeat(np.arange(len(users), dtype=np.int32), lengths)
         first = np.repeat(self.starts[users] - (np.cumsum(lengths) - lengths), lengths)
         return self.items[first + np.arange(len(row))], row
+
+
+def _some_of(number: tf.Tensor, chance: tf.Tensor) -> tf.Tensor:
+    """Returns int32 from 0 to number - 1, by chance in [0, 1); what is nearly 1 may round up."""
+    return tf.minimum(tf.cast(chance * tf.cast(number, tf.float32), tf.int32), number - 1)
 
 
 class UserTower(Protocol):
@@ -123,8 +160,13 @@ class HistoryTower(tf.keras.layers.Layer):
         self.rated = self.add_weight(name="rated", shape=(num_items, dim), initializer=first_vectors(seed))
 
     def call(self, batch: Batch) -> tf.Tensor:
-        items, row = self._histories.draw_others(batch, self._num_drawn)
-        return mean_of(self.rated, items, row, tf.shape(batch.users)[0])
+        drawn = self._histories.draw(batch, self._num_drawn)
+        # Not tf.sparse.segment_sum: its gradient takes time in proportion to the whole table.
+        vectors = tf.gather(self.rated, drawn.items)
+        sums = tf.math.unsorted_segment_sum(vectors, drawn.whose, tf.shape(drawn.counts)[0])
+        own = tf.where(drawn.has_own[:, tf.newaxis], tf.gather(self.rated, batch.items), 0.0)
+        others = tf.gather(drawn.counts, drawn.user) - tf.cast(drawn.has_own, tf.int32)
+        return (tf.gather(sums, drawn.user) - own) / tf.cast(tf.maximum(others, 1), tf.float32)[:, tf.newaxis]
 
     def vectors_of(self, users: np.ndarray) -> np.ndarray:
         vectors = [
@@ -181,7 +223,7 @@ def mean_of(vectors: tf.Variable, items: tf.Tensor, row: tf.Tensor, num_rows: tf
       row: [m] int32, ascending: whose each item is.
       num_rows: how many rows there are.
     """
-    return tf.sparse.segment_mean(vectors, items, row, num_rows, sparse_gradient=True)
+    return tf.sparse.segment_mean(vectors, items, row, num_rows)
 
 
 class _ServedHistories(tf.Module):
