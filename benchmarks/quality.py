@@ -8,7 +8,8 @@ that have training ratings, without what the user has seen, and is judged by the
 ratings get from every model what is recently popular, as in a run's table; where there are any, a second table has everyone.
 
 Prints Markdown: means over users and seeds, ± their standard error over users, and the difference to the best anchor, user by
-user. Any flag of a run may follow. Needs requirements-benchmarks.txt.
+user. Any flag of a run may follow; with --features, towers are measured with and without them. Needs
+requirements-benchmarks.txt.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from schemas.storage import join, read_parquet_blocks
 from schemas.workspace import Workspace
 from transforms.build_indexes import vectors_of
 from transforms.embed import UserTower
-from transforms.training import USER_TOWER, USER_TOWERS, TrainingSettings
+from transforms.training import ITEM_TOWERS, USER_TOWER, USER_TOWERS, TrainingSettings
 
 VALIDATION_FRACTION = 0.1
 
@@ -115,7 +116,12 @@ def measure(job: Job, models: Sequence[str], num_seeds: int) -> dict[str, Any]:
     for name in models:
         LOGGER.info("%s", name)
         anchor = anchors().get(name)
-        rows.append(measure_anchor(anchor, question, trial, seeds) if anchor else measure_towers(job, name, question, seeds))
+        if anchor:
+            rows.append(measure_anchor(anchor, question, trial, seeds))
+            continue
+        towers = replace(job.settings.training, user_tower=name)
+        item_towers = ITEM_TOWERS if towers.features else ITEM_TOWERS[:1]
+        rows += [measure_towers(job, replace(towers, item_tower=each), question, seeds) for each in item_towers]
     judged = np.flatnonzero(question.holdout.counts)
     warm = question.pairs.counts_of_users[judged] > 0
     groups = {"Users with training ratings": warm} | ({} if warm.all() else {"All users": np.ones(len(judged), bool)})
@@ -153,19 +159,19 @@ def model_of(anchor: Anchor, question: Question, settings: Mapping[str, Any], se
     return Model(lambda users: np.where(listed, score(users), -np.inf), pairs.counts_of_users > 0)
 
 
-def measure_towers(job: Job, user_tower: str, question: Question, seeds: Sequence[int]) -> Row:
+def measure_towers(job: Job, training: TrainingSettings, question: Question, seeds: Sequence[int]) -> Row:
     """Trains the towers with the job's stages, once a seed, and judges exact lists of their vectors."""
     started = time.monotonic()
     by_seed, qualities = [], []
-    training = replace(job.settings.training, user_tower=user_tower)
     for seed in seeds:
         done = make_towers(job, replace(training, seed=seed))
         by_seed.append(judge(towers_of(job, done, question), question))
         metrics = done["train"].metrics
         if "validation_ndcg_at_10" in metrics:
             qualities.append(metrics["validation_recall_at_100"] + metrics["validation_ndcg_at_10"])
-    facts = {name: value for name, value in asdict(training).items() if name != "seed"}
-    return Row(OURS + user_tower, facts, float(np.mean(qualities)) if qualities else None, time.monotonic() - started, by_seed)
+    name = OURS + training.user_tower + (f", items {training.item_tower}" if training.looks_at_features else "")
+    facts = {each: value for each, value in done["train"].settings.items() if each != "seed"}
+    return Row(name, facts, float(np.mean(qualities)) if qualities else None, time.monotonic() - started, by_seed)
 
 
 def make_towers(job: Job, training: TrainingSettings) -> dict[str, StageManifest]:

@@ -186,6 +186,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     flags = [
         f"--ratings={write_ratings(folder)}",
         f"--items={write_items(folder)}",
+        "--features=title=text",
         f"--output={folder}/out",
         *("--dim=8", "--max_epochs=2", "--batch_size=64", "--k=40", "--num_shards=2", "--num_buckets=2", "--seed=7"),
     ]
@@ -198,18 +199,18 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def test_towers_and_popularity_are_judged_as_a_run_judges_them(measured: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
     _, own, result = measured
-    popularity, towers = result["groups"][0]["models"]
+    popularity, plain, towers = result["groups"][0]["models"]
     for name in ("recall@10", "ndcg@10", "hit_rate@10", "mrr"):
         assert towers["means_of_seeds"][0][name] == pytest.approx(own["quality"]["means"][name], abs=1e-9)
         assert popularity["means"][name] == pytest.approx(own["popularity"]["means"][name], abs=1e-9)
         assert popularity["standard_errors"][name] == pytest.approx(own["popularity"]["standard_errors"][name], abs=1e-9)
-    assert towers["name"] == "Shortlist, id"
+    assert (plain["name"], towers["name"]) == ("Shortlist, id", "Shortlist, id, items id+features")
     assert len(towers["means_of_seeds"]) == 2
 
 
 def test_the_chart_is_well_formed_and_names_every_model(measured: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
     root = ET.parse(measured[0] / "q.svg").getroot()
-    assert {"popularity", "Shortlist, id", "Recall@100", "NDCG@10"} <= {each.text for each in root.iter()}
+    assert {"popularity", "Shortlist, id, items id+features", "Recall@100", "NDCG@10"} <= {each.text for each in root.iter()}
 
 
 def test_the_table_compares_user_by_user_with_the_best_anchor() -> None:
