@@ -128,7 +128,7 @@ def test_both_are_the_sum_and_share_one_l2() -> None:
 
 
 @pytest.mark.parametrize("kind", ["id", "history", "id+history"])
-def test_a_saved_tower_knows_users_by_id_or_by_history(tmp_path: Path, kind: str) -> None:
+def test_a_saved_tower_knows_users_by_id_or_by_history(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Users of training, one who came later, one with no known item, one with neither."""
     user_ids, item_ids = [f"u{i}" for i in range(5)], ["i0", "0001", "a\nb", "é", "i4", "i5"]
     made = make_user_tower(kind, histories(), 6, 3, 2, 0.1, seed=0)
@@ -153,6 +153,11 @@ def test_a_saved_tower_knows_users_by_id_or_by_history(tmp_path: Path, kind: str
     assert known.tolist() == {"id": [True, False, True, False], "history": [True, True, False, False]}.get(
         kind, [True, True, True, False]
     )
+    # In pieces it is the same, even where one history fills several.
+    for at_once in (1, 2, 4):
+        monkeypatch.setattr("transforms.embed._ITEMS_AT_ONCE", at_once)
+        np.testing.assert_array_equal(served.embed(block)[0], vectors)
+        assert served.embed(block)[1].tolist() == known.tolist()
     # A slice is embedded as itself, and no users give no vectors.
     np.testing.assert_array_equal(served.embed(block.slice(1, 2))[0], vectors[1:3])
     assert served.embed(block.slice(0, 0))[0].shape == (0, 3)

@@ -6,6 +6,7 @@ does not fit; a handler here loads one and turns a block into a block. TensorFlo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol
 
 import apache_beam as beam
@@ -21,6 +22,9 @@ from schemas.storage import WrittenFile, exists, is_local, join, list_files, loc
 from transforms.encode_features import FEATURES_FILE, encoder_from_json
 from transforms.id_map import list_lengths
 from transforms.progress import NAMESPACE
+
+_ITEMS_AT_ONCE = 1 << 20
+"""About how many items of histories are looked up in one piece: some 100 MB of text."""
 
 ITEMS_WITHOUT_VECTOR = "items_without_vector"
 """The counter of the items that the tower does not know."""
@@ -62,6 +66,13 @@ class _SavedTower:
 
     def embed(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """Returns [n, dim] float32 vectors, and [n] bool: which rows the tower knows (the others' vectors are zero)."""
+        vectors, known = zip(*(self._embed(piece) for piece in self._pieces_of(block)), strict=True)
+        return (vectors[0], known[0]) if len(vectors) == 1 else (np.concatenate(vectors), np.concatenate(known))
+
+    def _pieces_of(self, block: Block) -> list[Block]:
+        return [block]
+
+    def _embed(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         import tensorflow as tf
 
         ids = block[f"{self.kind}_id"]
@@ -83,14 +94,25 @@ class UserTower(_SavedTower):
     """Embeds blocks of USERS; load it in `setup()`, by path, once a process.
 
     A tower by history takes two more inputs: `history`, the item ids of all users one after another, and `history_lengths`,
-    [n] int64.
+    [n] int64. A block with many of them is embedded in pieces, so that memory does not grow with the histories.
     """
 
     kind = "user"
 
+    @property
+    def _takes_history(self) -> bool:
+        return "history" in self._function.structured_input_signature[1]
+
+    def _pieces_of(self, block: Block) -> list[Block]:
+        if not self._takes_history:
+            return [block]
+        piece = np.cumsum(list_lengths(block["history"])) // _ITEMS_AT_ONCE
+        cuts = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), block.num_rows]
+        return [block.slice(start, end - start) for start, end in pairwise(cuts)]
+
     def _inputs_of(self, block: Block) -> dict[str, np.ndarray]:
         inputs = super()._inputs_of(block)
-        if "history" in self._function.structured_input_signature[1]:
+        if self._takes_history:
             history = block["history"]
             inputs |= {"history": _texts(history.flatten()), "history_lengths": list_lengths(history)}
         return inputs
