@@ -126,7 +126,9 @@ def chart_of(table: pa.Table, calibration: CalibrationSettings, num_vectors: int
 
     def panel(x: str, title: str, axis: str) -> Panel:
         marks = []
-        front = sorted((row for row in shown if row["is_front"]), key=lambda row: row[x])
+        values = np.array([row[x] for row in shown])
+        is_front = front_of(np.array([row["recall"] for row in shown]), -values if x == "cost" else values)
+        front = sorted((row for row, on in zip(shown, is_front, strict=True) if on), key=lambda row: row[x])
         marks.append(Marks([r[x] for r in front], [r["recall"] for r in front], "Pareto front", 1, is_line=True))
         for label, color in groups:
             mine = [row for row in shown if group_of(row) == label]
