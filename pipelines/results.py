@@ -56,9 +56,16 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
     if outcome.failed:
         console.print(f"[bold]manifest[/]  {escape(join(workspace.root, outcome.latest.manifest))}")
         return
+    if "export" in made.published:
+        console.print(f"[bold]model[/]     {escape(exported(workspace, made))}")
     look_up = f"{this_python()} -m pipelines.lookup --output {shlex.quote(workspace.root)} --user USER"
     console.print(f"[bold]look up[/]   {escape(look_up)}")
     console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(folder))}")
+
+
+def exported(workspace: Workspace, made: Made) -> str:
+    """Returns the folder of the SavedModel of a job that made one."""
+    return join(workspace.root, made.published["export"].folder, made.published["export"].metrics["path"])
 
 
 def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) -> dict[str, Any]:
@@ -81,6 +88,7 @@ def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) 
         "table": [join(workspace.root, path) for path in outcome.latest.topk],
         "counts": {name: metrics[name] for name in ("users", "users_personalised", "users_popular", "pairs", "items_allowed")},
         "metrics": made.evaluated["recommend"].metrics["quality"]["means"] | {"recall_against_exact": recall},
+        "saved_model": exported(workspace, made) if "export" in made.published else None,
         "refitted": made.refitted,
         "gates": outcome.manifest["gates"],
         "seconds": round(seconds, 3),

@@ -1,7 +1,8 @@
 """Runs the whole job: `python -m pipelines.run --ratings URI --items URI --output DIR`.
 
 Ratings in, the top-k of every user out: ingest, train, embed, index, recommend, judge, publish. A stage that is done is
-skipped. With --refit, the stages up to recommend run twice: see `pipelines.refit`.
+skipped. With --refit, the stages up to recommend run twice: see `pipelines.refit`; with --export_saved_model, the published
+table's model and index become one SavedModel too.
 """
 
 import json
@@ -12,7 +13,7 @@ from types import ModuleType
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import embed, index, ingest, judge, logs, recommend, results, train
+from pipelines import embed, export, index, ingest, judge, logs, recommend, results, train
 from pipelines.command import Output, run_command, verdict_on
 from pipelines.judge import last_table
 from pipelines.logs import LOGGER
@@ -89,11 +90,14 @@ def run(settings: Settings, options: PipelineOptions) -> Made:
     run_judges(settings, made, options)
     while not is_compared_with(made.published["judge"], last_table(workspace, made.published["recommend"])):
         run_judges(settings, made, options)  # Another run has published in the meantime.
+    if settings.export_saved_model:
+        *_, (ask, done) = chains(settings, made)
+        done["export"] = run_stage(export.stage(ask, done), workspace, options, Progress())
     return made
 
 
-def finished_before(name: str, settings: Settings) -> Made:
-    """Returns the finished stages that the stage `name` builds on.
+def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
+    """Returns the finished stages that the stage `name` builds on; `asker` is who builds on them, if not that stage.
 
     With --ratings they are those of exactly these settings, so that a scheduler can give every task the same flags. Without,
     they are those that led to the newest finished stage before it.
@@ -103,21 +107,22 @@ def finished_before(name: str, settings: Settings) -> Made:
     """
     workspace = Workspace(settings.output)
     before = COMMANDS[: COMMANDS.index(name)]
+    asker = asker or name
     if settings.ingest.ratings:
         made = nothing_made(settings)
         for ask, done in chains(settings, made):
             for each in before:
                 if each in STAGES:
-                    done[each] = _finished(workspace, STAGES[each].stage(ask, done), name)
+                    done[each] = _finished(workspace, STAGES[each].stage(ask, done), asker)
         for done, stage in judges(settings, made) if "judge" in before else ():
-            done["judge"] = _finished(workspace, stage, name)
+            done["judge"] = _finished(workspace, stage, asker)
         return made
     if settings.refit:
-        raise InputError(f"to {name} with --refit, both chains must be known: give --ratings and all other flags again")
+        raise InputError(f"to {asker} with --refit, both chains must be known: give --ratings and all other flags again")
     newest = workspace.finished(before[-1])
     if not newest:
         raise InputError(
-            f"{name} needs {before[-1]}, which is not done below {workspace.root}: run python -m pipelines.{before[-1]}"
+            f"{asker} needs {before[-1]}, which is not done below {workspace.root}: run python -m pipelines.{before[-1]}"
         )
     published = _with_inputs(newest[-1], workspace)
     evaluated = newest[-1].settings["evaluated"] if name == "publish" else None

@@ -149,6 +149,11 @@ class ShortlistOptions(PipelineOptions):
 
         recommend = parser.add_argument_group("recommend")
         recommend.add_argument("--k", type=int, default=100, help="items a user (default 100)")
+        recommend.add_argument(
+            "--export_saved_model",
+            action="store_true",
+            help="make a SavedModel for online serving too; trees then have no SOAR, which ScaNN's TensorFlow ops cannot hold",
+        )
         recommend.add_argument("--recommend_seen", action="store_true", help="keep items that the user has seen")
         recommend.add_argument("--block_items", help="items that must not be recommended to anyone")
         recommend.add_argument("--allow_items", help="the only items that may be recommended")
@@ -289,6 +294,7 @@ class Settings:
     recommend: RecommendSettings
     gates: GateSettings
     refit: bool
+    export_saved_model: bool
     json: bool
     verbose: bool
 
@@ -517,7 +523,12 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             max_shard_bytes=flags.max_shard_bytes,
             target_recall=flags.target_recall,
             seed=flags.seed,
-            build=BuildSettings(flags.index_kind, flags.leaves, flags.quantization_threshold, not flags.no_soar),
+            build=BuildSettings(
+                kind=flags.index_kind,
+                num_leaves=flags.leaves,
+                quantization_threshold=flags.quantization_threshold,
+                soar=not (flags.no_soar or flags.export_saved_model),
+            ),
             search=_search_of(flags),
         ),
         tune=TuneSettings(
@@ -551,6 +562,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             forced=forced_of(flags.force),
         ),
         refit=flags.refit,
+        export_saved_model=flags.export_saved_model,
         json=flags.json,
         verbose=flags.verbose,
     )

@@ -146,7 +146,8 @@ def show(root: str, manifest: StageManifest, console: Console) -> None:
     rows.sort(key=lambda row: (-row["recall"], row["cost"]))
     target = manifest.settings["calibration"]["target_recall"]
     near = sorted(rows, key=lambda row: (not row["is_chosen"], abs(row["recall"] - target)))[:_SHOWN]
-    table = Table(title=f"the Pareto front of {len(trials):,} trials", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    title = f"the Pareto front of {len(trials):,} trials"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("index", no_wrap=True)
     for name in ("leaves", "threshold", "reorder", "recall", "at least", "cost", "users/s"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -181,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
     check_writable(settings.output)
-    done = finished_before("index", settings).published
+    done = finished_before("index", settings, "tune").published
     manifest = run_stage(stage(settings, done), Workspace(settings.output), options, Progress())
     show(settings.output, manifest, Output(highlight=False))
 

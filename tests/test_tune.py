@@ -398,4 +398,4 @@ def test_mistakes_are_one_line(flags: list[str], message: str, tmp_path: Path, c
 
 def test_tuning_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(tune.main, [f"--output={tmp_path}"]) == MISTAKE
-    assert "index needs embed, which is not done below" in capsys.readouterr().err
+    assert "tune needs embed, which is not done below" in capsys.readouterr().err

@@ -60,8 +60,8 @@ class _SavedTower:
             if not (folder / "saved_model.pb").exists():
                 raise InputError(f"a {self.kind} tower must be a SavedModel, got {path} without saved_model.pb: check the path")
             # The model owns the variables that its function uses.
-            self._model = tf.saved_model.load(str(folder))
-        self._function = self._model.signatures["serving_default"]
+            self.model = tf.saved_model.load(str(folder))
+        self._function = self.model.signatures["serving_default"]
         self.dim = int(self._function.structured_outputs["embedding"].shape[1])
 
     def embed(self, block: Block) -> tuple[np.ndarray, np.ndarray]:

@@ -36,11 +36,14 @@ _CLUSTERS_PER_BLOCK = 16
 _DIMENSIONS_PER_BLOCK = 2
 _SOAR_LAMBDA = 1.5
 _TRAINING_SAMPLE = 100_000
-_MIN_BATCH = 32
-_BATCH = 256
-_SCORED_TOGETHER = 3
-_SLACK = 16
 _MAX_RESULTS = 1 << 22
+
+MIN_BATCH, BATCH = 32, 256
+"""ScaNN cuts queries into batches of BATCH, and scores those of fewer than MIN_BATCH with another kernel."""
+SCORED_TOGETHER = 3
+"""Candidates that ScaNN reorders together; one or two that are left over are rounded differently."""
+EXACT_SLACK = 16
+"""How many more than asked for an exact search reorders at first."""
 
 _SHARD_FILE = "shard.json"
 _PICKLE_FILE = "scann_docids.pkl"
@@ -166,7 +169,7 @@ def build(vectors: np.ndarray, plan: ShardPlan, seed: int = 0) -> "ShardIndex":
     if len(bad):
         raise InputError(f"vectors must be finite, {len(bad)} are not, the first in row {bad[0]}: train the item tower again")
     max_norm = float(np.linalg.norm(vectors.astype(np.float64), axis=1).max(initial=0))
-    copies = -len(vectors) % _SCORED_TOGETHER
+    copies = -len(vectors) % SCORED_TOGETHER
     stored = np.concatenate([vectors, np.repeat(vectors[-1:], copies, axis=0)]) if copies and len(vectors) else vectors
     searcher = _create_searcher(stored, plan, seed) if len(stored) else None
     return ShardIndex(plan, max_norm, stored, searcher)
@@ -175,7 +178,7 @@ def build(vectors: np.ndarray, plan: ShardPlan, seed: int = 0) -> "ShardIndex":
 def _create_searcher(stored: np.ndarray, plan: ShardPlan, seed: int) -> Any:
     """Returns ScaNN's searcher for [n, dim] vectors."""
     pybind = _pybind()
-    builder = pybind.builder(stored, _SCORED_TOGETHER, "dot_product").reorder(_SCORED_TOGETHER)
+    builder = pybind.builder(stored, SCORED_TOGETHER, "dot_product").reorder(SCORED_TOGETHER)
     if plan.kind == "exact":
         return pybind.create_searcher(stored, builder.score_brute_force().create_config())
     # ScaNN compares its threshold with each vector's length, not with 1: 0.2 would do nothing to vectors of length 4.
@@ -245,6 +248,11 @@ class ShardIndex:
         """Tells whether every search of this index is exact."""
         return self.plan.kind == "exact"
 
+    @property
+    def rounding(self) -> float:
+        """What rounding can move the score of a query of length 1 by, at most."""
+        return 4 * self.plan.dim * 2.0**-24 * self.max_norm
+
     def save(self, folder: str | Path) -> None:
         """Writes the index to a local folder, making it; nothing in there names a path, and nothing is a pickle."""
         folder = Path(folder)
@@ -290,8 +298,8 @@ class ShardIndex:
         columns = min(k, self.num_vectors)
         rows = np.full((len(queries), columns), -1, np.int64)
         scores = np.full((len(queries), columns), -np.inf, np.float32)
-        tolerance = 4 * self.plan.dim * 2.0**-24 * self.max_norm * np.linalg.norm(queries.astype(np.float64), axis=1)
-        width = columns + _SLACK
+        tolerance = self.rounding * np.linalg.norm(queries.astype(np.float64), axis=1)
+        width = columns + EXACT_SLACK
         pending = np.arange(len(queries) if columns else 0)
         while len(pending):
             unsettled = []
@@ -334,13 +342,13 @@ class ShardIndex:
             return np.full((num_queries, columns), -1, np.int64), np.full((num_queries, columns), -np.inf, np.float32)
         copies = len(self._stored) - self.num_vectors
         wanted = columns + copies
-        reorder = min(len(self._stored), _SCORED_TOGETHER * math.ceil(max(reorder, wanted) / _SCORED_TOGETHER))
+        reorder = min(len(self._stored), SCORED_TOGETHER * math.ceil(max(reorder, wanted) / SCORED_TOGETHER))
         # ScaNN cuts the queries into batches; the last one, filled up with zeros, must not be short.
-        short = -num_queries % _BATCH - (_BATCH - _MIN_BATCH)
+        short = -num_queries % BATCH - (BATCH - MIN_BATCH)
         # A plain scan has no leaves to choose, and what its rounding could change, search_exact guards against.
         if short > 0 and leaves is not None:
             queries = np.concatenate([queries, np.zeros((short, queries.shape[1]), np.float32)])
-        search = searcher.search_batched_parallel if len(queries) > _BATCH else searcher.search_batched
+        search = searcher.search_batched_parallel if len(queries) > BATCH else searcher.search_batched
         found, found_scores = search(queries, wanted, reorder, leaves)
         rows, scores = found[:num_queries].astype(np.int64), found_scores[:num_queries]
         absent = np.isnan(scores)

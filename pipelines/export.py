@@ -1,0 +1,82 @@
+"""Exports the user tower, the index and what users have seen as one SavedModel: `python -m pipelines.export --output DIR`.
+
+User ids in, item ids and scores out, the same as in the newest table; see docs/serving.md.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import apache_beam as beam
+
+from pipelines import logs
+from pipelines.command import run_command
+from pipelines.progress import Progress
+from pipelines.recommend import item_lists_of
+from pipelines.settings import Settings, parse_command
+from pipelines.stage import Reports, Stage, run_stage
+from schemas.errors import InputError
+from schemas.manifest import StageManifest
+from schemas.storage import check_writable, join
+from schemas.workspace import Workspace
+from transforms.export_model import MODEL, ExportJob, ExportModel
+from transforms.recommend import ListSettings
+from transforms.search import SearchSettings
+from transforms.training import USER_TOWER
+
+
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+    """Returns the stage, which reads users, the user tower and the index, and takes its settings from the table.
+
+    Raises:
+      InputError: if the lists of items are not those of the table.
+    """
+    ingested, trained, indexed, recommended = (done[name] for name in ("ingest", "train", "index", "recommend"))
+    made = {name: recommended.settings[name] for name in ("k", "recommend_seen", "search")}
+    item_lists = item_lists_of(settings.recommend)
+    sources = [source.description() for source in item_lists.given]
+    if sources != list(recommended.sources):
+        raise InputError(
+            "the table was made with other lists of items than --block_items and --allow_items name now, or they have changed: "
+            "give those of the table, or run python -m pipelines.recommend again"
+        )
+    job = ExportJob(
+        users=ingested.paths(settings.output, "users"),
+        tower=join(settings.output, trained.folder, USER_TOWER),
+        index_root=join(settings.output, indexed.folder),
+        index_files=indexed.dataset("shards"),
+        num_shards=indexed.metrics["num_shards"],
+        settings=ListSettings(made["k"], made["recommend_seen"], SearchSettings(**made["search"]), checked_fraction=0.0),
+        lists=item_lists,
+    )
+    return Stage(
+        name="export",
+        module=__name__,
+        settings=made,
+        sources=sources,
+        inputs={name: done[name] for name in ("ingest", "train", "index")},
+        reads={"ingest": ["users"], "train": [USER_TOWER], "index": ["shards"]},
+        build=lambda root, attempt: build(root, attempt, job),
+    )
+
+
+def build(root: beam.Pipeline, attempt: str, job: ExportJob) -> Reports:
+    """Adds the stage's steps: one worker makes the model of all users and shards."""
+    shape = {"k": job.settings.k, "path": MODEL}
+    return [root | "ExportModel" >> ExportModel(attempt, job), root | "ReportShape" >> beam.Create([shape])]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Exports the newest table's model, or that of the run with these flags where --ratings is among them."""
+    from pipelines.run import chains, finished_before
+
+    settings, options = parse_command(argv, str(__doc__))
+    logs.configure(settings.verbose)
+    check_writable(settings.output)
+    made = finished_before("judge", settings, "export")
+    *_, (ask, done) = chains(settings, made)
+    manifest = run_stage(stage(ask, done), Workspace(settings.output), options, Progress())
+    print(join(settings.output, manifest.folder, MODEL))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
