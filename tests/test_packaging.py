@@ -51,8 +51,17 @@ def test_flags_in_the_documentation_exist() -> None:
     known = {name for action in parser._actions for name in action.option_strings}
     for benchmark in (ROOT / "benchmarks").rglob("*.py"):
         known |= set(re.findall(r'add_argument\("(--\w+)"', benchmark.read_text()))
-    # Beam's own, git's and those of tools.
-    known |= {"--runner", "--flink_master", "--setup_file", "--direct_running_mode", "--direct_num_workers", "--user", "--top"}
+    # Those of Beam, git, TensorBoard and tools.
+    known |= {
+        "--runner",
+        "--flink_master",
+        "--setup_file",
+        "--direct_running_mode",
+        "--direct_num_workers",
+        "--user",
+        "--top",
+        "--logdir",
+    }
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_]*", page.read_text()))
         assert mentioned <= known, page.name
