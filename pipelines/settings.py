@@ -110,6 +110,11 @@ class ShortlistOptions(PipelineOptions):
         train.add_argument(
             "--validation_fraction", type=float, default=defaults.validation_fraction, help="of the training rows (default 0.1)"
         )
+        train.add_argument(
+            "--recency",
+            default=defaults.recency,
+            help="whether items popular of late score higher: auto (as validation says; default), on or off",
+        )
         train.add_argument("--max_epochs", type=int, default=defaults.max_epochs, help="the most epochs")
         train.add_argument("--patience", type=int, default=defaults.patience, help="epochs without a better validation")
 
@@ -513,6 +518,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             batch_size=flags.batch_size,
             l2=flags.l2,
             validation_fraction=flags.validation_fraction,
+            recency=flags.recency,
             max_epochs=flags.max_epochs,
             patience=flags.patience,
             seed=flags.seed,

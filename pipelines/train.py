@@ -16,6 +16,9 @@ from transforms.features import in_catalogue
 from transforms.training import TrainingPaths, TrainingSettings, TrainTowers
 from transforms.write import part_of
 
+VALIDATION = {"random": "random", "temporal": "temporal", "last": "last", "none": "temporal"}
+"""How to validate for each split of `ingest`: as the holdout was made, and for what is to come where nothing was held out."""
+
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     """Returns the stage, which reads the training interactions, and the catalogue where the item tower looks at features.
@@ -38,12 +41,18 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
 
 
 def training_of(settings: Settings, ingested: StageManifest) -> TrainingSettings:
-    """Returns how to train on what `ingested` kept: features by the catalogue's names, none where the tower looks at none.
+    """Returns how to train on what `ingested` kept, which knows of its split and of what is recent.
+
+    Features are by the catalogue's names, none where the tower looks at none.
 
     Raises:
       InputError: if the catalogue lacks a feature's column.
     """
-    training = settings.training
+    training = replace(
+        settings.training,
+        validation=VALIDATION[ingested.settings["split"]["split"]],
+        half_life_days=ingested.settings["recency_half_life_days"],
+    )
     if not training.looks_at_features:
         return replace(training, features=())
     described = next((source for source in ingested.sources if source["dataset"] == "items"), None)
@@ -67,7 +76,7 @@ def build(root: beam.Pipeline, attempt: str, paths: TrainingPaths, settings: Tra
     trained = root | "TrainTowers" >> TrainTowers(paths, attempt, settings, checkpoints)
     return [
         trained | "Files" >> beam.FlatMap(lambda made: made[0]),
-        trained | "Metrics" >> beam.Map(lambda made: {"dim": settings.dim, **made[1]}),
+        trained | "Metrics" >> beam.Map(lambda made: made[1]),
     ]
 
 

@@ -347,7 +347,15 @@ def test_the_pipeline_finds_what_the_function_finds(
 def test_the_stage_calibrates_trees_and_says_so_in_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.build_indexes.plan_shard", lambda count, dim: plan_shard(count, dim, 5))
     monkeypatch.setattr(index, "EXACT_BELOW", 0)
-    flags = ["--dim=8", "--max_epochs=1", "--k=3", "--num_shards=1", "--num_buckets=3", f"--output={tmp_path / 'out'}"]
+    flags = [
+        "--dim=8",
+        "--max_epochs=1",
+        "--min_lift=0",
+        "--k=3",
+        "--num_shards=1",
+        "--num_buckets=3",
+        f"--output={tmp_path / 'out'}",
+    ]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
     facts = manifest.metrics["calibration"]
@@ -358,7 +366,7 @@ def test_the_stage_calibrates_trees_and_says_so_in_its_manifest(tmp_path: Path, 
 
 
 def test_the_stage_leaves_small_indexes_alone(tmp_path: Path) -> None:
-    flags = ["--dim=8", "--max_epochs=1", "--k=5000", f"--output={tmp_path / 'out'}"]
+    flags = ["--dim=8", "--max_epochs=1", "--min_lift=0", "--k=5000", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
     assert manifest.metrics["calibration"]["k"] == 40
@@ -373,18 +381,34 @@ def test_a_few_files_of_users_are_enough_to_draw_from() -> None:
 
 
 def test_the_stage_builds_and_searches_as_it_is_told(tmp_path: Path) -> None:
-    flags = ["--dim=8", "--max_epochs=1", "--k=3", "--num_shards=1", "--num_buckets=3", f"--output={tmp_path / 'out'}"]
+    flags = [
+        "--dim=8",
+        "--max_epochs=1",
+        "--min_lift=0",
+        "--k=3",
+        "--num_shards=1",
+        "--num_buckets=3",
+        f"--output={tmp_path / 'out'}",
+    ]
     given = ["--leaves=5", "--no_soar", "--quantization_threshold=0.3", "--leaves_to_search=4", "--reorder_per_neighbor=2.5"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags, *given]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
     assert SearchSettings(**manifest.metrics["search"]) == SearchSettings(4, 2.5)
     assert manifest.metrics["calibration"]["reason"] == "given with --reorder_per_neighbor: nothing was calibrated"
     plan = load_plan(str(tmp_path / "out" / manifest.folder), 0, manifest.dataset("shards"))
-    assert plan == ShardPlan("tree", 40, 8, 5, 0.3, soar=False)
+    assert plan == ShardPlan("tree", 40, 9, 5, 0.3, soar=False)
 
 
 def test_a_small_index_that_is_given_leaves_is_calibrated(tmp_path: Path) -> None:
-    flags = ["--dim=8", "--max_epochs=1", "--k=3", "--num_shards=1", "--leaves=5", f"--output={tmp_path / 'out'}"]
+    flags = [
+        "--dim=8",
+        "--max_epochs=1",
+        "--min_lift=0",
+        "--k=3",
+        "--num_shards=1",
+        "--leaves=5",
+        f"--output={tmp_path / 'out'}",
+    ]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
     assert manifest.metrics["calibration"]["curve"]

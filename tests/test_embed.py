@@ -17,6 +17,7 @@ from schemas.items import with_features
 from schemas.storage import join, upload_folder
 from schemas.users import USERS
 from transforms.embed import ITEMS_WITHOUT_VECTOR, EmbedItems, EmbedUsers, ItemTower, UserTower, embed_items, embed_users
+from transforms.recency import lift_items
 
 
 class FakeTower:
@@ -52,8 +53,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
 
     folder = tmp_path_factory.mktemp("towers") / "tower"
     tower = IdTower(5, 3, 0.1, seed=0)
-    tower.save(pa.array([f"x{i}" for i in range(5)]), folder)
-    return folder, tower.vectors
+    bias = np.arange(5, dtype=np.float32)
+    tower.save(pa.array([f"x{i}" for i in range(5)]), folder, 1.0, bias)
+    return folder, lift_items(tower.vectors, 1.0, bias)
 
 
 def test_items_that_the_tower_does_not_know_are_dropped() -> None:
@@ -103,7 +105,7 @@ def test_a_vector_that_is_not_finite_names_its_item(tmp_path: Path) -> None:
 
     tower = IdTower(3, 2, 0.1, seed=0)
     tower.embeddings.assign([[0, 1], [np.nan, 0], [0, np.inf]])
-    tower.save(pa.array(["a", "b", "c"]), tmp_path / "tower")
+    tower.save(pa.array(["a", "b", "c"]), tmp_path / "tower", 1.0, np.zeros(3, np.float32))
     with pytest.raises(InputError, match="vectors must be finite, got nan or inf for item 'b': train again with a lower"):
         ItemTower(str(tmp_path / "tower")).embed(items_of(["a", "b", "c"]))
 
@@ -119,14 +121,14 @@ def test_embed_items(root: str, saved: tuple[Path, np.ndarray], keyed: bool) -> 
         if keyed:
             assert {key: block["item_id"].to_pylist() for key, block in found} == dict(enumerate(expected))
             found = [block for _, block in found]
-        assert all(block.schema.equals(embeddings_schema(3)) for block in found)
+        assert all(block.schema.equals(embeddings_schema(4)) for block in found)
         assert sorted(block["item_id"].to_pylist() for block in found) == sorted(expected)
         rows = {row["item_id"]: row["embedding"] for block in found for row in block.to_pylist()}
         assert rows == {f"x{i}": vectors[i].tolist() for i in (0, 1, 2, 4)}
 
     with TestPipeline("FnApiRunner") as p:
         items = p | beam.Create(list(enumerate(blocks)) if keyed else blocks)
-        assert_that(items | EmbedItems(join(root, "item_tower"), 3), check)
+        assert_that(items | EmbedItems(join(root, "item_tower"), 4), check)
     (counter,) = p.result.metrics().query(MetricsFilter().with_name(ITEMS_WITHOUT_VECTOR))["counters"]
     assert counter.committed == 2
 

@@ -15,6 +15,7 @@ from transforms.embed import ItemTower
 from transforms.encode_features import Bags, FeatureEncoder, ItemFeatures, encode_rated, fit_features
 from transforms.features import features_of
 from transforms.item_towers import FeatureTower, make_item_tower
+from transforms.recency import lift_items, lift_users
 from transforms.towers import IdTower, SparseAdam
 from transforms.training import TrainingRows, TrainingSettings, train
 
@@ -122,23 +123,26 @@ def test_without_features_the_tower_is_by_id() -> None:
 
 def test_a_saved_tower_knows_items_by_their_ids_or_their_features(tmp_path: Path) -> None:
     tower, (encoder, _) = tower_of(), features_of_catalogue()
-    tower.save(CATALOGUE["item_id"], tmp_path / "tower")
+    bias = np.arange(6, dtype=np.float32)
+    tower.save(CATALOGUE["item_id"], tmp_path / "tower", 0.5, bias)
     saved = ItemTower(str(tmp_path / "tower"))
     # u is rated and says otherwise now; "new" has known values, "odd" none, r has neither tags nor price any more.
     block = block_of(["u", "new", "odd", "r"], [["c"], ["b", "zzz"], ["zzz"], None], [None, 5.0, None, None], 0)
     vectors, known = saved.embed(block)
     assert known.tolist() == [True, True, False, True]
     own = np.array([tower.own.vectors[5], np.zeros(3), np.zeros(3), tower.own.vectors[2]])
-    np.testing.assert_allclose(vectors, own + dense(encoder, encoder.encode(block)) @ tower.of_codes.numpy(), rtol=1e-5)
-    np.testing.assert_array_equal(saved.embed(CATALOGUE)[0], tower.vectors)
+    expected = 0.5 * (own + dense(encoder, encoder.encode(block)) @ tower.of_codes.numpy())
+    np.testing.assert_allclose(vectors[:, :3], expected, rtol=1e-5)
+    assert vectors[:, 3].tolist() == [5, 0, 0, 2]
+    np.testing.assert_array_equal(saved.embed(CATALOGUE)[0], lift_items(tower.vectors, 0.5, bias))
     empty, none = saved.embed(block.slice(0, 0))
-    assert (empty.shape, none.shape) == ((0, 3), (0,))
+    assert (empty.shape, none.shape) == ((0, 4), (0,))
 
 
 def test_equal_towers_are_saved_as_equal_files(tmp_path: Path) -> None:
     files = []
     for name in ("one", "other"):
-        tower_of().save(CATALOGUE["item_id"], tmp_path / name)
+        tower_of().save(CATALOGUE["item_id"], tmp_path / name, 1.0, np.zeros(6, np.float32))
         paths = [path for path in (tmp_path / name).rglob("*") if path.is_file() and path.name != "saved_model.pb"]
         files.append({path.relative_to(tmp_path / name): path.read_bytes() for path in paths})
     assert files[0] == files[1]
@@ -176,7 +180,7 @@ SETTINGS = TrainingSettings(
 def test_items_that_nobody_rated_go_to_those_who_like_their_kind(tmp_path: Path) -> None:
     rows = taste_rows(leave_out=COLD)
     trained = train(rows, SETTINGS)
-    trained.model.item_tower.save(rows.item_ids, tmp_path / "tower")
+    trained.model.item_tower.save(rows.item_ids, tmp_path / "tower", 1.0, np.zeros(len(rows.item_ids), np.float32))
     cold = sorted(COLD)
     vectors, known = ItemTower(str(tmp_path / "tower")).embed(
         block_of(cold, [[taste_of(item)] for item in cold], [None] * len(cold), 0)
@@ -184,7 +188,7 @@ def test_items_that_nobody_rated_go_to_those_who_like_their_kind(tmp_path: Path)
     assert known.all()
     users = trained.model.user_tower.vectors_of(np.arange(len(rows.user_ids), dtype=np.int32))
     own = np.arange(len(users))[:, None] % NUM_TASTES == [int(item[1:]) % NUM_TASTES for item in cold]
-    best = np.argsort(-users @ vectors.T, axis=1, kind="stable")[:, : len(cold) // NUM_TASTES]
+    best = np.argsort(-lift_users(users) @ vectors.T, axis=1, kind="stable")[:, : len(cold) // NUM_TASTES]
     # By chance it would be a quarter.
     assert np.take_along_axis(own, best, axis=1).mean() > 0.9
 

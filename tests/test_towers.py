@@ -27,12 +27,17 @@ NEGATIVES = np.array(
 )
 
 
+def bias_of(num_items: int) -> np.ndarray:
+    return np.linspace(-2, 3, num_items)
+
+
 def two_towers(probabilities: list[float], l2: float, scale: float = 20.0, mixed_negatives: int = 0) -> TwoTowers:
     """Returns towers of 4 users and as many items as probabilities, with vectors of a length near 1."""
     user_tower, item_tower = UserIdTower(4, 3, l2, seed=1), IdTower(len(probabilities), 3, l2, seed=2)
     for tower in (user_tower.own, item_tower):
         tower.embeddings.assign(tower.embeddings * scale)
-    return TwoTowers(user_tower, item_tower, np.log(probabilities), mixed_negatives)
+    bias = bias_of(len(probabilities))
+    return TwoTowers(user_tower, item_tower, np.log(probabilities), mixed_negatives, bias=bias)
 
 
 def listen(model: TwoTowers) -> list[np.ndarray]:
@@ -56,7 +61,7 @@ def by_hand(
     queries, candidates = user_vectors[USERS], item_vectors[codes]
     batch = len(USERS)
     mixture = (batch * np.array(probabilities) + len(more) / len(probabilities)) / len(codes)
-    logits = queries @ candidates.T - np.log(mixture)[codes]
+    logits = queries @ candidates.T + (bias_of(len(probabilities)) - np.log(mixture))[codes]
     allowed = np.hstack([NEGATIVES, ITEMS[:, None] != codes[batch:]])
     weights = np.where(allowed, np.exp(logits), 0)
     softmax = weights / weights.sum(axis=1, keepdims=True)
@@ -207,18 +212,20 @@ def test_first_vectors_come_from_the_seed() -> None:
 def test_a_saved_tower_takes_ids(tmp_path: Path) -> None:
     ids = ["0002", "2", "a\nb", "a\r\nb", "é", "tab\there", " padded "]
     tower = IdTower(len(ids), 3, 0.1, seed=0)
-    tower.save(pa.array(ids), tmp_path / "tower")
+    bias = np.linspace(-1, 5, len(ids), dtype=np.float32)
+    tower.save(pa.array(ids), tmp_path / "tower", 0.5, bias)
     served = tf.saved_model.load(str(tmp_path / "tower")).signatures["serving_default"]
     output = served(tf.constant([*reversed(ids), "a", "", "02"]))
-    np.testing.assert_array_equal(output["embedding"], np.concatenate([tower.vectors[::-1], np.zeros((3, 3))]))
+    lifted = np.hstack([tower.vectors / 2, bias[:, np.newaxis]])
+    np.testing.assert_array_equal(output["embedding"], np.concatenate([lifted[::-1], np.zeros((3, 4))]))
     assert output["embedding"].dtype == tf.float32
     assert output["known"].numpy().tolist() == [True] * len(ids) + [False] * 3
-    assert served(tf.constant([], tf.string))["embedding"].shape == (0, 3)
+    assert served(tf.constant([], tf.string))["embedding"].shape == (0, 4)
 
 
 def test_equal_towers_are_saved_as_equal_files(tmp_path: Path) -> None:
     for name in ("one", "other"):
-        IdTower(2, 3, 0.1, seed=0).save(pa.array(["a", "b"]), tmp_path / name)
+        IdTower(2, 3, 0.1, seed=0).save(pa.array(["a", "b"]), tmp_path / name, 1.0, np.ones(2, np.float32))
     one, other = (
         {
             file.relative_to(tmp_path / name).as_posix(): file.read_bytes()

@@ -20,6 +20,7 @@ from schemas.storage import join, list_files, parquet_writer, read_bytes, read_p
 from transforms import towers
 from transforms.curves import CurveRow, draw_curves
 from transforms.embed import ItemTower, UserTower
+from transforms.recency import PLAIN, item_bias, lift_items, lift_users
 from transforms.training import (
     USER_TOWERS,
     Trained,
@@ -68,11 +69,17 @@ def clustered_pairs(num_users: int = 120, num_items: int = 60, each: int = 12, n
     return pairs
 
 
-def rows_of(pairs: list[tuple[str, str]]) -> TrainingRows:
+def rows_of(pairs: list[tuple[str, str]], times: list[int] | None = None) -> TrainingRows:
     user_ids, item_ids = (sorted(set(ids)) for ids in zip(*pairs, strict=True))
-    codes = sorted((user_ids.index(user), item_ids.index(item)) for user, item in pairs)
-    user, item = np.array(codes, np.int32).T
-    return TrainingRows(pa.array(user_ids), pa.array(item_ids), user, item)
+    codes = [(user_ids.index(user), item_ids.index(item)) for user, item in pairs]
+    order = sorted(range(len(codes)), key=codes.__getitem__)
+    user, item = np.array([codes[at] for at in order], np.int32).T
+    timestamp = None if times is None else np.array([times[at] for at in order])
+    return TrainingRows(pa.array(user_ids), pa.array(item_ids), user, item, timestamp)
+
+
+def slice_of(rows: TrainingRows, fraction: float, seed: int, validation: str = "random") -> np.ndarray:
+    return validation_rows(rows, TrainingSettings(validation=validation, validation_fraction=fraction, seed=seed))[0]
 
 
 def users_of(trained: Trained, rows: TrainingRows) -> np.ndarray:
@@ -139,20 +146,20 @@ def test_nothing_to_train_on(tmp_path: object) -> None:
 
 
 def test_the_validation_slice(rows: TrainingRows) -> None:
-    chosen = validation_rows(rows, 0.2, seed=1)
+    chosen = slice_of(rows, 0.2, seed=1)
     assert 0.15 < chosen.mean() < 0.25
     assert set(rows.user[~chosen]) == set(rows.user)
     assert set(rows.item[~chosen]) == set(rows.item)
-    assert (chosen != validation_rows(rows, 0.2, seed=2)).any()
+    assert (chosen != slice_of(rows, 0.2, seed=2)).any()
     # A pair goes the same way whatever else there is.
     fewer = rows_of([pair for pair in clustered_pairs() if pair[0] < "u060"])
-    here = validation_rows(fewer, 0.2, seed=1)
+    here = slice_of(fewer, 0.2, seed=1)
     assert (here == chosen[: len(here)]).mean() > 0.99
 
 
 def test_no_row_is_spared_where_it_is_the_only_one() -> None:
     rows = rows_of([("a", "x"), ("a", "y"), ("b", "z")])
-    assert not any(validation_rows(rows, 0.5, seed).any() for seed in range(20))
+    assert not any(slice_of(rows, 0.5, seed).any() for seed in range(20))
 
 
 def test_quality_equals_a_plain_oracle() -> None:
@@ -170,12 +177,13 @@ def test_quality_equals_a_plain_oracle() -> None:
         ndcgs.append(gain / sum(1 / math.log2(rank + 2) for rank in range(min(10, len(user_held)))))
     keys = [np.array(sorted(row * num_items + item for row, each in enumerate(sets) for item in each)) for sets in (seen, held)]
     found = quality_of(users, items, Validation(np.arange(7), *keys))
-    assert found.recall == pytest.approx(np.mean(recalls))
-    assert found.ndcg == pytest.approx(np.mean(ndcgs))
+    assert found.recall_at_100 == pytest.approx(np.mean(recalls))
+    assert found.ndcg_at_10 == pytest.approx(np.mean(ndcgs))
 
 
 def test_quality_is_the_same_in_pieces(rows: TrainingRows, monkeypatch: pytest.MonkeyPatch) -> None:
-    validation = make_validation(rows, validation_rows(rows, 0.2, 0), 0)
+    held_out = slice_of(rows, 0.2, 0)
+    validation = make_validation(rows, held_out, ~held_out, 0)
     rng = np.random.default_rng(0)
     users, items = rng.normal(size=(len(validation.users), 4)), rng.normal(size=(len(rows.item_ids), 4))
     whole = quality_of(users, items, validation)
@@ -185,8 +193,8 @@ def test_quality_is_the_same_in_pieces(rows: TrainingRows, monkeypatch: pytest.M
 
 def test_validation_takes_a_sample_of_many_users(rows: TrainingRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.training.MAX_VALIDATION_USERS", 10)
-    held_out = validation_rows(rows, 0.2, 0)
-    validation = make_validation(rows, held_out, 0)
+    held_out = slice_of(rows, 0.2, 0)
+    validation = make_validation(rows, held_out, ~held_out, 0)
     assert len(validation.users) == 10
     num_items = len(rows.item_ids)
     pairs = {(user, item) for user, item in zip(rows.user[held_out], rows.item[held_out], strict=True)}
@@ -204,7 +212,7 @@ def test_training_learns_tastes(rows: TrainingRows, user_tower: str) -> None:
     best = np.argsort(-scores, axis=1)[:, :15]
     assert np.take_along_axis(own, best, axis=1).mean() > 0.9
     search = [row for row in trained.curve if row["phase"] == "search"]
-    assert search[trained.num_epochs - 1]["recall_at_100"] == trained.quality.recall  # type: ignore[union-attr]
+    assert search[trained.num_epochs - 1]["recall_at_100"] == trained.quality.recall_at_100  # type: ignore[union-attr]
     assert [row["epoch"] for row in trained.curve if row["phase"] == "full"] == list(range(1, trained.num_epochs + 1))
 
 
@@ -235,10 +243,11 @@ def test_without_the_validation_slice_the_best_weights_are_kept(rows: TrainingRo
     )
     trained = train(rows, settings)
     assert trained.num_epochs < len(trained.curve) == trained.num_epochs + 2
-    held_out = validation_rows(rows, settings.validation_fraction, settings.seed)
-    validation = make_validation(rows, held_out, settings.seed)
-    users = trained.model.user_tower.vectors_of(validation.users)
-    assert quality_of(users, trained.model.item_tower.vectors, validation) == trained.quality
+    held_out, trained_on = validation_rows(rows, settings)
+    validation = make_validation(rows, held_out, trained_on, settings.seed)
+    users = lift_users(trained.model.user_tower.vectors_of(validation.users))
+    items = lift_items(trained.model.item_tower.vectors, 1.0, item_bias(rows.where(trained_on).rated, PLAIN))
+    assert quality_of(users, items, validation) == trained.quality
 
 
 class Interrupted(Exception):
@@ -310,7 +319,7 @@ def test_a_training_that_fails_keeps_its_last_good_checkpoint(
     """The vectors grow until their products are not finite; nothing of it gets into a training with a lower rate."""
     monkeypatch.setattr("transforms.training._STEPS_A_CALL", 1)
     failing = replace(SMALL, learning_rate=1e18)
-    with pytest.raises(InputError, match=r"finite, got nan or inf at step \d+ of epoch 1: .* which is 1e\+18") as error:
+    with pytest.raises(InputError, match=r"finite, got nan or inf at step \d+ of epoch \d+: .* which is 1e\+18") as error:
         train(rows, failing, root, checkpoint_secs=0)
     good = read_checkpoint(checkpoint_path(root, rows, failing))
     assert good is not None
@@ -405,11 +414,12 @@ def test_train_towers(root: str) -> None:
     users = pa.record_batch({"user_id": pa.array(["u001", "nobody", "u000"])})
     vectors, known = UserTower(join(out, "user_tower")).embed(users)
     assert known.tolist() == [True, False, True]
-    np.testing.assert_array_equal(vectors[[2, 0]], users_of(expected, rows)[:2])
+    np.testing.assert_array_equal(vectors[[2, 0]], lift_users(users_of(expected, rows)[:2]))
     assert (vectors[1] == 0).all()
     vectors, known = ItemTower(join(out, "item_tower")).embed(pa.record_batch({"item_id": rows.item_ids}))
     assert known.all()
-    np.testing.assert_array_equal(vectors, expected.model.item_tower.vectors)
+    bias = item_bias(rows.rated, PLAIN)
+    np.testing.assert_array_equal(vectors, lift_items(expected.model.item_tower.vectors, 1.0, bias))
 
     (items,) = read_parquet_blocks(join(out, "items.parquet"))
     assert items["item_id"].equals(rows.item_ids)

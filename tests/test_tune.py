@@ -317,7 +317,7 @@ def test_a_trial_takes_as_many_shards_as_fit_a_worker() -> None:
     assert tune.shards_to_try(100_000_000, 64, 4, 1 << 20) == 1
 
 
-FLAGS = ["--dim=8", "--max_epochs=1", "--k=3", "--num_shards=2", "--num_buckets=3"]
+FLAGS = ["--dim=8", "--max_epochs=1", "--min_lift=0", "--k=3", "--num_shards=2", "--num_buckets=3"]
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +360,7 @@ def test_an_approximate_choice_is_what_index_then_builds_and_searches(job: Path,
     indexed = Workspace(str(job)).finished("index")[-1]
     assert SearchSettings(**indexed.metrics["search"]) == SearchSettings(2, 2.0)
     plan = load_plan(str(job / indexed.folder), 0, indexed.dataset("shards"))
-    assert plan == ShardPlan("tree", plan.num_vectors, 8, 6, 0.4, False)
+    assert plan == ShardPlan("tree", plan.num_vectors, 9, 6, 0.4, False)
 
 
 def test_a_small_catalogue_is_said_to_be_exact(job: Path, capsys: pytest.CaptureFixture[str]) -> None:

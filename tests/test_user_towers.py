@@ -147,9 +147,10 @@ def test_a_saved_tower_knows_users_by_id_or_by_history(tmp_path: Path, kind: str
     if kind != "id":
         rated = (made if isinstance(made, HistoryTower) else made.history_tower).rated.numpy()  # type: ignore[attr-defined]
         mean[:2] = rated[RATED[2]].mean(axis=0), rated[[3, 5]].mean(axis=0)
-    assert served.dim == 3
-    np.testing.assert_allclose(vectors, own + mean, rtol=1e-5, atol=1e-8)
-    np.testing.assert_array_equal(vectors[0], made.vectors_of(np.array([2]))[0])
+    assert served.dim == 4
+    np.testing.assert_allclose(vectors[:, :3], own + mean, rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(vectors[0, :3], made.vectors_of(np.array([2]))[0])
+    np.testing.assert_array_equal(vectors[:, 3], known)
     assert known.tolist() == {"id": [True, False, True, False], "history": [True, True, False, False]}.get(
         kind, [True, True, True, False]
     )
@@ -160,4 +161,4 @@ def test_a_saved_tower_knows_users_by_id_or_by_history(tmp_path: Path, kind: str
         assert served.embed(block)[1].tolist() == known.tolist()
     # A slice is embedded as itself, and no users give no vectors.
     np.testing.assert_array_equal(served.embed(block.slice(1, 2))[0], vectors[1:3])
-    assert served.embed(block.slice(0, 0))[0].shape == (0, 3)
+    assert served.embed(block.slice(0, 0))[0].shape == (0, 4)

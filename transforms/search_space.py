@@ -20,6 +20,8 @@ from transforms.training import TrainingSettings
 SHARED = {
     "seed": "all trials are judged on the same validation slice: set it for all with --seed",
     "validation_fraction": "all trials are judged on the same validation slice: set it for all with --validation_fraction",
+    "validation": "all trials are judged as the split asks for: leave it out",
+    "half_life_days": "it is of the ratings, not of a trial: set it for all with --recency_half_life_days",
     "include_validation": "a trial is judged on the validation slice and must not learn from it: leave it out",
 }
 """The settings that all trials have in common, and why."""

@@ -5,6 +5,10 @@ uniform from the catalogue, if asked for. Items come into batches as often as th
 taken off their scores (the logQ correction: Yi et al. 2019; of the mixture: Yang et al. 2020). It is taken off in log space, as
 one more dimension of the vectors, since TFRS's own correction clips probabilities at 1e-6.
 
+An item's popularity is a bias of its score, not learned but counted, so vectors only say how tastes differ from the average,
+and L2 draws users and items that little is known of towards what is popular. What is served has the bias as its last dimension:
+see `transforms.recency`.
+
 Training works on codes; what `save` writes works on ids and needs nothing but TensorFlow.
 """
 
@@ -17,6 +21,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from transforms.recency import lift_items
 from transforms.served_ids import ServedIds, save_served
 
 
@@ -98,17 +103,19 @@ class IdTower(tf.keras.layers.Embedding):
         """[num_ids, dim] float32: every id's vector, by code."""
         return self.embeddings.numpy()
 
-    def save(self, ids: pa.Array, folder: Path) -> None:
-        """Writes a SavedModel that takes ids: [n] string -> {"embedding": [n, dim] float32, "known": [n] bool}.
+    def save(self, ids: pa.Array, folder: Path, taste: float, bias: np.ndarray) -> None:
+        """Writes an item tower as a SavedModel: ids, [n] string -> {"embedding": [n, dim + 1] float32, "known": [n] bool}.
 
         Args:
           ids: [num_ids] string, by code.
           folder: a local folder.
+          taste: the factor of the vectors.
+          bias: [num_ids] float32, the last dimension.
         """
-        save_served(lambda scratch: _ServedVectors(ids, self.vectors, scratch), folder)
+        save_served(lambda scratch: ServedVectors(ids, lift_items(self.vectors, taste, bias), scratch), folder)
 
 
-class _ServedVectors(tf.Module):
+class ServedVectors(tf.Module):
     """Gives the vectors of ids; an unknown one has the zero vector."""
 
     def __init__(self, ids: pa.Array, vectors: np.ndarray, scratch: Path) -> None:
@@ -173,6 +180,7 @@ class TwoTowers(tfrs.Model):
       log_probability: [num_items] float32, how likely a random training row has the item.
       mixed_negatives: how many candidates, uniform from all items, are added to each batch's own.
       seed: of what is drawn by chance.
+      bias: [num_items] float32, what is added to every score of the item; None adds nothing.
     """
 
     def __init__(
@@ -182,11 +190,13 @@ class TwoTowers(tfrs.Model):
         log_probability: np.ndarray,
         mixed_negatives: int = 0,
         seed: int = 0,
+        bias: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self.user_tower = user_tower
         self.item_tower = item_tower
         self._log_probability = tf.constant(log_probability, tf.float32)
+        self._bias = tf.constant(np.zeros(len(log_probability)) if bias is None else bias, tf.float32)
         self._mixed_negatives = mixed_negatives
         self._seed = seed
         # A mean, where TFRS's default is a sum: neither the learning rate nor the L2 term then depends on the batch size.
@@ -211,9 +221,10 @@ class TwoTowers(tfrs.Model):
         log_probability = mixed_log_probability(
             tf.gather(self._log_probability, codes), tf.shape(items)[0], self._mixed_negatives, num_items
         )
+        offset = tf.gather(self._bias, codes) - log_probability
         return self._task(
             tf.concat([queries, tf.ones_like(queries[:, :1])], axis=1),
-            tf.concat([candidates, -log_probability[:, tf.newaxis]], axis=1),
+            tf.concat([candidates, offset[:, tf.newaxis]], axis=1),
             score_mask=negatives(users, items, more),
             compute_metrics=False,
             compute_batch_metrics=False,

@@ -19,10 +19,11 @@ import math
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import apache_beam as beam
 import numpy as np
@@ -49,6 +50,19 @@ from transforms.encode_features import ItemFeatures, encode_rated, fit_features
 from transforms.features import Feature
 from transforms.partition import hash_ids
 from transforms.progress import TALLY
+from transforms.recency import (
+    MODES,
+    PLAIN,
+    TASTES,
+    Blend,
+    RatedItems,
+    Tried,
+    blends_to_try,
+    choose,
+    item_bias,
+    lift_items,
+    lift_users,
+)
 from transforms.split import hash_pairs
 
 if TYPE_CHECKING:
@@ -64,10 +78,15 @@ ITEM_TOWERS = ("id", "id+features")
 
 PHASES = ("search", "full")
 
+VALIDATIONS = ("random", "temporal", "last")
+
 RECALL_AT = 100
 NDCG_AT = 10
 MAX_VALIDATION_USERS = 2_000
 _SCORES_AT_ONCE = 1 << 24
+_SCORES_TO_CHOOSE_BY = 1 << 24
+_FEWEST_TO_CHOOSE_BY = 300
+"""A blend is chosen by no more users than give so many scores each time, but not by fewer than so many."""
 _STEPS_A_CALL = 64
 _ROWS_TOGETHER = 8
 """Rows of a user that stay together in an epoch, where the user's history is looked at."""
@@ -102,10 +121,16 @@ class TrainingSettings:
         and time, not what is served, which is made of the whole history.
       l2: adds l2 / 2 times the mean squared length of a batch's user and item vectors to the loss.
       max_epochs: the most passes over the data; without a validation slice, exactly so many.
-      patience: stops after so many epochs without a better validation quality (Recall@100 + NDCG@10).
-      validation_fraction: of the rows, by a stable hash of (user, item); 0 turns early stopping and the second training off.
+      patience: stops after so many epochs without a better validation quality (Recall@100 + NDCG@10), and not before twice as
+        many.
+      validation: how the validation slice is chosen, which should be as what is to come will be: 'random', by a stable hash
+        of (user, item); 'temporal', the latest rows; 'last', the last rows of users. Without times it is random.
+      validation_fraction: of the rows, at most; 0 turns early stopping, the second training and every choice off.
       include_validation: trains anew on every training row, the slice included, for the best number of epochs; without it,
         the best epoch's weights are kept.
+      recency: 'auto': how much recent popularity and taste count is chosen on the validation slice, where there are times;
+        'on': recent popularity counts in full, unchosen; 'off': not at all. See `transforms.recency`.
+      half_life_days: how long it takes for a rating to count half towards recent popularity; 'auto' looks around it.
       seed: of the first weights, the order of the rows and the validation slice.
     """
 
@@ -121,8 +146,11 @@ class TrainingSettings:
     l2: float = 0.1
     max_epochs: int = 50
     patience: int = 4
+    validation: str = "random"
     validation_fraction: float = 0.1
     include_validation: bool = True
+    recency: str = "auto"
+    half_life_days: float = 7.0
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -138,6 +166,10 @@ class TrainingSettings:
             raise InputError(f"item_tower {self.item_tower} needs features: declare them, as in --features genres=categories")
         if not 0 <= self.id_dropout < 1:
             raise InputError(f"id_dropout must be at least 0 and below 1, got {self.id_dropout:g}: change --id_dropout")
+        if self.recency not in MODES:
+            raise InputError(f"recency must be one of {', '.join(MODES)}, got {self.recency!r}: change --recency")
+        if self.validation not in VALIDATIONS:
+            raise ValueError(f"validation must be one of {', '.join(VALIDATIONS)}, got {self.validation!r}")
         for name, low, high in [
             ("dim", 1, 4096),
             ("batch_size", 1, 65_536),
@@ -172,6 +204,7 @@ class TrainingRows(NamedTuple):
       item_ids: [num_items] string, ascending.
       user: [n] int32 codes.
       item: [n] int32 codes.
+      timestamp: [n] int64, seconds; None where the source has no times.
       features: of the items, where the item tower looks at them.
     """
 
@@ -179,7 +212,18 @@ class TrainingRows(NamedTuple):
     item_ids: pa.Array
     user: np.ndarray
     item: np.ndarray
+    timestamp: np.ndarray | None = None
     features: ItemFeatures | None = None
+
+    def where(self, chosen: np.ndarray) -> "TrainingRows":
+        """Returns the rows where `chosen` ([n] bool) is true, in the same codes."""
+        timestamp = None if self.timestamp is None else self.timestamp[chosen]
+        return self._replace(user=self.user[chosen], item=self.item[chosen], timestamp=timestamp)
+
+    @property
+    def rated(self) -> RatedItems:
+        """Which item was rated when."""
+        return RatedItems(self.item, self.timestamp, len(self.item_ids))
 
 
 class TrainingPaths(NamedTuple):
@@ -197,10 +241,8 @@ class TrainingPaths(NamedTuple):
 class Quality(NamedTuple):
     """How well the held-out items of users are ranked, a mean over the users."""
 
-    recall: float
-    """At 100."""
-    ndcg: float
-    """At 10."""
+    recall_at_100: float
+    ndcg_at_10: float
 
 
 def read_rows(paths: Iterable[str]) -> TrainingRows:
@@ -209,19 +251,22 @@ def read_rows(paths: Iterable[str]) -> TrainingRows:
     Raises:
       InputError: if the files hold no rows.
     """
-    users, items = [], []
+    users, items, timestamps = [], [], []
     for path in paths:
-        for block in read_parquet_blocks(path, columns=["user_id", "item_id"]):
+        for block in read_parquet_blocks(path, columns=["user_id", "item_id", "timestamp"]):
             users.append(block["user_id"].dictionary_encode())
             items.append(block["item_id"].dictionary_encode())
+            timestamps.append(block["timestamp"])
     if not users:
         raise InputError("there is nothing to train on, the training interactions have 0 rows: check the ratings and the split")
     user_ids, user = _codes(users)
     item_ids, item = _codes(items)
     pair = user.astype(np.int64) * len(item_ids) + item
-    pair.sort()
-    user, item = np.divmod(pair, len(item_ids), dtype=np.int64)
-    return TrainingRows(user_ids, item_ids, user.astype(np.int32), item.astype(np.int32))
+    order = np.argsort(pair)
+    timestamp = pa.chunked_array(timestamps)
+    return TrainingRows(
+        user_ids, item_ids, user[order], item[order], None if timestamp.null_count else timestamp.to_numpy()[order]
+    )
 
 
 def _codes(blocks: list[pa.DictionaryArray]) -> tuple[pa.Array, np.ndarray]:
@@ -258,20 +303,51 @@ def with_features(
     return rows._replace(features=ItemFeatures(encoder, encode_rated(blocks(), encoder, rows.item_ids))), report
 
 
-def validation_rows(rows: TrainingRows, fraction: float, seed: int) -> np.ndarray:
-    """Chooses the rows to validate on: by a hash of (user, item), so that the same pair goes the same way next time.
+def validation_rows(rows: TrainingRows, settings: TrainingSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses the rows to validate on, and those to train on until the number of epochs is known.
 
-    Users and items that would be left without any other row are not validated on: their vectors would be noise.
+    'temporal': the latest rows by time, with one cut for all; nothing that came after it is trained on, and who came after it
+    is not validated on. 'random': by a hash of (user, item), so that the same pair goes the same way next time. 'last': the
+    last row of each user, or of as many users, by a hash, as the fraction allows. With the latter two, users and items that
+    would be left without any other row are not validated on: their vectors would be noise.
 
     Returns:
-      [n] bool.
+      [n] bool: held out, and [n] bool: trained on.
     """
-    pairs = hash_pairs(hash_ids(rows.user_ids, 2 * seed + 2)[rows.user], hash_ids(rows.item_ids, 2 * seed + 3)[rows.item])
-    chosen = pairs < np.uint64(fraction * 2**64)
+    if settings.validation == "temporal" and rows.timestamp is not None:
+        after = _after_cut(rows.timestamp, settings.validation_fraction)
+        if after.any():
+            known = np.bincount(rows.user[~after], minlength=len(rows.user_ids)) > 0
+            return after & known[rows.user], ~after
+    users = hash_ids(rows.user_ids, 2 * settings.seed + 2)
+    if settings.validation == "last" and rows.timestamp is not None:
+        chosen = _last_of_each(rows.user, rows.timestamp)
+        share = settings.validation_fraction * len(chosen) / chosen.sum(dtype=np.int64)
+        chosen &= (users < share * 2.0**64)[rows.user]
+    else:
+        pairs = hash_pairs(users[rows.user], hash_ids(rows.item_ids, 2 * settings.seed + 3)[rows.item])
+        chosen = pairs < np.uint64(settings.validation_fraction * 2**64)
     for codes, num_codes in ((rows.user, len(rows.user_ids)), (rows.item, len(rows.item_ids))):
         left = np.bincount(codes[~chosen], minlength=num_codes)
         chosen &= left[codes] > 0
-    return chosen
+    return chosen, ~chosen
+
+
+def _after_cut(timestamp: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns [n] bool: the latest `fraction` of the rows; those of one second go together, and never more than half go."""
+    times = np.sort(timestamp)
+    cut = times[min(len(times) - 1, round(len(times) * (1 - fraction)))]
+    if fraction and np.searchsorted(times, cut) < len(times) / 2:
+        cut += 1
+    return timestamp >= cut if fraction else np.zeros(len(times), bool)
+
+
+def _last_of_each(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
+    """Returns [n] bool: each user's last row, the last of those of one second."""
+    order = np.lexsort((timestamp, user))
+    last = np.zeros(len(user), bool)
+    last[order[np.flatnonzero(np.diff(user[order], append=-1))]] = True
+    return last
 
 
 class Validation(NamedTuple):
@@ -287,9 +363,22 @@ class Validation(NamedTuple):
     seen: np.ndarray
     held_out: np.ndarray
 
+    def some(self, num_users: int, num_items: int) -> "Validation":
+        """Returns the same for no more than `num_users` of the users, spread evenly."""
+        if len(self.users) <= num_users:
+            return self
+        rows = np.arange(num_users) * len(self.users) // num_users
+        place = np.full(len(self.users), -1, np.int64)
+        place[rows] = np.arange(num_users)
+        seen, held_out = (
+            (place[keys // num_items] * num_items + keys % num_items)[place[keys // num_items] >= 0]
+            for keys in (self.seen, self.held_out)
+        )
+        return Validation(self.users[rows], seen, held_out)
 
-def make_validation(rows: TrainingRows, held_out: np.ndarray, seed: int) -> Validation:
-    """Returns what is needed to validate on the rows where `held_out` ([n] bool) is true."""
+
+def make_validation(rows: TrainingRows, held_out: np.ndarray, trained_on: np.ndarray, seed: int) -> Validation:
+    """Returns what is needed to validate on the rows where `held_out` ([n] bool) is true, after training on `trained_on`."""
     users = np.unique(rows.user[held_out])
     if len(users) > MAX_VALIDATION_USERS:
         users = np.sort(np.random.default_rng(seed).choice(users, MAX_VALIDATION_USERS, replace=False))
@@ -297,16 +386,25 @@ def make_validation(rows: TrainingRows, held_out: np.ndarray, seed: int) -> Vali
     place[users] = np.arange(len(users))
     key = place[rows.user] * len(rows.item_ids) + rows.item
     sampled = place[rows.user] >= 0
-    return Validation(users, key[sampled & ~held_out], key[sampled & held_out])
+    return Validation(users, key[sampled & trained_on], key[sampled & held_out])
 
 
 def quality_of(user_vectors: np.ndarray, item_vectors: np.ndarray, validation: Validation) -> Quality:
+    """Returns the means of `qualities_of`."""
+    recall, ndcg = qualities_of(user_vectors, item_vectors, validation)
+    return Quality(float(recall.mean()), float(ndcg.mean()))
+
+
+def qualities_of(user_vectors: np.ndarray, item_vectors: np.ndarray, validation: Validation) -> tuple[np.ndarray, np.ndarray]:
     """Ranks the whole catalogue for each validation user, exactly, without the items seen in training.
 
     Args:
       user_vectors: [num_users, dim] float32, of the validation's users.
-      item_vectors: [num_items, dim] float32.
+      item_vectors: [num_items, dim] float32; an item whose score is -inf is in no list.
       validation: the users' seen and held-out items.
+
+    Returns:
+      [num_users] float64: each user's Recall@100, and likewise NDCG@10.
     """
     import tensorflow as tf
 
@@ -315,20 +413,19 @@ def quality_of(user_vectors: np.ndarray, item_vectors: np.ndarray, validation: V
     held = np.bincount(validation.held_out // num_items, minlength=len(user_vectors))
     discount = 1 / np.log2(np.arange(min(NDCG_AT, k)) + 2)
     ideal = np.cumsum(discount)[np.minimum(held, len(discount)) - 1]
-    recall = ndcg = 0.0
+    found_of_all, gain_of_all = [], []
     rows_at_once = max(1, _SCORES_AT_ONCE // num_items)
     for start in range(0, len(user_vectors), rows_at_once):
-        part = slice(start, start + rows_at_once)
-        scores = user_vectors[part] @ item_vectors.T
+        scores = user_vectors[start : start + rows_at_once] @ item_vectors.T
         first, last = np.searchsorted(validation.seen, np.array([start, start + len(scores)]) * num_items)
         scores.reshape(-1)[validation.seen[first:last] - start * num_items] = -np.inf
-        top = tf.math.top_k(scores, k).indices.numpy()
+        best, top = (each.numpy() for each in tf.math.top_k(scores, k))
         key = (np.arange(start, start + len(scores)) * num_items)[:, np.newaxis] + top
         found = np.searchsorted(validation.held_out, key)
-        hit = validation.held_out[np.minimum(found, len(validation.held_out) - 1)] == key
-        recall += (hit.sum(axis=1) / held[part]).sum()
-        ndcg += (hit[:, : len(discount)] @ discount / ideal[part]).sum()
-    return Quality(float(recall / len(user_vectors)), float(ndcg / len(user_vectors)))
+        hit = (validation.held_out[np.minimum(found, len(validation.held_out) - 1)] == key) & (best > -np.inf)
+        found_of_all.append(hit.sum(axis=1))
+        gain_of_all.append(hit[:, : len(discount)] @ discount)
+    return np.concatenate(found_of_all) / held, np.concatenate(gain_of_all) / ideal
 
 
 @dataclass
@@ -346,6 +443,8 @@ class Progress:
     best_quality: float = -1.0
     best_epoch: int = 0
     curve: list[CurveRow] = field(default_factory=list)
+    recency: dict[str, Any] | None = None
+    """What was chosen after the search, as `transforms.recency.Choice` reports it."""
 
 
 class Checkpoint(NamedTuple):
@@ -385,10 +484,11 @@ def read_checkpoint(path: str) -> Checkpoint | None:
 def checkpoint_path(folder: str, rows: TrainingRows, settings: TrainingSettings) -> str:
     """Returns where a training's checkpoint lies: other rows or settings have another file."""
     digest = hashlib.sha256()
-    for array in (hash_ids(rows.user_ids), hash_ids(rows.item_ids), rows.user, rows.item):
+    arrays = [hash_ids(rows.user_ids), hash_ids(rows.item_ids), rows.user, rows.item]
+    arrays += [] if rows.timestamp is None else [rows.timestamp]
+    arrays += rows.features.bags if rows.features else []
+    for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
-    for array in rows.features.bags if rows.features else ():
-        digest.update(array.data)
     return join(folder, f"checkpoint-{fingerprint_of([asdict(settings), digest.hexdigest()])}.npz")
 
 
@@ -416,15 +516,30 @@ def epoch_order(user: np.ndarray, rows_together: int, rng: np.random.Generator) 
 
 
 class _Fit:
-    """A model under training, its optimizer, and its best weights so far."""
+    """A model under training, its optimizer, and its best weights so far.
+
+    Args:
+      rows: what it is trained on.
+      settings: how.
+      progress: where it stands.
+      validation: what it is validated on, if anything.
+      blends: ways to make scores; an epoch is as good as the best of them.
+    """
 
     def __init__(
-        self, rows: TrainingRows, settings: TrainingSettings, progress: Progress, validation: Validation | None
+        self,
+        rows: TrainingRows,
+        settings: TrainingSettings,
+        progress: Progress,
+        validation: Validation | None,
+        blends: Sequence[Blend] = (PLAIN,),
     ) -> None:
         from transforms import item_towers, towers, user_towers
 
         seed = 8 * settings.seed + 4 * progress.phase
         num_items = len(rows.item_ids)
+        with np.errstate(divide="ignore"):  # What is in no row is never drawn from them.
+            log_probability = np.log(rows.rated.counts) - np.log(len(rows.item))
         histories = user_towers.Histories(rows.user, rows.item, len(rows.user_ids))
         self.model = towers.TwoTowers(
             user_towers.make_user_tower(
@@ -438,14 +553,16 @@ class _Fit:
                 settings.l2,
                 seed + 1,
             ),
-            np.log(np.bincount(rows.item, minlength=num_items)) - np.log(len(rows.item)),
+            log_probability,
             settings.mixed_negatives,
             seed,
+            item_bias(rows.rated, PLAIN),
         )
         self.model.optimizer = towers.SparseAdam(settings.learning_rate)
         self.model.optimizer.build(self.model.trainable_variables)
         self.best = self._weights()
         self._rows, self._settings, self._progress, self._validation = rows, settings, progress, validation
+        self._blends = blends
 
     def _weights(self) -> list[np.ndarray]:
         return [variable.numpy() for variable in self.model.trainable_variables]
@@ -486,8 +603,10 @@ class _Fit:
             yield
 
     def _is_out_of_patience(self) -> bool:
-        progress = self._progress
-        return self._validation is not None and progress.epoch - progress.best_epoch >= self._settings.patience
+        # Vectors begin near zero, where a list is what is popular, and the first that they learn may be worse than that.
+        progress, patience = self._progress, self._settings.patience
+        waited = min(progress.epoch - progress.best_epoch, progress.epoch - patience)
+        return self._validation is not None and waited >= patience
 
     def _steps(self) -> Iterator[np.ndarray]:
         """Does what is left of the epoch; yields [num_steps] float32, the losses, some steps at a time.
@@ -514,15 +633,14 @@ class _Fit:
         self._check(weights)
         quality = None
         if self._validation is not None:
-            users, items = self.model.user_tower.vectors_of(self._validation.users), self.model.item_tower.vectors
-            quality = quality_of(users, items, self._validation)
+            quality = max((Quality(**each.means) for each in self.values_of(self._blends, self._validation)), key=sum)
         progress.curve.append(
             {
                 "phase": PHASES[progress.phase],
                 "epoch": progress.epoch + 1,
                 "loss": progress.loss / progress.step,
-                "recall_at_100": quality.recall if quality else None,
-                "ndcg_at_10": quality.ndcg if quality else None,
+                "recall_at_100": quality.recall_at_100 if quality else None,
+                "ndcg_at_10": quality.ndcg_at_10 if quality else None,
             }
         )
         progress.epoch += 1
@@ -531,12 +649,60 @@ class _Fit:
             progress.best_quality, progress.best_epoch = sum(quality), progress.epoch
             self.best = weights
 
+    def values_of(self, blends: Iterable[Blend], validation: Validation) -> list[Tried]:
+        """Returns what each of `blends` is worth with the weights as they are."""
+        users, items = lift_users(self.model.user_tower.vectors_of(validation.users)), self.model.item_tower.vectors
+        bias_of = cache(lambda blend: bias_of_served(self._rows, self._settings, blend))  # Tastes share it.
+        return [
+            Tried(blend, *qualities_of(users, lift_items(items, blend.taste, bias_of(replace(blend, taste=1.0))), validation))
+            for blend in blends
+        ]
+
+    def choose_blend(self) -> dict[str, Any]:
+        """Returns how scores are best made with the weights as they are."""
+        assert self._validation is not None
+        num_users = max(_FEWEST_TO_CHOOSE_BY, _SCORES_TO_CHOOSE_BY // len(self._rows.item_ids))
+        blends = blends_to_try(self._settings.half_life_days)
+        return choose(self.values_of(blends, self._validation.some(num_users, len(self._rows.item_ids)))).report()
+
     def _fail(self, step: int, what: str) -> NoReturn:
         epoch = self._progress.epoch + 1
         raise InputError(
             f"the {what} must be finite, got nan or inf at step {step + 1} of epoch {epoch}: "
             f"lower --learning_rate, which is {self._settings.learning_rate:g}"
         )
+
+
+def bias_of_served(rows: TrainingRows, settings: TrainingSettings, blend: Blend) -> np.ndarray:
+    """Returns [num_items] float32: `item_bias`, -inf for items that no row has, unless their features speak for them."""
+    rated = rows.rated
+    bias = item_bias(rated, blend)
+    return bias if settings.looks_at_features else np.where(rated.counts > 0, bias, np.float32(-np.inf))
+
+
+def opening_blends(rows: TrainingRows, validation: Validation | None, settings: TrainingSettings) -> list[Blend]:
+    """Returns how scores are made until the best epoch is known: as would be chosen for users without a taste, with any taste.
+
+    Raises:
+      InputError: if recency is asked for and there are no times.
+    """
+    if settings.recency == "on":
+        if rows.timestamp is None:
+            raise InputError(
+                "recency on needs times, and the ratings have no timestamp column: "
+                "name it with --columns timestamp=…, or use --recency auto"
+            )
+        return [Blend(recency=1.0, half_life_days=settings.half_life_days)]
+    if settings.recency == "off" or rows.timestamp is None or validation is None:
+        return [PLAIN]
+    users = np.ones((len(validation.users), 1), np.float32)
+    best = choose(
+        [
+            Tried(blend, *qualities_of(users, bias_of_served(rows, settings, blend)[:, np.newaxis], validation))
+            for blend in blends_to_try(settings.half_life_days, [1.0])
+        ]
+    ).chosen.blend
+    return [replace(best, taste=taste) for taste in TASTES] if best.recency else [best]
 
 
 class Trained(NamedTuple):
@@ -547,12 +713,16 @@ class Trained(NamedTuple):
       num_epochs: how many epochs made its weights.
       curve: a row an epoch.
       quality: on the validation slice, after the search's best epoch; None without a slice.
+      blend: how scores are made of the towers' inner products and the popularity of items.
+      recency: how that was chosen; None where it was not.
     """
 
     model: "TwoTowers"
     num_epochs: int
     curve: list[CurveRow]
     quality: Quality | None
+    blend: Blend = PLAIN
+    recency: dict[str, Any] | None = None
 
 
 def train(
@@ -577,16 +747,17 @@ def train(
     path = checkpoint_path(checkpoints, rows, settings) if checkpoints is not None else None
     checkpoint = read_checkpoint(path) if path else None
     progress = checkpoint.progress if checkpoint else Progress()
-    held_out = validation_rows(rows, settings.validation_fraction, settings.seed)
-    validation = make_validation(rows, held_out, settings.seed) if held_out.any() else None
-    plan = [(rows._replace(user=rows.user[~held_out], item=rows.item[~held_out]), validation)]
+    held_out, trained_on = validation_rows(rows, settings)
+    validation = make_validation(rows, held_out, trained_on, settings.seed) if held_out.any() else None
+    plan = [(rows.where(trained_on) if validation else rows, validation)]
     if validation and settings.include_validation:
         plan.append((rows, None))
+    blends = opening_blends(plan[0][0], validation, settings)
 
     for phase in range(progress.phase, len(plan)):
         if phase > progress.phase:
             progress.phase, progress.epoch = phase, 0
-        fit = _Fit(plan[phase][0], settings, progress, plan[phase][1])
+        fit = _Fit(plan[phase][0], settings, progress, plan[phase][1], blends)
         if checkpoint:
             fit.resume(checkpoint)
             checkpoint = None
@@ -599,21 +770,27 @@ def train(
                 wait = (saved - started) * _WORK_A_SAVE if checkpoint_secs else 0.0
             if on_epoch and not progress.step:
                 on_epoch(progress.curve)
+        if plan[phase][1]:
+            fit.restore_best()
+            if settings.recency == "auto" and rows.timestamp is not None:
+                progress.recency = fit.choose_blend()
     if not validation:
-        return Trained(fit.model, progress.epoch, progress.curve, None)
-    if not settings.include_validation:
-        fit.restore_best()
-    best = progress.curve[progress.best_epoch - 1]
-    quality = Quality(cast(float, best["recall_at_100"]), cast(float, best["ndcg_at_10"]))
-    return Trained(fit.model, progress.best_epoch, progress.curve, quality)
+        return Trained(fit.model, progress.epoch, progress.curve, None, blends[0])
+    best: Mapping[str, Any] = progress.curve[progress.best_epoch - 1]
+    blend = blends[0]
+    if progress.recency:
+        best, blend = progress.recency, Blend(*(progress.recency[each.name] for each in fields(Blend)))
+    quality = Quality(best["recall_at_100"], best["ndcg_at_10"])
+    return Trained(fit.model, progress.best_epoch, progress.curve, quality, blend, progress.recency)
 
 
 def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[WrittenFile]:
     """Writes towers, vocabularies and curves, also as a chart, to the folder `root`, which may be remote."""
     written: list[WrittenFile] = []
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
+        bias = item_bias(rows.rated, trained.blend)
         trained.model.user_tower.save(rows.user_ids, rows.item_ids, Path(folder, USER_TOWER))
-        trained.model.item_tower.save(rows.item_ids, Path(folder, ITEM_TOWER))
+        trained.model.item_tower.save(rows.item_ids, Path(folder, ITEM_TOWER), trained.blend.taste, bias)
         for name in (USER_TOWER, ITEM_TOWER):
             written += upload_folder(Path(folder, name), root, name)
     for path, schema, ids, codes in (
@@ -642,8 +819,8 @@ def train_and_write(
     """Reads, trains and writes, logs for TensorBoard all the while, and then deletes the checkpoint.
 
     Returns:
-      The files written, and metrics: sizes, epochs, the quality on the validation slice where there is one, and what was found
-      of each feature.
+      The files written, and metrics: sizes (`dim` is that of what the towers give), epochs, the quality on the validation slice
+      where there is one, how much recent popularity counts, and what was found of each feature.
     """
     started = time.monotonic()
     rows, report = with_features(read_rows(paths.interactions), paths.items, settings.features)
@@ -655,6 +832,7 @@ def train_and_write(
 
     trained = train(rows, settings, checkpoints, checkpoint_secs, tell)
     metrics: dict[str, Any] = {
+        "dim": settings.dim + 1,
         "train_users": len(rows.user_ids),
         "train_items": len(rows.item_ids),
         "train_rows": len(rows.user),
@@ -663,7 +841,8 @@ def train_and_write(
         "train_seconds": round(time.monotonic() - started, 3),
     }
     if trained.quality:
-        metrics |= {"validation_recall_at_100": trained.quality.recall, "validation_ndcg_at_10": trained.quality.ndcg}
+        metrics |= {f"validation_{name}": value for name, value in trained.quality._asdict().items()}
+    metrics["recency"] = trained.recency or asdict(trained.blend)
     if rows.features:
         metrics |= {"features": report, "feature_columns": rows.features.encoder.columns}
     written = write_towers(root, rows, trained)

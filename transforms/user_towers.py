@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from transforms.recency import lift_users
 from transforms.served_ids import ServedIds, save_served
-from transforms.towers import Batch, IdTower, first_vectors, l2_of
+from transforms.towers import Batch, IdTower, ServedVectors, first_vectors, l2_of
 
 _USERS_AT_ONCE = 1 << 16
 
@@ -119,7 +120,10 @@ class UserTower(Protocol):
         """Returns [n, dim] float32 for [n] int32 codes."""
 
     def save(self, user_ids: pa.Array, item_ids: pa.Array, folder: Path) -> None:
-        """Writes a SavedModel: ids (and histories) -> {"embedding": [n, dim] float32, "known": [n] bool}."""
+        """Writes a SavedModel: ids (and histories) -> {"embedding": [n, dim + 1] float32, "known": [n] bool}.
+
+        The last dimension is 1, for the items' biases; what is unknown has the zero vector.
+        """
 
 
 class UserIdTower(tf.keras.layers.Layer):
@@ -136,7 +140,7 @@ class UserIdTower(tf.keras.layers.Layer):
         return self.own.vectors[users]
 
     def save(self, user_ids: pa.Array, item_ids: pa.Array, folder: Path) -> None:
-        self.own.save(user_ids, folder)
+        save_served(lambda scratch: ServedVectors(user_ids, lift_users(self.own.vectors), scratch), folder)
 
 
 class HistoryTower(tf.keras.layers.Layer):
@@ -261,4 +265,5 @@ class _ServedHistories(tf.Module):
             own = tf.gather(self.own, tf.maximum(users, 0))
             vectors += tf.where((users >= 0)[:, tf.newaxis], own, 0.0)
             known |= users >= 0
-        return {"embedding": vectors, "known": known}
+        lifted = tf.concat([vectors, tf.cast(known, tf.float32)[:, tf.newaxis]], axis=1)
+        return {"embedding": lifted, "known": known}
