@@ -17,7 +17,7 @@ from transforms.served_ids import save_served
 from transforms.served_model import KnownUsers, ServedItems, ServedModel
 from transforms.served_scann import ServedShard
 from transforms.top_k import Lists
-from transforms.towers import IdTower
+from transforms.towers import IdTower, ServedVectors
 
 NUM_ITEMS, NUM_USERS, DIM, K = 3_000, 48, 8, 10
 IDS = pa.array([f"i{code:05d}" for code in range(NUM_ITEMS)])
@@ -57,7 +57,7 @@ def made(
     items, users = vectors(rng, NUM_ITEMS), vectors(rng, NUM_USERS - 1)
     tower = IdTower(NUM_USERS - 1, DIM, 0.0, 0)
     tower.embeddings.assign(users)
-    tower.save(USERS[:-1], folder / "tower")
+    save_served(lambda scratch: ServedVectors(USERS[:-1], tower.vectors, scratch), folder / "tower")
     of_item = rng.integers(0, num_shards, NUM_ITEMS)
     shards = []
     for number in range(num_shards):
