@@ -54,14 +54,22 @@ def index(request, vectors):
 
 
 @pytest.mark.parametrize(
-    ("num_vectors", "kind"),
-    [(0, "exact"), (19_999, "exact"), (20_000, "hashed"), (99_999, "hashed"), (100_000, "tree"), (10_000_000, "tree")],
+    ("num_vectors", "kind", "num_leaves"),
+    [
+        (0, "exact", 1),
+        (19_999, "exact", 1),
+        (20_000, "hashed", 1),
+        (99_999, "hashed", 1),
+        (100_000, "tree", 474),  # 1.5 sqrt(n).
+        (1_651_650, "tree", 3_839),
+        (10_000_000, "tree", 9_487),  # 3 sqrt(n).
+    ],
 )
-def test_the_size_decides_the_kind(num_vectors, kind):
+def test_the_size_decides_the_kind(num_vectors, kind, num_leaves):
     plan = plan_shard(num_vectors, 64)
 
     assert plan.kind == kind
-    assert plan.num_leaves == (round(3 * num_vectors**0.5) if kind == "tree" else 1)
+    assert plan.num_leaves == num_leaves
 
 
 @given(st.integers(0, 300), st.integers(1, 70), st.integers(1, 500))
@@ -80,11 +88,11 @@ def test_no_leaves_is_refused():
 @pytest.mark.parametrize(
     ("ask", "num_vectors", "expected"),
     [
-        (BuildSettings(), 200_000, ShardPlan("tree", 200_000, 8, 1342)),
-        (BuildSettings(soar=False), 200_000, ShardPlan("tree", 200_000, 8, 1342, soar=False)),
+        (BuildSettings(), 200_000, ShardPlan("tree", 200_000, 8, 788)),
+        (BuildSettings(soar=False), 200_000, ShardPlan("tree", 200_000, 8, 788, soar=False)),
         (BuildSettings(num_leaves=7), 50, ShardPlan("tree", 50, 8, 7)),
         (BuildSettings(num_leaves=70), 50, ShardPlan("tree", 50, 8, 50)),
-        (BuildSettings("tree"), 100, ShardPlan("tree", 100, 8, 30)),
+        (BuildSettings("tree"), 100, ShardPlan("tree", 100, 8, 15)),
         (BuildSettings("tree", 3), 15, ShardPlan("exact", 15, 8)),
         (BuildSettings("hashed", None, 0.1, False), 200_000, ShardPlan("hashed", 200_000, 8, 1, 0.1)),
         (BuildSettings("exact", soar=False), 200_000, ShardPlan("exact", 200_000, 8)),

@@ -75,10 +75,11 @@ _REPEATS = 3
 _REPEATED_BELOW_SEC = 0.2
 
 # Costs, in roughly scored vectors (1.1 ns each with 64 dimensions, on one core), fitted to the CPU time of shards of 25 k to
-# 1 M vectors. Reordering is cheaper where a shard is so small that its vectors stay in the cache.
-_COST_OF_LEAF = 12.0
-_COST_OF_REORDERING = {"hashed": 50.0, "tree": 130.0}
-_COST_OF_NEIGHBOR = 75.0
+# 1.7 M vectors.
+_COST_OF_LEAF = 2.5
+_COST_OF_OPENING = 100.0
+_COST_OF_REORDERING = {"hashed": 50.0, "tree": 75.0}
+_COST_OF_NEIGHBOR = 55.0
 _COST_OF_SCANNING = 1.65
 _COST_OF_EXACT_NEIGHBOR = 200.0
 
@@ -234,8 +235,9 @@ def cost_of_row(plan: ShardPlan, width: int, exact: bool, settings: SearchSettin
         return _COST_OF_SCANNING * plan.num_vectors + _COST_OF_EXACT_NEIGHBOR * width
     scored = float(plan.num_vectors)
     if plan.kind == "tree":
-        share = min(1.0, (settings.leaves_to_search or plan.num_leaves) / plan.num_leaves)
-        scored = _COST_OF_LEAF * plan.num_leaves + plan.leaves_a_vector * share * plan.num_vectors
+        opened = min(plan.num_leaves, settings.leaves_to_search or plan.num_leaves)
+        scored = _COST_OF_LEAF * plan.num_leaves + _COST_OF_OPENING * opened
+        scored += plan.leaves_a_vector * opened / plan.num_leaves * plan.num_vectors
     reordered = min(plan.num_vectors, math.ceil(width * settings.reorder_per_neighbor))
     return scored + _COST_OF_REORDERING[plan.kind] * reordered + _COST_OF_NEIGHBOR * width
 

@@ -125,8 +125,11 @@ class BuildSettings:
 
 
 def leaves_by_size(num_vectors: int) -> int:
-    """Returns how many leaves a tree has that nobody has tuned: with SOAR, about 3 sqrt(n) are quickest."""
-    return max(1, round(3 * math.sqrt(num_vectors)))
+    """Returns how many leaves a tree has that nobody has tuned, with SOAR: sqrt(n) times n^(1/4) / 12, from 1.5 up to 3.
+
+    That was quickest at equal recall: 1.5 for 100 thousand vectors, 3 for 1.7 million.
+    """
+    return max(1, round(math.sqrt(num_vectors) * min(max(num_vectors**0.25 / 12, 1.5), 3)))
 
 
 def plan_shard(num_vectors: int, dim: int, num_leaves: int | None = None) -> ShardPlan:
