@@ -23,7 +23,7 @@ from transforms.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
 from transforms.search import SearchSettings
 from transforms.search_plan import MAX_WORKER_BYTES, PLANS
 from transforms.split import DEFAULT_HOLDOUT, SplitSettings
-from transforms.training import TrainingSettings
+from transforms.training import L2_OF, TrainingSettings
 from transforms.tune import THRESHOLDS, Sweep
 from transforms.validate import RatingRules
 
@@ -101,12 +101,18 @@ class ShortlistOptions(PipelineOptions):
             "--id_dropout",
             type=float,
             default=defaults.id_dropout,
-            help=f"part of the rows that train on features alone (default {defaults.id_dropout:g})",
+            help=f"part of the rows that train on features, or histories, alone (default {defaults.id_dropout:g})",
         )
         train.add_argument("--dim", type=int, default=defaults.dim, help=f"of the embeddings (default {defaults.dim})")
         train.add_argument("--learning_rate", type=float, default=defaults.learning_rate, help="of Adam")
         train.add_argument("--batch_size", type=int, default=defaults.batch_size, help="rows a step, and negatives a row")
-        train.add_argument("--l2", type=float, default=defaults.l2, help="weight of the L2 penalty on a batch's embeddings")
+        train.add_argument(
+            "--l2",
+            type=float,
+            help=f"weight of the L2 penalty on a batch's embeddings (default {defaults.l2:g}, "
+            + ", ".join(f"{l2:g} for {tower}" for tower, l2 in L2_OF.items())
+            + ")",
+        )
         train.add_argument(
             "--validation_fraction", type=float, default=defaults.validation_fraction, help="of the training rows (default 0.1)"
         )
@@ -516,7 +522,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             dim=flags.dim,
             learning_rate=flags.learning_rate,
             batch_size=flags.batch_size,
-            l2=flags.l2,
+            l2=L2_OF.get(flags.user_tower, TrainingSettings.l2) if flags.l2 is None else flags.l2,
             validation_fraction=flags.validation_fraction,
             recency=flags.recency,
             max_epochs=flags.max_epochs,

@@ -118,7 +118,7 @@ def test_whole_histories_make_the_vectors(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_both_are_the_sum_and_share_one_l2() -> None:
-    tower = make_user_tower("id+history", histories(), 6, 3, 10, 0.4, seed=0)
+    tower = make_user_tower("id+history", histories(), 6, 3, 10, 0.0, 0.4, seed=0)
     assert isinstance(tower, IdAndHistoryTower)
     batch = batch_of(np.array([0, 5, 8]))
     vectors = tower(batch)
@@ -127,11 +127,25 @@ def test_both_are_the_sum_and_share_one_l2() -> None:
     assert penalty.numpy() == pytest.approx(0.2 * (vectors.numpy() ** 2).sum() / 3, rel=1e-5)
 
 
+def test_some_rows_train_without_the_users_own_vector() -> None:
+    tower = make_user_tower("id+history", histories(), 6, 3, 10, 0.3, 0.0, seed=0)
+    assert isinstance(tower, IdAndHistoryTower)
+    batch = batch_of(np.full(2000, 5), draw=4)
+    difference = tower(batch) - tower.history_tower(batch)
+    own = tower.id_tower(batch)
+    has_own = np.isclose(difference, own, atol=1e-6).all(axis=1)
+    assert (has_own | np.isclose(difference, 0, atol=1e-6).all(axis=1)).all()
+    assert has_own.mean() == pytest.approx(0.7, abs=0.04)
+    np.testing.assert_allclose(
+        tower.vectors_of(np.array([2])), own[:1] + tower.history_tower.vectors_of(np.array([2])), rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("kind", ["id", "history", "id+history"])
 def test_a_saved_tower_knows_users_by_id_or_by_history(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Users of training, one who came later, one with no known item, one with neither."""
     user_ids, item_ids = [f"u{i}" for i in range(5)], ["i0", "0001", "a\nb", "é", "i4", "i5"]
-    made = make_user_tower(kind, histories(), 6, 3, 2, 0.1, seed=0)
+    made = make_user_tower(kind, histories(), 6, 3, 2, 0.2, 0.1, seed=0)
     made.save(pa.array(user_ids), pa.array(item_ids), tmp_path / "tower")
     asked = [("u2", [item_ids[i] for i in RATED[2]]), ("new", ["gone", "é", "i5", "1"]), ("u0", ["gone"]), ("new2", [])]
     empty: list = [[]] * 4

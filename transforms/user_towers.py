@@ -189,15 +189,20 @@ class IdAndHistoryTower(tf.keras.layers.Layer):
     Args:
       id_tower: gives the one.
       history_tower: gives the other.
+      id_dropout: the part of the rows that train without the user's own vector: histories then learn to do alone, as they must
+        for users who come later (dropout of ids, after "DropoutNet": Volkovs, Yu and Poutanen 2017).
       l2: adds l2 / 2 times the mean squared length of the sums to the loss.
     """
 
-    def __init__(self, id_tower: UserIdTower, history_tower: HistoryTower, l2: float) -> None:
+    def __init__(self, id_tower: UserIdTower, history_tower: HistoryTower, id_dropout: float, l2: float) -> None:
         super().__init__(activity_regularizer=l2_of(l2))
-        self.id_tower, self.history_tower = id_tower, history_tower
+        self.id_tower, self.history_tower, self._id_dropout = id_tower, history_tower, id_dropout
 
     def call(self, batch: Batch) -> tf.Tensor:
-        return self.id_tower(batch) + self.history_tower(batch)
+        # The history draws with the seed as it is, and TwoTowers with the next two.
+        chance = tf.random.stateless_uniform(tf.shape(batch.users), tf.add(batch.draw, [3, 0]))
+        has_own = tf.cast(chance >= self._id_dropout, tf.float32)[:, tf.newaxis]
+        return has_own * self.id_tower(batch) + self.history_tower(batch)
 
     def vectors_of(self, users: np.ndarray) -> np.ndarray:
         return self.id_tower.vectors_of(users) + self.history_tower.vectors_of(users)
@@ -208,14 +213,16 @@ class IdAndHistoryTower(tf.keras.layers.Layer):
 
 
 def make_user_tower(
-    kind: str, histories: Histories, num_items: int, dim: int, num_drawn: int, l2: float, seed: int
+    kind: str, histories: Histories, num_items: int, dim: int, num_drawn: int, id_dropout: float, l2: float, seed: int
 ) -> UserTower:
     """Returns the tower that `kind` names: id, history or id+history."""
     num_users = len(histories.lengths)
     if kind == "id":
         return UserIdTower(num_users, dim, l2, seed)
-    history_tower = HistoryTower(histories, num_items, dim, num_drawn, l2 if kind == "history" else 0.0, seed + 2)
-    return history_tower if kind == "history" else IdAndHistoryTower(UserIdTower(num_users, dim, 0.0, seed), history_tower, l2)
+    if kind == "history":
+        return HistoryTower(histories, num_items, dim, num_drawn, l2, seed + 2)
+    id_tower = UserIdTower(num_users, dim, 0.0, seed)
+    return IdAndHistoryTower(id_tower, HistoryTower(histories, num_items, dim, num_drawn, 0.0, seed + 2), id_dropout, l2)
 
 
 def mean_of(vectors: tf.Variable, items: tf.Tensor, row: tf.Tensor, num_rows: tf.Tensor) -> tf.Tensor:
