@@ -145,7 +145,7 @@ def release_manifest(
     metrics = made.evaluated["recommend"].metrics
     stages = {name: describe_stage(manifest) for name, manifest in made.published.items()}
     others = {name: describe_stage(manifest) for name, manifest in made.evaluated.items()} if made.refitted else {}
-    return {
+    manifest = {
         "schema_version": SCHEMA_VERSION,
         "release": release,
         "status": FAILED if failures(gates) else PASSED,
@@ -169,6 +169,7 @@ def release_manifest(
         "sources": [source for name in ("ingest", "recommend") for source in made.published[name].sources],
         "stages": stages,
     }
+    return manifest | {"checksum": fingerprint_of(manifest)}
 
 
 def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome:

@@ -1,5 +1,6 @@
 """A release: one immutable table with everything that led to it, and the pointer that says which one is served."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError
 
 from schemas.errors import InputError
-from schemas.storage import exists, join, read_json, write_json
+from schemas.storage import exists, join, list_files, read_json, write_json
 from schemas.workspace import Workspace
 
 SCHEMA_VERSION = 2
@@ -88,6 +89,77 @@ def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
             f"{workspace.latest} and {latest.manifest} are not of the same table, or it failed its gates: "
             f"delete {workspace.latest} and publish again, with the command that made the output"
         )
+    return release
+
+
+@dataclass(frozen=True)
+class FoundRelease:
+    """A release that is there, whether it is served or not.
+
+    Attributes:
+      release: its name.
+      manifest: as this version writes it, or None where it cannot be read.
+      problem: why it cannot be read.
+    """
+
+    release: str
+    manifest: Mapping[str, Any] | None
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be served."""
+        return self.manifest is not None and self.manifest["status"] == PASSED
+
+
+def find_releases(workspace: Workspace) -> list[FoundRelease]:
+    """Returns every release below the root, newest first; those that cannot be read say why."""
+    found = []
+    for file in list_files(join(workspace.root, workspace.release_manifest("*"))):
+        name = file.path.split("/")[-2]
+        try:
+            found.append(FoundRelease(name, _read_manifest(file.path, name)))
+        except InputError as error:
+            found.append(FoundRelease(name, None, str(error)))
+    return sorted(found, key=lambda each: each.release, reverse=True)
+
+
+def read_named(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Reads the manifest of a release by its name, whether it passed or failed.
+
+    Raises:
+      InputError: if there is none of that name, or it cannot be read.
+    """
+    path = join(workspace.root, workspace.release_manifest(name))
+    if "/" in name or any(each in name for each in "*?[") or not exists(path):
+        names = [each.release for each in find_releases(workspace)]
+        if not names:
+            raise InputError(
+                f"there is no release below {workspace.root}: check --output, or run python -m pipelines.run first"
+            )
+        near = difflib.get_close_matches(name, names, 3) or names[:3]
+        raise InputError(f"there is no release {name!r} below {workspace.root}: name one such as {', '.join(near)}, or LATEST")
+    return _read_manifest(path, name)
+
+
+def pointer_to(workspace: Workspace, release: Mapping[str, Any]) -> Latest:
+    """Returns the pointer that names a release, given its manifest."""
+    name = release["release"]
+    return Latest(name, workspace.release_manifest(name), tuple(file["path"] for file in release["topk"]))
+
+
+def _read_manifest(path: str, name: str) -> dict[str, Any]:
+    try:
+        release = _upgraded(path, read_json(path))
+        _ = release["stages"]["recommend"]["digest"], release["metrics"], release["topk"], release["status"]
+        if release["release"] != name:
+            raise ValueError(f"it is of the release {release['release']!r}")
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
+        raise InputError(
+            f"{path} is not the manifest of a release ({error!r}): delete its folder, it cannot be used"
+        ) from error
     return release
 
 

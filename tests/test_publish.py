@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import lookup, run
+from pipelines import lookup, releases, run
 from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
 from schemas.manifest import fingerprint_of
 from tests.made_data import ratings, write_csv, write_items, write_ratings
@@ -95,6 +95,7 @@ def test_the_manifest_of_a_release_reaches_every_file_and_says_what_it_was_made_
     assert {path.rpartition("/")[2] for path in rest} == {"manifest.json", "summary.json", "LATEST"}
     assert release["fingerprint"] == fingerprint_of([[each["fingerprint"] for each in release["stages"].values()], []])
     assert release["evaluated"]["model"] == "the published one"
+    assert run_command(releases.main, ["verify", f"--output={output}"]) == OK
 
 
 def test_the_table_is_judged_like_the_recommend_stage_judges_its_lists(job: tuple[Path, list[str]]) -> None:

@@ -1,0 +1,229 @@
+"""Looks after the releases of an output: `python -m pipelines.releases list|show|verify --output DIR`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.command import OK, Output, run_command, verdict_on
+from pipelines.results import gates_line
+from pipelines.settings import OneLineParser, check_root
+from pipelines.verify import all_stages, verify_release
+from schemas.errors import InputError
+from schemas.release import FoundRelease, find_releases, read_latest, read_named
+from schemas.workspace import Workspace
+from transforms.gates import FAILED, FORCED
+
+LATEST = "LATEST"
+"""The name that stands for the release that is served."""
+
+UNREADABLE = "unreadable"
+
+_TABLE_WIDTH = 110
+"""A narrower terminal folds the lines, where a table made for it would leave out what a line is about."""
+
+
+def served(workspace: Workspace) -> str | None:
+    """Returns the name of the release that is served, or None before the first one.
+
+    Raises:
+      InputError: if the pointer cannot be understood.
+    """
+    latest = read_latest(workspace)
+    return latest.release if latest else None
+
+
+def resolve(workspace: Workspace, name: str) -> dict[str, Any]:
+    """Reads the manifest of the release that a user named.
+
+    Raises:
+      InputError: if there is none of that name, or it cannot be read.
+    """
+    if name == LATEST:
+        found = served(workspace)
+        if found is None:
+            raise InputError(
+                f"nothing is served below {workspace.root}, there is no {LATEST}: name a release, which "
+                "python -m pipelines.releases list shows, or run python -m pipelines.run first"
+            )
+        name = found
+    return read_named(workspace, name)
+
+
+def describe(found: FoundRelease, latest: str | None) -> dict[str, Any]:
+    """Returns what there is to say of a release on one line.
+
+    Args:
+      found: the release.
+      latest: the one that is served.
+    """
+    line: dict[str, Any] = {"release": found.release, "served": found.release == latest}
+    if found.manifest is None:
+        return line | {"status": UNREADABLE, "problem": found.problem}
+    manifest = found.manifest
+    metrics = manifest["metrics"]
+    return line | {
+        "status": manifest["status"],
+        "created_at": manifest["created_at"],
+        "users": manifest["rows"],
+        "items": metrics["items_allowed"],
+        "k": manifest["stages"]["recommend"]["settings"]["k"],
+        "metrics": quality_of(manifest),
+        "gates": {name: gate["status"] for name, gate in manifest["gates"].items()},
+        "bytes": sum(file["bytes"] for file in manifest["topk"]),
+    }
+
+
+def quality_of(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Returns a release's metrics, of the model that was evaluated, by their names; and the recall of its search."""
+    evaluated = (manifest["evaluated"] or {"metrics": manifest["metrics"]})["metrics"]["quality"]
+    recall = manifest["metrics"]["recall_against_exact"]["mean"]
+    return dict(evaluated["means"] if evaluated["users"] else {}) | {"recall_against_exact": recall}
+
+
+def list_releases(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Lists all releases, newest first."""
+    problem = ""
+    try:
+        latest = served(workspace)
+    except InputError as error:  # The list is what helps to mend it.
+        latest, problem = None, str(error)
+    lines = [describe(found, latest) for found in find_releases(workspace)]
+    if latest and latest not in {line["release"] for line in lines}:
+        problem = f"{workspace.latest} names release {latest}, which is not there: point it to one that is in the list"
+    table = Table(title=f"{len(lines)} releases below {escape(workspace.root)}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("release", no_wrap=True, min_width=max((len(line["release"]) for line in lines), default=0))
+    for name in ("users", "items", "k", "recall@k", "ndcg@10"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("status", overflow="fold")
+    for line in lines:
+        table.add_row(*_row(line))
+    console.width = max(console.width, _TABLE_WIDTH)
+    console.print(table)
+    if problem:
+        console.print(f"[bold red]problem[/] {escape(problem)}", soft_wrap=True)
+    return {"releases": lines, "latest": latest, "problem": problem or None}
+
+
+def _row(line: Mapping[str, Any]) -> list[str]:
+    status = "[bold green]served[/]" if line["served"] else escape(line["status"])
+    if line["status"] == UNREADABLE:
+        return [escape(line["release"]), *([""] * 5), f"{status}: {escape(line['problem'])}"]
+    k = line["k"]
+    shown = [line["metrics"].get(name) for name in (f"recall@{k}", f"ndcg@{min(10, k)}")]
+    gates = [f"{name} {verdict}" for name, verdict in line["gates"].items() if verdict in (FAILED, FORCED)]
+    numbers = [f"{line['users']:,}", f"{line['items']:,}", str(k), *("" if each is None else f"{each:.4f}" for each in shown)]
+    return [escape(line["release"]), *numbers, f"{status}: {escape(', '.join(gates))}" if gates else status]
+
+
+def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Shows one release: what it is made of, how good it is, and what its gates found."""
+    manifest = resolve(workspace, flags.release)
+    try:
+        latest = served(workspace)
+    except InputError:
+        latest = None
+    line = describe(FoundRelease(manifest["release"], manifest), latest)
+    console.soft_wrap = True
+    evaluated = manifest["evaluated"] or {}
+    compared = (manifest["compared_with"] or {}).get("release", "nothing: it was the first")
+    facts = {
+        "release": f"{line['release']}, {'served' if line['served'] else line['status']}",
+        "made": f"{manifest['created_at']}, judged {manifest.get('judged_at', 'never')}",
+        "table": f"{line['users']:,} users, k {line['k']}, {line['items']:,} items, {len(manifest['topk'])} files, "
+        f"{line['bytes']:,} bytes",
+        "compared with": compared,
+        "evaluated": evaluated.get("model", "the published one"),
+        "gates": gates_line(manifest["gates"]),
+    }
+    for name, value in facts.items():
+        console.print(f"[bold]{name:<13}[/] {escape(value)}")
+    for name, gate in manifest["gates"].items():
+        if gate["status"] in (FAILED, FORCED):
+            why = f" ({gate['forced']})" if gate["forced"] else ""
+            console.print(f"  {gate['status']} [bold]{escape(name)}[/]{escape(why)}: {escape(gate['reason'])}")
+    for name, value in line["metrics"].items():
+        console.print(f"  {name:<22} {'' if value is None else f'{value:.4f}'}")
+    for name, stage in all_stages(manifest):
+        console.print(f"[bold]{name:<13}[/] {escape(stage['folder'])}, {stage['finished_at']}")
+    return {**line, "manifest": manifest}
+
+
+def verify(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Reads every file of a release, and names those that are not as they were written.
+
+    Raises:
+      InputError: if there are any.
+    """
+    release = resolve(workspace, flags.release)
+    verdict = verify_release(workspace, release)
+    result = {"release": verdict.release, "files": verdict.files, "bytes": verdict.bytes, "problems": list(verdict.problems)}
+    if not verdict.problems:
+        console.print(
+            f"release {verdict.release} is whole: {verdict.files:,} files, {verdict.bytes:,} bytes read and hashed",
+            soft_wrap=True,
+        )
+        return result
+    for problem in verdict.problems:
+        console.print(f"[bold red]damaged[/] {escape(problem)}", soft_wrap=True)
+    raise DamagedError(
+        f"release {verdict.release} is damaged, {len(verdict.problems)} of its files or manifests are not as written, "
+        f"such as: {verdict.problems[0]}; restore them from a copy, or delete the folders of those stages and run the command "
+        "that made the release again",
+        result,
+    )
+
+
+class DamagedError(InputError):
+    """A release that is not as it was written, and everything that is wrong with it."""
+
+    def __init__(self, message: str, result: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+COMMANDS = {"list": list_releases, "show": show, "verify": verify}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the flags of all commands."""
+    whole = OneLineParser(prog="python -m pipelines.releases", description=__doc__, allow_abbrev=False)
+    commands = whole.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
+    made = {}
+    for name, function in COMMANDS.items():
+        words = str(function.__doc__).partition("\n")[0]
+        made[name] = commands.add_parser(name, help=words, description=words, allow_abbrev=False)
+        made[name].add_argument("--output", required=True, help="the output root")
+        made[name].add_argument("--json", action="store_true", help="print the results on one line of standard output")
+    for name in ("show", "verify"):
+        made[name].add_argument("release", nargs="?", default=LATEST, help="its name; what is served by default")
+    return whole
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs one of the commands.
+
+    Raises:
+      InputError: for a mistake in the flags, a release that is not there, or one that is damaged.
+    """
+    flags = parser().parse_args(list(argv))
+    check_root(flags.output)
+    try:
+        result = COMMANDS[flags.command](Workspace(flags.output), flags, Output(highlight=False, stderr=flags.json))
+    except Exception as error:
+        if flags.json:
+            code, messages = verdict_on(error)
+            found = error.result if isinstance(error, DamagedError) else {}
+            print(json.dumps({"exit_status": code, "error": " ".join(messages), **found}), flush=True)
+        raise
+    if flags.json:
+        print(json.dumps({"exit_status": OK, **result}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,151 @@
+"""Compares what a release's manifest says with what is there: every file of every stage, byte for byte."""
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from apache_beam.io.filesystem import BeamIOError
+
+from pipelines.publish import describe_stage
+from schemas.errors import InputError
+from schemas.manifest import digest_of, fingerprint_of, read_manifest
+from schemas.release import pointer_to, read_latest
+from schemas.storage import WrittenFile, exists, join, list_files, sha256_of
+from schemas.workspace import Workspace
+from transforms.training import TENSORBOARD
+from transforms.write import SUMMARY
+
+_READERS = 4
+"""Files that are read at once: hashing and reading leave Python's lock alone."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of a release.
+
+    Attributes:
+      release: its name.
+      files: how many were compared.
+      bytes: how many were read and hashed.
+      problems: a line for each thing that is not as it was written; it begins with the path.
+    """
+
+    release: str
+    files: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+def verify_release(workspace: Workspace, release: Mapping[str, Any], table_only: bool = False) -> Verdict:
+    """Compares a release with its files.
+
+    A file must be there, of its size and with its SHA-256. The manifest must be as it was written, and so must that of each
+    stage. Nothing may lie in a stage's folder that the stage did not write: a reader of `topk/*.parquet` would take it for a
+    part of the table. TensorBoard's events, what was left half-written by a worker that died, and the workers' summary are
+    no part of a release.
+
+    Args:
+      workspace: the output.
+      release: its manifest.
+      table_only: hash the table alone, and look at the sizes of all else.
+    """
+    problems = _problems_of_manifest(workspace, release)
+    files: dict[str, tuple[Mapping[str, Any], bool]] = {}
+    written: list[Mapping[str, Any]] = []
+    for name, stage in all_stages(release):
+        stage, wrong = _compare_stage(workspace, name, stage)
+        problems += wrong
+        written += stage["files"]
+        folder = stage["folder"]
+        sizes = {each.path: each.size_in_bytes for each in list_files(join(workspace.root, folder, "**"))}
+        for file in stage["files"]:
+            path = join(workspace.root, file["path"])
+            size = sizes.pop(path, None)
+            if size is None:
+                problems.append(f"{path} is gone")
+            elif size != file["bytes"]:
+                problems.append(f"{path} has {size:,} bytes, {file['bytes']:,} were written")
+            else:
+                files[path] = file, not table_only or file in release["topk"]
+        problems += [
+            f"{path} was not written by the stage" for path in sizes if _is_foreign(path, join(workspace.root, folder))
+        ]
+    if not all(file in written for file in release["topk"]):
+        problems.append(f"{_manifest_of(workspace, release)} names a table that its recommend stage has not written")
+    hashed = [(path, file) for path, (file, is_read) in files.items() if is_read]
+    with ThreadPoolExecutor(_READERS) as pool:
+        for (path, file), found in zip(hashed, pool.map(lambda each: _sha256_of(each[0]), hashed), strict=True):
+            if found != file["sha256"]:
+                problems.append(f"{path} has other contents than were written")
+    read = sum(file["bytes"] for _, file in hashed)
+    return Verdict(release["release"], len(written), read, tuple(problems))
+
+
+def all_stages(release: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the stages that made a release, with their names: those of the table, then those of a model evaluated before."""
+    before = (release["evaluated"] or {}).get("stages", {})
+    return [*release["stages"].items(), *before.items()]
+
+
+def _problems_of_manifest(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
+    path = _manifest_of(workspace, release)
+    problems = []
+    content = {name: value for name, value in release.items() if name != "checksum"}
+    if release.get("checksum", fingerprint_of(content)) != fingerprint_of(content):
+        problems.append(f"{path} has other contents than were written")
+    latest = None
+    try:
+        latest = read_latest(workspace)
+    except InputError as error:
+        problems.append(str(error))
+    if latest and latest.release == release["release"] and latest != pointer_to(workspace, release):
+        problems.append(f"{workspace.latest} names other files than release {release['release']} has")
+    return problems
+
+
+def _manifest_of(workspace: Workspace, release: Mapping[str, Any]) -> str:
+    return join(workspace.root, workspace.release_manifest(release["release"]))
+
+
+def _compare_stage(workspace: Workspace, name: str, stage: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Compares what a release says of a stage with the stage's own manifest.
+
+    Returns:
+      What is known of the stage, its files among it, and a line for each thing that is wrong. Releases of schema version 1 left
+      the files to the stage's manifest.
+    """
+    problems = []
+    path = join(workspace.root, stage["manifest"])
+    known: dict[str, Any] = {"files": []}
+    try:
+        manifest = read_manifest(path)
+    except InputError as error:
+        problems.append(str(error))
+    else:
+        if manifest is None:
+            problems.append(f"{path} is gone")
+        elif manifest.folder == stage["folder"]:  # Else the stage was made again since, in another folder.
+            known = json.loads(json.dumps(describe_stage(manifest)))
+            if {each: known[each] for each in stage} != stage:
+                problems.append(f"{path} has other contents than were written")
+    stage = known | dict(stage)
+    files = [WrittenFile(**file | {"path": file["path"].removeprefix(f"{stage['folder']}/")}) for file in stage["files"]]
+    if files and digest_of(files) != stage["digest"]:
+        problems.append(f"the files of {name} {stage['fingerprint']} are not those of its digest")
+    return stage, problems
+
+
+def _is_foreign(path: str, folder: str) -> bool:
+    """Tells whether a file that no manifest names has no business in an attempt's folder."""
+    relative = path.removeprefix(folder).lstrip("/")
+    known = relative == SUMMARY or f"{TENSORBOARD}/" in relative or relative.endswith(".tmp")
+    return not known
+
+
+def _sha256_of(path: str) -> str:
+    try:
+        return sha256_of(path)
+    except (OSError, BeamIOError):
+        return "unreadable" if exists(path) else "gone"
