@@ -74,7 +74,7 @@ USER_TOWERS = ("id", "history", "id+history")
 """The kinds of user tower: see `transforms.user_towers`."""
 
 L2_OF = {"history": 0.04}
-"""What weight of L2 suits a user tower, where it is not that of TrainingSettings: on MovieLens-100K, validation, three seeds."""
+"""The weight of L2 for a user tower where that of TrainingSettings does worse: MovieLens-100K, validation, three seeds."""
 
 ITEM_TOWERS = ("id", "id+features")
 """The kinds of item tower: see `transforms.item_towers`."""
