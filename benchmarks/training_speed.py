@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.timing import in_turns, num_threads, timed
 from benchmarks.tutorial import published
@@ -64,9 +65,10 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(line), flush=True)
 
     with tempfile.TemporaryDirectory(prefix="shortlist-") as scratch:
-        training_rows = write_training_rows(ratings, Path(scratch))
-        say(compare_loops(ratings, read_rows([str(training_rows)]), flags.repeats))
-        say(compare_quality(ratings, training_rows, scratch))
+        interactions = Path(scratch, "interactions.parquet")
+        pq.write_table(ratings.table.slice(0, ratings.num_train), interactions)
+        say(compare_loops(ratings, read_rows([str(interactions)]), flags.repeats))
+        say(compare_quality(ratings, write_training_rows(ratings, Path(scratch)), scratch))
     first = None
     for size in sizes:
         line = measure_catalogue(size, flags.made_rows, flags.repeats)
