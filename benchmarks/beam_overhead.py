@@ -33,6 +33,7 @@ from transforms.load_index import load_index
 from transforms.popular import RANKINGS
 from transforms.ranking_metrics import JudgeRankings, MeanOfRows
 from transforms.recommend import ListSettings, recommend_block
+from transforms.table import dated, row_groups
 from transforms.write import part_path
 
 NUM_USERS, NUM_ITEMS, RATINGS_A_USER = 200_000, 50_000, 20
@@ -64,7 +65,8 @@ def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
             for block in read_parquet_blocks(path):
                 known = embed_users(block, tower)
                 made = recommend_block(known, index, lists)
-                writer.write_batch(made.topk.cast(TOPK))
+                for group in row_groups(dated(made.topk, None), lists.k):
+                    writer.write_batch(group.cast(TOPK))
                 sums = judge.add_input(sums, (made.lists, made.holdout))
                 popular = {by: judge.add_input(popular[by], (made.popular[by], made.holdout)) for by in RANKINGS}
                 recalls = mean.add_input(recalls, made.recalls)

@@ -127,7 +127,8 @@ def build(root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettin
         if source
     }
     valid = checked["ratings"].valid | "Progress" >> CountBlocks()
-    latest = beam.pvalue.AsSingleton(valid | "FindLatest" >> beam.CombineGlobally(FindLatest()))
+    newest = valid | "FindLatest" >> beam.CombineGlobally(FindLatest())
+    latest = beam.pvalue.AsSingleton(newest)
     cut = None
     if ask.split.split == "temporal":
         cut = beam.pvalue.AsSingleton(valid | "FindCut" >> beam.CombineGlobally(FindCut(ask.split.holdout)))
@@ -141,6 +142,7 @@ def build(root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettin
     kept = rejected | "GatherRejected" >> beam.Flatten() | "PartRejected" >> beam.FlatMap(key_rejected, num_buckets)
     return [
         root | "ReportBuckets" >> beam.Create([{"num_buckets": num_buckets}]),
+        newest | "ReportNewest" >> beam.Map(lambda seconds: {"newest_timestamp": seconds or None}),
         *(
             each.summary | f"Report{name.title()}" >> beam.Map(name_summary, sources._asdict()[name].dataset)
             for name, each in checked.items()

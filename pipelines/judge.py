@@ -101,6 +101,7 @@ def stage(
         recommend_seen=recommended.settings["recommend_seen"],
         num_buckets=ingested.metrics["num_buckets"],
         last_k=last.k if last else None,
+        layout=recommended.settings["layout"],
     )
     same_buckets = last is not None and last.num_buckets == rules.num_buckets
     last_paths = [join(root, path) for path in last.topk] if last else []

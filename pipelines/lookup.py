@@ -14,12 +14,14 @@ from rich.table import Table
 
 from pipelines.command import Output, run_command
 from pipelines.settings import OneLineParser, check_root
+from schemas.blocks import one_block
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest
 from schemas.release import Latest, read_latest, read_release
 from schemas.storage import find_rows, join
 from schemas.workspace import Workspace
 from transforms.partition import bucket_of
+from transforms.table import one_row_a_user
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,11 @@ class Published:
     ingest: StageManifest
 
     def topk_of(self, user_ids: Sequence[str]) -> pa.Table:
-        """Returns the table's rows of some users, reading only the files and row groups that can hold them."""
-        return self._of_users(self.topk, user_ids)
+        """Returns rows of TOPK of some users, in whatever layout, reading only the files and row groups that can hold them."""
+        found = self._of_users(self.topk, user_ids)
+        if "rank" not in found.column_names:
+            return found
+        return pa.Table.from_batches([one_row_a_user(one_block(found.to_batches(), found.schema))])
 
     def users_of(self, user_ids: Sequence[str]) -> pa.Table:
         """Returns the histories of some users."""

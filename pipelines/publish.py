@@ -17,6 +17,7 @@ from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, fingerprint_of
 from schemas.release import FAILED, PASSED, SCHEMA_VERSION, Latest, read_latest, read_release, write_latest
 from schemas.storage import exists, join, write_json
+from schemas.topk import VERSION
 from schemas.workspace import Workspace
 from transforms.gates import Evaluation, Facts, Gate, GateSettings, LastRelease, as_json, failures, judge_release
 
@@ -104,7 +105,7 @@ def last_release(workspace: Workspace, last: LastTable | None) -> LastRelease | 
     known = release["evaluated"]
     return LastRelease(
         release=last.release,
-        users=release["rows"],
+        users=release["metrics"]["users"],
         items=release["metrics"]["items_allowed"],
         evaluation=Evaluation(known["split"], known["metrics"]["quality"]) if known else Evaluation({}, {"users": 0}),
     )
@@ -153,6 +154,13 @@ def release_manifest(
         "created_at": table.finished_at,
         "judged_at": now(),
         "versions": versions(),
+        "table": {
+            "schema_version": VERSION,
+            "layout": table.settings["layout"],
+            "k": table.settings["k"],
+            "num_buckets": made.published["ingest"].metrics["num_buckets"],
+            "scored_at": table.settings["scored_at"],
+        },
         "rows": table.rows("topk"),
         "topk": [asdict(file) | {"path": f"{table.folder}/{file.path}"} for file in table.dataset("topk")],
         "metrics": table.metrics,

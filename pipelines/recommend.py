@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import apache_beam as beam
@@ -13,7 +14,6 @@ from pipelines.stage import Reports, Stage
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.storage import WrittenFile, join
-from schemas.topk import TOPK
 from transforms.canaries import NUM_CANARIES, JudgeRun, Listed
 from transforms.embed import EmbedUsers
 from transforms.item_lists import CountItems, ItemLists
@@ -26,8 +26,9 @@ from transforms.recommend_by_shard import RecommendByShard
 from transforms.search import SearchSettings
 from transforms.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
 from transforms.sources import ITEM_LIST_ROLES, resolve_list
+from transforms.table import DateRows, WriteTable
 from transforms.training import USER_TOWER
-from transforms.write import WritePlacedBlocks, part_of
+from transforms.write import part_of
 
 CHECKED_USERS = 1_000
 """About how many users' lists are compared with exact search."""
@@ -46,6 +47,8 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         "max_worker_bytes": settings.recommend.max_worker_bytes,
         "num_slices": choose_slices(done["ingest"].rows("users")),
     }
+    scored_at, layout = settings.recommend.as_of or newest_of(done["ingest"]), settings.recommend.layout
+    how |= {"scored_at": scored_at, "layout": layout}
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         check_canaries(metrics["canaries"])
@@ -54,13 +57,23 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     return Stage(
         name="recommend",
         module=__name__,
-        settings=asdict(lists),
+        settings=asdict(lists) | {"layout": layout, "scored_at": scored_at.isoformat() if scored_at else None},
         sources=[source.description() for source in item_lists.given],
         check=check,
         inputs={name: done[name] for name in ("ingest", "train", "embed", "index")},
         reads={"ingest": ["users", "items"], "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
         build=lambda root, attempt: build(root, attempt, **job, **how, lists=lists, item_lists=item_lists),
     )
+
+
+def newest_of(ingested: StageManifest) -> datetime | None:
+    """Returns how new the ratings are: their newest time; of ratings without times, when their newest file changed.
+
+    It goes into the table, and so must not depend on the clock: the same ratings give the same table.
+    """
+    (ratings,) = (source for source in ingested.sources if source["dataset"] == "ratings")
+    seconds = ingested.metrics["newest_timestamp"] or max((file.get("mtime") or 0 for file in ratings["files"]), default=0)
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[str, Any], ListSettings]:
@@ -106,6 +119,8 @@ def build(
     plan: ChosenPlan,
     max_worker_bytes: int,
     num_slices: int,
+    scored_at: datetime | None,
+    layout: str,
 ) -> Reports:
     """Adds the stage's steps: blocks of users get their vectors, then their lists, which are written and judged."""
     recommend: beam.PTransform
@@ -120,7 +135,7 @@ def build(
     made = known | "Recommend" >> recommend
     judge = JudgeRun(embeddings, dim, lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, lists, item_lists)
     return [
-        made.topk | "WriteTable" >> WritePlacedBlocks(attempt, "topk", TOPK),
+        made.topk | "DateRows" >> DateRows(scored_at) | "WriteTable" >> WriteTable(attempt, lists.k, layout),
         made.reports,
         Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
         (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(embeddings, lists.checked_fraction),

@@ -70,7 +70,7 @@ def describe(found: FoundRelease, latest: str | None) -> dict[str, Any]:
     return line | {
         "status": manifest["status"],
         "created_at": manifest["created_at"],
-        "users": manifest["rows"],
+        "users": manifest["metrics"]["users"],
         "items": metrics["items_allowed"],
         "k": manifest["stages"]["recommend"]["settings"]["k"],
         "metrics": quality_of(manifest),

@@ -16,9 +16,10 @@ from rich.table import Table
 from pipelines.command import GATE_FAILED, OK
 from pipelines.lookup import Published, list_of, open_release
 from pipelines.publish import Made, Outcome
-from schemas.storage import join, read_parquet_blocks
+from schemas.storage import join
 from schemas.workspace import Workspace
 from transforms.gates import FAILED, FORCED, PASSED, SKIPPED
+from transforms.table import read_table
 
 _SHOWN_USERS = 3
 _SHOWN_ITEMS = 5
@@ -159,7 +160,7 @@ def counts_line(metrics: Mapping[str, Any]) -> str:
 def some_users(published: Published) -> list[str]:
     """Returns a few users with lists of their own, spread over the first block of the table."""
     for path in published.topk:
-        for block in read_parquet_blocks(path, ["user_id", "source", "history_length"]):
+        for block in read_table(path, ["user_id", "source", "history_length"]):
             rows = [row for row in block.to_pylist() if row["source"] == "personalised"] or block.to_pylist()
             step = max(1, len(rows) // _SHOWN_USERS)
             return [row["user_id"] for row in rows[step // 2 :: step][:_SHOWN_USERS]]

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
@@ -16,6 +17,7 @@ from apache_beam.runners.runner import create_runner
 
 from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
+from schemas.topk import LAYOUTS, NESTED
 from transforms.calibrate import REORDER_FACTORS, TARGET_RECALL
 from transforms.features import features_of
 from transforms.gates import GateSettings
@@ -168,6 +170,10 @@ class ShortlistOptions(PipelineOptions):
         recommend.add_argument("--recommend_seen", action="store_true", help="keep items that the user has seen")
         recommend.add_argument("--block_items", help="items that must not be recommended to anyone")
         recommend.add_argument("--allow_items", help="the only items that may be recommended")
+        recommend.add_argument("--layout", default=NESTED, help="nested: one row a user; long: one row a user and rank")
+        recommend.add_argument(
+            "--as_of", help="what scored_at says in each row: a date or time, UTC (default: of the newest rating)"
+        )
         recommend.add_argument("--plan", default="auto", help="fused, by_shard, or auto: by the index's size (default auto)")
         recommend.add_argument(
             "--max_worker_bytes",
@@ -273,12 +279,17 @@ class RecommendSettings:
     tfds_data_dir: str | None
     plan: str
     max_worker_bytes: int
+    as_of: datetime | None
+    """With a time zone; None: as the ratings say."""
+    layout: str
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"k must be at least 1, got {self.k}: raise --k")
         if self.plan not in ("auto", *PLANS):
             raise InputError(f"plan must be one of auto, {', '.join(PLANS)}, got {self.plan!r}: change --plan")
+        if self.layout not in LAYOUTS:
+            raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}: change --layout")
         if self.max_worker_bytes < 1 << 20:
             raise InputError(f"max_worker_bytes must be at least 1 MiB, got {self.max_worker_bytes}: raise --max_worker_bytes")
 
@@ -435,6 +446,21 @@ def columns_of(flag: str, text: str) -> dict[str, str]:
     return columns
 
 
+def time_of(flag: str, text: str) -> datetime:
+    """Reads a date or a time in ISO 8601; without a zone it is UTC, and a date is its first moment.
+
+    Raises:
+      InputError: if it is neither.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"{flag} takes a date or a time, got {text!r}: write it as {flag} 2026-11-24 or {flag} 2026-11-24T05:00:00Z"
+        ) from None
+
+
 def forced_of(texts: Sequence[str]) -> dict[str, str]:
     """Reads what --force was given, NAME=REASON each.
 
@@ -563,6 +589,8 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             tfds_data_dir=flags.tfds_data_dir,
             plan=flags.plan,
             max_worker_bytes=flags.max_worker_bytes,
+            as_of=time_of("--as_of", flags.as_of) if flags.as_of else None,
+            layout=flags.layout,
         ),
         gates=GateSettings(
             max_quality_drop=flags.max_quality_drop,

@@ -10,9 +10,9 @@ def documented(name: str, dtype: pa.DataType, doc: str, *, nullable: bool = Fals
     return pa.field(name, dtype, nullable=nullable, metadata={"doc": doc})
 
 
-def dataset_schema(dataset: str, version: int, fields: Iterable[pa.Field]) -> pa.Schema:
-    """Returns a schema that names its dataset and its version in its metadata, so that every file carries them."""
-    return pa.schema(list(fields), metadata={"dataset": dataset, "schema_version": str(version)})
+def dataset_schema(dataset: str, version: int | str, fields: Iterable[pa.Field], **more: str) -> pa.Schema:
+    """Returns a schema whose metadata, which every file carries, names its dataset and its version, and says `more`."""
+    return pa.schema(list(fields), metadata={"dataset": dataset, "schema_version": str(version), **more})
 
 
 def doc_of(field: pa.Field) -> str:

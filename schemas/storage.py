@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,14 +180,29 @@ class HashingWriter:
 
 
 @contextmanager
-def parquet_writer(root: str, path: str, schema: pa.Schema, written: list[WrittenFile]) -> Iterator["RowGroupWriter"]:
+def parquet_writer(
+    root: str, path: str, schema: pa.Schema, written: list[WrittenFile], sorted_by: Sequence[str] = ()
+) -> Iterator["RowGroupWriter"]:
     """Opens a Parquet writer for `root/path` (zstd); appends what was written to `written` once the file is complete.
 
     Each block written becomes one row group, with statistics, so that readers can skip those that they do not need.
+
+    Args:
+      root: the folder of the attempt.
+      path: relative to it.
+      schema: of the blocks.
+      written: what was written is added here.
+      sorted_by: columns by which the rows ascend; the file says so.
     """
     with replacing(join(root, path)) as file:
         hashing = HashingWriter(file)
-        writer = pq.ParquetWriter(pa.PythonFile(hashing, mode="w"), schema, compression="zstd", write_page_index=True)
+        writer = pq.ParquetWriter(
+            pa.PythonFile(hashing, mode="w"),
+            schema,
+            compression="zstd",
+            write_page_index=True,
+            sorting_columns=pq.SortingColumn.from_ordering(schema, [(name, "ascending") for name in sorted_by]) or None,
+        )
         groups = RowGroupWriter(writer)
         yield groups
         writer.close()
@@ -213,6 +228,12 @@ def read_parquet_blocks(path: str, columns: list[str] | None = None, max_rows: i
             for block in parquet.iter_batches(max_rows or 2**31 - 1, row_groups=[group], columns=columns):
                 if block.num_rows:
                     yield block
+
+
+def read_parquet_schema(path: str) -> pa.Schema:
+    """Returns the schema of one of our own Parquet files."""
+    with _opened(path) as parquet:
+        return parquet.schema_arrow
 
 
 @contextmanager

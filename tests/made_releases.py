@@ -107,6 +107,7 @@ def write_release(
             facts = {
                 "settings": {"k": k},
                 "metrics": {
+                    "users": len(table),
                     "items_allowed": len({item for items in table.values() for item in items}),
                     "recall_against_exact": {"mean": 0.97},
                 },

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from apache_beam.testing.util import assert_that
 from schemas.blocks import Block
 from schemas.embeddings import embeddings_schema
 from schemas.items import ITEMS
-from schemas.topk import RECOMMENDATION, TOPK
+from schemas.topk import LONG, LONG_TOPK, RECOMMENDATION, TOPK
 from schemas.users import USERS
 from tests.test_item_lists import list_of
 from transforms.item_lists import ItemLists
@@ -31,6 +32,7 @@ from transforms.judge_table import (
     TableRules,
     judge_bucket,
     last_lists,
+    num_left,
     report,
 )
 from transforms.partition import bucket_of, hash_ids
@@ -170,6 +172,73 @@ def test_what_was_seen_may_be_recommended_if_that_is_asked_for_but_not_what_is_e
     found = judged(rows, rules=TableRules(K, True, 1))
     assert set(found.faults.values()) == {0}
     assert judged(listed(1, 3, item_id="d")(rows), rules=TableRules(K, True, 1)).faults["excluded"] == 1
+
+
+LONG_RULES = TableRules(K, False, 1, layout=LONG)
+
+
+def long_rows(rows: list[Row]) -> list[Row]:
+    return [
+        {**row, "rank": rank, **pair, "scored_at": None} for row in rows for rank, pair in enumerate(row["recommendations"], 1)
+    ]
+
+
+def judged_long(rows: list[Row], people: list[Row] = PEOPLE, rules: TableRules = LONG_RULES) -> Findings:
+    columns = [pa.array([row[field.name] for row in rows], field.type) for field in LONG_TOPK]
+    block = pa.RecordBatch.from_arrays(columns, LONG_TOPK.names)
+    bucket = Bucket(0, pa.RecordBatch.from_pylist(people, USERS), pa.RecordBatch.from_pylist([], LAST_LISTS))
+    return judge_bucket(bucket, [[block]] if rows else [[]], items(), rules)
+
+
+def test_a_long_table_is_judged_like_a_nested_one() -> None:
+    long, nested = judged_long(long_rows(right_table())), judged(right_table())
+    assert long.faults == nested.faults
+    assert long.numbers == nested.numbers
+    assert long.gains.tolist() == nested.gains.tolist()
+    assert long.listed.tolist() == nested.listed.tolist()
+
+
+def test_in_a_long_table_only_a_user_for_whom_nothing_is_left_may_be_missing() -> None:
+    people = [
+        user("v0", history="abcd", excluded="e", below="fg"),
+        user("v1", history="abcd", excluded="de", below="f"),
+        user("v2", history="aabbccdd", below="efg"),
+    ]
+    found = judged_long([], people)
+    assert (found.faults["users_once"], found.examples["users_once"]) == (1, "user 'v1'")
+    assert (found.numbers["users"], found.numbers["users_expected"]) == (2, 3)
+    seen_is_fine = judged_long([], people, TableRules(K, True, 1, layout=LONG))
+    assert seen_is_fine.faults["users_once"] == 3
+
+
+def test_missing_users_have_as_many_eligible_items_as_sets_say() -> None:
+    eligible, people = set(COUNTS), pa.RecordBatch.from_pylist(PEOPLE, USERS)
+    for seen in (False, True):
+        names = ["excluded"] if seen else ["excluded", "history", "below_min_rating"]
+        expected = [len(eligible - {item for name in names for item in each[name]}) for each in PEOPLE]
+        assert num_left(people, items(), TableRules(K, seen, 1)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("at", "columns", "faults", "example"),
+    [
+        (1, {"rank": 3}, {"order"}, "user 'u0'"),
+        (1, {"rank": None}, {"order"}, "user 'u0'"),
+        (1, {"rank": 1}, {"order", "users_once", "list_length"}, "user 'u0'"),
+        (5, {"source": "popular"}, {"values"}, "user 'u1'"),
+        (5, {"history_length": 7}, {"values"}, "user 'u1'"),
+        (5, {"scored_at": datetime(2026, 11, 24, tzinfo=UTC)}, {"values"}, "user 'u1'"),
+        (5, {"item_id": None}, {"values", "catalogue"}, "user 'u1'"),
+        (5, {"score": None}, {"values"}, "user 'u1'"),
+        (1, {"item_id": "a"}, {"seen"}, "user 'u0', item 'a'"),
+    ],
+)
+def test_each_fault_of_a_long_table_is_named(at: int, columns: Row, faults: set[str], example: str) -> None:
+    rows = long_rows(right_table())
+    found = judged_long([*rows[:at], rows[at] | columns, *rows[at + 1 :]])
+    assert {name for name, count in found.faults.items() if count} >= faults
+    assert {name for name, count in found.faults.items() if count} <= faults | {"list_length", "order"}
+    assert example in found.examples.values()
 
 
 def test_an_empty_catalogue_and_an_empty_table_are_no_faults() -> None:

@@ -2,17 +2,14 @@
 
 import gzip
 import json
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,11 +17,11 @@ import pytest
 from pipelines import lookup, run
 from pipelines.command import FAULT, MISTAKE, OK, run_command
 from schemas.blocks import Block
-from schemas.fields import doc_of
 from schemas.storage import exists, join, list_files, open_file, read_json
-from schemas.topk import TOPK
+from schemas.topk import TOPK, VERSION
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, write_csv, write_items, write_ratings
+from tests.made_table import pairs_of
 from transforms import build_indexes
 
 QUICK = [
@@ -82,36 +79,22 @@ def test_every_user_has_exactly_k_items_none_of_them_seen(job: tuple[Path, Path]
         assert row["history_length"] == len(seen)
 
 
-def test_other_engines_read_the_table_without_casts(job: tuple[Path, Path]) -> None:
+def test_the_files_carry_the_contract(job: tuple[Path, Path]) -> None:
     latest = json.loads((job[1] / "LATEST").read_text())
-    paths = [str(job[1] / path) for path in latest["topk"]]
-    expected = {row["user_id"]: row for row in topk_of(job[1])}
-    schema = pq.read_schema(paths[0])
-    assert schema.equals(TOPK)
-    assert schema.metadata == TOPK.metadata
-    assert [doc_of(field) for field in schema] == [doc_of(field) for field in TOPK]
-    found = duckdb.execute(
-        "SELECT user_id, len(recommendations), recommendations[1].item_id FROM read_parquet(?)", [paths]
-    ).fetchall()
-    polars = pl.read_parquet(paths).select("user_id", pl.col("recommendations").list.len(), pl.col("history_length"))
-    pandas = pd.concat([pd.read_parquet(path) for path in paths])
-    assert {user: (count, best) for user, count, best in found} == {
-        user: (10, row["recommendations"][0]["item_id"]) for user, row in expected.items()
+    release = json.loads((job[1] / latest["manifest"]).read_text())
+    for path in latest["topk"]:
+        schema = pq.read_schema(job[1] / path)
+        assert schema.equals(TOPK)
+        assert schema.metadata == TOPK.metadata
+    newest = datetime.fromtimestamp(max(time for *_, time in ratings()), UTC)
+    assert {row["scored_at"] for row in topk_of(job[1])} == {newest}
+    assert release["table"] == {
+        "schema_version": VERSION,
+        "layout": "nested",
+        "k": 10,
+        "num_buckets": 2,
+        "scored_at": newest.isoformat(),
     }
-    assert {row[0]: row[1:] for row in polars.rows()} == {user: (10, row["history_length"]) for user, row in expected.items()}
-    assert {row.user_id: row.recommendations[0]["score"] for row in pandas.itertuples()} == {
-        user: row["recommendations"][0]["score"] for user, row in expected.items()
-    }
-
-
-def test_the_documentations_python_reads_the_table(job: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "ml-100k").symlink_to(job[1])
-    snippets = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "docs" / "table.md").read_text(), re.DOTALL)
-    assert len(snippets) == 2
-    for snippet in snippets:
-        shown = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert shown.stdout.strip()
 
 
 def test_files_are_hash_buckets_sorted_by_user(job: tuple[Path, Path]) -> None:
@@ -154,6 +137,36 @@ def test_the_release_and_the_pointer_say_what_was_published(job: tuple[Path, Pat
     assert list(release["stages"]) == ["ingest", "train", "embed", "index", "recommend", "judge"]
     assert release["metrics"]["recall_against_exact"]["mean"] == 1.0
     assert release["metrics"]["users"] == 60
+
+
+def test_a_long_table_holds_the_same_and_passes_the_same_gates(
+    job: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = job
+    shutil.copytree(output, tmp_path / "out")
+    sources = [f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv"]
+    assert run_job(*sources, f"--output={tmp_path}/out", "--layout=long", "--as_of=2026-11-24") == OK
+    captured = capsys.readouterr()
+    assert captured.err.count("done before") == 4
+    assert "Title of" in captured.out
+    rows = topk_of(tmp_path / "out")
+    assert {row["scored_at"] for row in rows} == {datetime(2026, 11, 24, tzinfo=UTC)}
+    assert sorted((row["user_id"], row["rank"], row["item_id"], row["score"]) for row in rows) == pairs_of(topk_of(output))
+    latest = json.loads((tmp_path / "out" / "LATEST").read_text())
+    release = json.loads((tmp_path / "out" / latest["manifest"]).read_text())
+    assert release["table"]["layout"] == "long"
+    assert {gate["status"] for gate in release["gates"].values()} == {"passed"}
+    assert release["stages"]["judge"]["metrics"]["table"]["overlap"] == {
+        "k": 10,
+        "users_in_both": 60,
+        "users_changed": 0,
+        "mean_jaccard": 1.0,
+    }
+    shown = []
+    for root in (output, tmp_path / "out"):
+        assert run_command(lookup.main, [f"--output={root}", "--user=007"]) == OK
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
 
 
 def test_lookup_shows_one_user(job: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Flags become settings; every mistake is one line that names the value, the rule and the repair."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,9 @@ def test_another_runner_is_left_alone() -> None:
         ([], "no output root: give --output DIR"),
         ([*OUTPUT, "--num_shard=3"], "unknown flag --num_shard: did you mean --num_shards"),
         ([*OUTPUT, "--qqqqqqqq"], "unknown flag --qqqqqqqq: see --help"),
+        ([*OUTPUT, "--layout=wide"], "layout must be one of nested, long, got 'wide': change --layout"),
+        ([*OUTPUT, "--as_of=today"], "--as_of takes a date or a time, got 'today': write it as --as_of 2026-11-24"),
+        ([*OUTPUT, "--as_of=0001-01-01T00:00+10:00"], "--as_of takes a date or a time, got '0001-01-01T00:00"),
         ([*OUTPUT, "--k=ten"], "argument --k: invalid int value: 'ten'"),
         ([*OUTPUT, "--k=0"], "k must be at least 1, got 0: raise --k"),
         ([*OUTPUT, "--num_shards=0"], "num_shards must be at least 1, got 0"),
@@ -92,6 +96,22 @@ def test_another_runner_is_left_alone() -> None:
 def test_mistakes_are_named(flags: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_command(flags, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-24", datetime(2026, 11, 24, tzinfo=UTC)),
+        ("2026-11-24T05:06:07", datetime(2026, 11, 24, 5, 6, 7, tzinfo=UTC)),
+        ("2026-11-24T05:06:07Z", datetime(2026, 11, 24, 5, 6, 7, tzinfo=UTC)),
+        ("2026-11-24T05:06:07+02:00", datetime(2026, 11, 24, 3, 6, 7, tzinfo=UTC)),
+    ],
+)
+def test_the_date_of_a_job_is_in_utc(text: str, expected: datetime) -> None:
+    as_of = parse_command([*OUTPUT, f"--as_of={text}"], "")[0].recommend.as_of
+    assert as_of == expected
+    assert as_of is not None
+    assert as_of.isoformat() == expected.isoformat()
 
 
 def test_how_to_build_and_search_an_index_can_be_given() -> None:

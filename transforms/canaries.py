@@ -236,7 +236,7 @@ class Listed(NamedTuple):
     users: beam.PCollection[PlacedBlock]
     """Rows of USERS with their vectors."""
     topk: beam.PCollection[PlacedBlock]
-    """The table."""
+    """Rows of UNDATED."""
     exact: beam.PCollection[Block]
     """Rows of EXACT_LISTS."""
 

@@ -30,22 +30,23 @@ import pyarrow.compute as pc
 
 from schemas.blocks import Block, one_block
 from schemas.storage import read_parquet_blocks
-from schemas.topk import SOURCES
+from schemas.topk import LONG, NESTED, SOURCES, TOPK
 from schemas.users import USERS
 from transforms.id_map import list_lengths
 from transforms.item_lists import ItemLists
 from transforms.partition import bucket_of, hash_ids, key_by_user
 from transforms.read import ReadParquet
+from transforms.table import one_row_a_user, read_table, starts_of_lists
 
 FAULTS: Mapping[str, str] = {
-    "users_once": "every user of ingest has exactly one row",
+    "users_once": "every user of ingest has exactly one list",
     "list_length": "a list has exactly min(k, eligible) items",
     "seen": "no list has an item that its user has seen",
     "excluded": "no list has an item that --exclude names for its user",
     "blocked": "every item is in the index, not in --block_items, and in --allow_items where that is given",
     "repeated_items": "no list has an item twice",
-    "values": "nothing is null, NaN or infinite, and every source is known",
-    "order": "scores descend, equal ones by item id",
+    "values": "nothing but scored_at is null, nothing NaN or infinite, every source is known",
+    "order": "scores descend, equal ones by item id; ranks count from 1",
     "catalogue": "every item is in the catalogue",
     "layout": "files are hash buckets of users, sorted by user id",
 }
@@ -69,12 +70,14 @@ class TableRules:
       recommend_seen: whether a list may hold items that the user has seen.
       num_buckets: of users.
       last_k: items a user in the table it would replace; None where there is none. The shorter k counts for the overlap.
+      layout: of its files; a long one has no row for an empty list.
     """
 
     k: int
     recommend_seen: bool
     num_buckets: int
     last_k: int | None = None
+    layout: str = NESTED
 
 
 class EligibleItems(NamedTuple):
@@ -247,6 +250,9 @@ def judge_bucket(bucket: Bucket, files: Iterable[Iterable[Block]], items: KnownI
     for file in files:
         before = pa.array([], pa.string())
         for block in file:
+            if rules.layout == LONG:
+                _judge_long(found, block)
+                block = one_row_a_user(block)
             ids = block["user_id"].fill_null("")
             row = pc.index_in(ids, user_ids).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
             np.add.at(times, row[row >= 0], 1)
@@ -254,9 +260,39 @@ def judge_bucket(bucket: Bucket, files: Iterable[Iterable[Block]], items: KnownI
             _judge_layout(found, bucket.number, ids, before, rules.num_buckets)
             before = ids.slice(len(ids) - 1)
             _judge_block(found, block, row, bucket, items, rules)
+    if rules.layout == LONG:
+        missing = np.flatnonzero(times == 0)
+        empty = missing[num_left(bucket.users.take(pa.array(missing)), items, rules) == 0]
+        times[empty] = 1
+        found.count(users=len(empty))
     found.note("users_once", np.flatnonzero(times != 1), user_ids)
     found.count(users_expected=len(user_ids))
     return found
+
+
+def num_left(users: Block, items: KnownItems, rules: TableRules) -> np.ndarray:
+    """Returns [num_users] int64: how many eligible items each of some users (rows of USERS) may get."""
+    unwanted = []
+    for name in ("excluded", *(() if rules.recommend_seen else ("history", "below_min_rating"))):
+        places = items.places_of(users[name].flatten())
+        row = np.repeat(np.arange(len(users)), list_lengths(users[name]))
+        known = places >= 0
+        known[known] = items.popularity[places[known]] >= 0
+        unwanted.append(_keys(row[known], places[known]))
+    return items.num_eligible - np.bincount(_distinct(np.concatenate(unwanted)) >> 32, minlength=len(users))
+
+
+def _judge_long(found: Findings, block: Block) -> None:
+    """Judges what only a long table can have wrong: ranks, and what each row repeats of its user."""
+    starts = starts_of_lists(block)
+    lengths = np.diff(starts, append=len(block))
+    row = np.repeat(np.arange(len(starts)), lengths)
+    ids = block["user_id"].fill_null("").take(pa.array(starts))
+    rank = block["rank"].fill_null(0).to_numpy(zero_copy_only=False)
+    found.note("order", row[rank != np.arange(len(block)) - np.repeat(starts, lengths) + 1], ids)
+    for name in ("source", "history_length", "scored_at"):
+        codes = block[name].dictionary_encode(null_encoding="encode").indices.to_numpy()
+        found.note("values", row[codes != np.repeat(codes[starts], lengths)], ids)
 
 
 def _judge_layout(found: Findings, bucket: int, ids: pa.Array, before: pa.Array, num_buckets: int) -> None:
@@ -387,7 +423,8 @@ _CODE = (1 << 32) - 1
 def _judge_values(found: Findings, block: Block, pairs: ListedPairs, ids: pa.Array) -> None:
     sound = pairs.item.is_valid().to_numpy(zero_copy_only=False) & np.isfinite(pairs.score)
     known_source = pc.is_in(block["source"], pa.array(SOURCES)).to_numpy(zero_copy_only=False)
-    complete = np.logical_and.reduce([column.is_valid().to_numpy(zero_copy_only=False) for column in block.columns])
+    needed = [block[field.name] for field in TOPK if not field.nullable]
+    complete = np.logical_and.reduce([column.is_valid().to_numpy(zero_copy_only=False) for column in needed])
     found.note("values", np.union1d(np.flatnonzero(~(complete & known_source)), pairs.row[~sound]), ids)
 
     neighbors = (pairs.row[1:] == pairs.row[:-1]) & sound[1:] & sound[:-1]
@@ -483,7 +520,7 @@ class _JudgeBucket(beam.DoFn):
         number, (found, regrouped) = element
         files = next(iter(found), BucketFiles())  # A bucket of the last table alone has no files.
         users = one_block([block for path in files.users for block in read_parquet_blocks(path)], USERS)
-        read = (last_lists(block) for path in files.last for block in read_parquet_blocks(path, _LAST_COLUMNS))
+        read = (last_lists(block) for path in files.last for block in read_table(path, _LAST_COLUMNS))
         bucket = Bucket(number, users, one_block([*read, *regrouped], LAST_LISTS))
         yield judge_bucket(bucket, map(read_parquet_blocks, files.table), items, self._rules)
 
@@ -588,7 +625,7 @@ class JudgeTable(beam.PTransform):
         files = root | "Buckets" >> beam.Create(sorted(self.buckets.items()))
         last = (
             root
-            | "ReadLast" >> ReadParquet(self.regrouped, _LAST_COLUMNS)
+            | "ReadLast" >> ReadParquet(self.regrouped, _LAST_COLUMNS, read_table)
             | "LastLists" >> beam.Map(last_lists).with_output_types(Block)
             | "KeyByUser"
             >> beam.FlatMap(partial(key_by_user, num_buckets=rules.num_buckets)).with_output_types(tuple[int, Block])

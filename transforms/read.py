@@ -1,6 +1,6 @@
 """Reads datasets that other stages wrote: each file by one worker, a row group at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -18,10 +18,12 @@ class ReadParquet(beam.PTransform):
     Attributes:
       paths: the files.
       columns: what to read; everything by default.
+      read: what yields the blocks of a file.
     """
 
     paths: list[str]
     columns: list[str] | None = None
+    read: Callable[[str, list[str] | None], Iterator[Block]] = read_parquet_blocks
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class ReadParquet(beam.PTransform):
             root
             | "Paths" >> beam.Create(self.paths)
             | "SpreadFiles" >> beam.Reshuffle()
-            | "ReadFile" >> beam.FlatMap(read_parquet_blocks, self.columns).with_output_types(Block)
+            | "ReadFile" >> beam.FlatMap(self.read, self.columns).with_output_types(Block)
         )
 
 

@@ -17,7 +17,7 @@ from apache_beam.utils.shared import Shared
 
 from schemas.blocks import Block
 from schemas.storage import WrittenFile
-from schemas.topk import RECOMMENDATION, TOPK
+from schemas.topk import RECOMMENDATION, UNDATED
 from transforms.build_indexes import vectors_of
 from transforms.id_map import IdMap, list_lengths
 from transforms.item_lists import ItemLists
@@ -131,7 +131,7 @@ class Finished:
     """What becomes of one block of users."""
 
     topk: Block
-    """Rows of TOPK."""
+    """Rows of UNDATED."""
     lists: np.ndarray
     """[num_rows, k] int64 codes, -1 after the last."""
     holdout: Lists
@@ -184,7 +184,7 @@ def finish_block(heads: Block, keys: np.ndarray, checked: np.ndarray, exact: np.
 
 
 def topk_block(heads: Block, lists: TopK, id_map: IdMap) -> Block:
-    """Returns rows of TOPK.
+    """Returns rows of UNDATED.
 
     Args:
       heads: rows of HEADS.
@@ -198,7 +198,7 @@ def topk_block(heads: Block, lists: TopK, id_map: IdMap) -> Block:
             heads["history_length"],
             lists_column(lists, id_map),
         ],
-        schema=TOPK,
+        schema=UNDATED,
     )
 
 
@@ -282,6 +282,7 @@ class Recommendations(NamedTuple):
     """What either plan makes: the table's blocks, exact lists of some users, and reports of what was found."""
 
     topk: beam.PCollection[PlacedBlock]
+    """Rows of UNDATED."""
     exact: beam.PCollection[Block]
     """Rows of EXACT_LISTS."""
     reports: beam.PCollection[dict[str, Any]]

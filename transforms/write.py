@@ -1,6 +1,6 @@
 """Writes keyed blocks as Parquet files, and what a pipeline made as one JSON file that the next step can read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -59,14 +59,32 @@ class WriteParts(beam.PTransform):
         ).with_output_types(WrittenFile)
 
 
+RowGroups = Callable[[Block], Iterable[Block]]
+"""What a block becomes in a file, a row group each."""
+
+
+def as_it_is(block: Block) -> Iterator[Block]:
+    """Makes a block one row group."""
+    yield block
+
+
 class _WritePlaced(beam.DoFn):
     """Keeps a file open while the blocks of its part come by, and closes it after the last; memory holds one block."""
 
-    def __init__(self, root: str, folder: str, schema: pa.Schema) -> None:
+    def __init__(
+        self,
+        root: str,
+        folder: str,
+        schema: pa.Schema,
+        row_groups: RowGroups = as_it_is,
+        sorted_by: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
         self._root = root
         self._folder = folder
         self._schema = schema
+        self._row_groups = row_groups
+        self._sorted_by = sorted_by
 
     def start_bundle(self) -> None:
         self._stack = ExitStack()
@@ -78,9 +96,12 @@ class _WritePlaced(beam.DoFn):
         if place.part != self._part:
             yield from self._close()
             path = part_path(self._folder, place.part, place.ordinal)
-            self._writer = self._stack.enter_context(parquet_writer(self._root, path, self._schema, self._written))
+            self._writer = self._stack.enter_context(
+                parquet_writer(self._root, path, self._schema, self._written, self._sorted_by)
+            )
             self._part = place.part
-        self._writer.write_batch(block.cast(self._schema))
+        for group in self._row_groups(block):
+            self._writer.write_batch(group.cast(self._schema))
         if place.is_last:
             yield from self._close()
 
@@ -107,19 +128,22 @@ class WritePlacedBlocks(beam.PTransform):
       root: the folder of the attempt.
       folder: the dataset's folder, relative to it.
       schema: the dataset's schema.
+      row_groups: what a block becomes in the file.
+      sorted_by: columns by which the rows of a file ascend, for readers to know.
     """
 
     root: str
     folder: str
     schema: pa.Schema
+    row_groups: RowGroups = as_it_is
+    sorted_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, blocks: beam.PCollection[PlacedBlock]) -> beam.PCollection[WrittenFile]:
-        return blocks | "WriteBlocks" >> beam.ParDo(_WritePlaced(self.root, self.folder, self.schema)).with_output_types(
-            WrittenFile
-        )
+        write = _WritePlaced(self.root, self.folder, self.schema, self.row_groups, self.sorted_by)
+        return blocks | "WriteBlocks" >> beam.ParDo(write).with_output_types(WrittenFile)
 
 
 SUMMARY = "summary.json"
