@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.storage import join, read_parquet_blocks
+from schemas.storage import join
 from schemas.workspace import Workspace
 from transforms.compare_lists import RBO_P, add_counts, check_p, compare_lists, count_items
+from transforms.table import read_table
 from transforms.write import part_of
 
 _MOST = 5
@@ -114,7 +115,7 @@ def _read_lists(paths: Sequence[str], k: int) -> pa.RecordBatch:
 
 def _lists_of(paths: Iterable[str], k: int) -> Iterator[pa.RecordBatch]:
     for path in paths:
-        for block in read_parquet_blocks(path, ["user_id", "recommendations"]):
+        for block in read_table(path, ["user_id", "recommendations"]):
             lists = pc.list_slice(block["recommendations"], 0, k)
             items = pa.ListArray.from_arrays(_offsets(lists), lists.flatten().field("item_id"))
             yield pa.RecordBatch.from_arrays([block["user_id"], items], schema=_LISTS)

@@ -6,7 +6,7 @@ too, marked as failed, so that it can be looked at; `LATEST` stays.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +15,18 @@ from pipelines.judge import FOUND, LastTable, last_table
 from pipelines.stage import now, versions
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, fingerprint_of
-from schemas.release import FAILED, PASSED, SCHEMA_VERSION, Latest, read_latest, read_release, write_latest
-from schemas.storage import exists, join, write_json
+from schemas.release import (
+    FAILED,
+    PASSED,
+    SCHEMA_VERSION,
+    Latest,
+    Withdrawal,
+    read_latest,
+    read_release,
+    withdrawals_of,
+    write_latest,
+)
+from schemas.storage import delete, exists, join, write_json
 from schemas.topk import VERSION
 from schemas.workspace import Workspace
 from transforms.gates import Evaluation, Facts, Gate, GateSettings, LastRelease, as_json, failures, judge_release
@@ -76,7 +86,7 @@ def evaluation_of(evaluated: Done) -> Evaluation:
     )
 
 
-def facts_of(made: Made, last: LastRelease | None) -> Facts:
+def facts_of(made: Made, last: LastRelease | None, withdrawals: Sequence[Withdrawal] = ()) -> Facts:
     """Returns what the stages found, as the gates need it."""
     ingested = made.published["ingest"]
     read = ingested.metrics
@@ -88,6 +98,16 @@ def facts_of(made: Made, last: LastRelease | None) -> Facts:
         against_popularity=made.evaluated["judge"].metrics[FOUND]["against_popularity"],
         rejected={source["dataset"]: rejected_of(read[rows_read(source["dataset"])]) for source in ingested.sources},
         last=last,
+        withdrawn="; ".join(map(words_on, withdrawals)) or None,
+    )
+
+
+def words_on(withdrawal: Withdrawal) -> str:
+    """Returns what there is to say of a table that was rolled back."""
+    why = f" ({withdrawal.reason})" if withdrawal.reason else ""
+    return (
+        f"this very table was served as release {withdrawal.release} and rolled back to {withdrawal.replaced_by} at "
+        f"{withdrawal.at}{why}"
     )
 
 
@@ -204,12 +224,18 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
         raise InputError("another release has been published since the table was judged: run python -m pipelines.judge again")
     for stage in made.published.values():
         check_complete(workspace.root, stage, "topk" if stage.stage == "recommend" else None)
-    gates = judge_release(facts_of(made, last_release(workspace, last)), settings)
+    withdrawals = withdrawals_of(workspace, release, table.digest)
+    gates = judge_release(facts_of(made, last_release(workspace, last), withdrawals), settings)
     manifest = release_manifest(release, made, gates, settings, last)
-    write_json(join(workspace.root, latest.manifest), manifest)
     failed = failures(gates)
+    path = join(workspace.root, latest.manifest)
+    was_served = any(each.release == release for each in withdrawals) and exists(path)
+    if not (failed and was_served):  # The manifest of what was once served stays as it was.
+        write_json(path, manifest)
     if not failed:
         write_latest(workspace, latest)
+        for each in withdrawals:
+            delete(join(workspace.root, workspace.withdrawal(each.release)))
     return Outcome(latest, manifest, not failed, failed)
 
 

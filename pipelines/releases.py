@@ -1,9 +1,9 @@
-"""Looks after the releases of an output: `python -m pipelines.releases list|show|verify --output DIR`."""
+"""Looks after the releases of an output: `python -m pipelines.releases list|show|verify|diff|rollback --output DIR`."""
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,18 +11,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.command import OK, Output, run_command, verdict_on
+from pipelines.diff import Difference, diff_releases
 from pipelines.results import gates_line
+from pipelines.rollback import roll_back
 from pipelines.settings import OneLineParser, check_root
 from pipelines.verify import all_stages, verify_release
 from schemas.errors import InputError
-from schemas.release import FoundRelease, find_releases, read_latest, read_named
+from schemas.release import FoundRelease, find_releases, find_withdrawals, read_latest, read_named
 from schemas.workspace import Workspace
+from transforms.compare_lists import RBO_P
 from transforms.gates import FAILED, FORCED
 
 LATEST = "LATEST"
 """The name that stands for the release that is served."""
 
-UNREADABLE = "unreadable"
+UNREADABLE, WITHDRAWN = "unreadable", "withdrawn"
 
 _TABLE_WIDTH = 110
 """A narrower terminal folds the lines, where a table made for it would leave out what a line is about."""
@@ -55,12 +58,13 @@ def resolve(workspace: Workspace, name: str) -> dict[str, Any]:
     return read_named(workspace, name)
 
 
-def describe(found: FoundRelease, latest: str | None) -> dict[str, Any]:
+def describe(found: FoundRelease, latest: str | None, withdrawn: Collection[str] = ()) -> dict[str, Any]:
     """Returns what there is to say of a release on one line.
 
     Args:
       found: the release.
       latest: the one that is served.
+      withdrawn: those that were rolled back.
     """
     line: dict[str, Any] = {"release": found.release, "served": found.release == latest}
     if found.manifest is None:
@@ -68,7 +72,7 @@ def describe(found: FoundRelease, latest: str | None) -> dict[str, Any]:
     manifest = found.manifest
     metrics = manifest["metrics"]
     return line | {
-        "status": manifest["status"],
+        "status": WITHDRAWN if found.release in withdrawn else manifest["status"],
         "created_at": manifest["created_at"],
         "users": manifest["metrics"]["users"],
         "items": metrics["items_allowed"],
@@ -93,9 +97,11 @@ def list_releases(workspace: Workspace, flags: argparse.Namespace, console: Cons
         latest = served(workspace)
     except InputError as error:  # The list is what helps to mend it.
         latest, problem = None, str(error)
-    lines = [describe(found, latest) for found in find_releases(workspace)]
+    withdrawn = [each.release for each in find_withdrawals(workspace)]
+    lines = [describe(found, latest, withdrawn) for found in find_releases(workspace)]
     if latest and latest not in {line["release"] for line in lines}:
-        problem = f"{workspace.latest} names release {latest}, which is not there: point it to one that is in the list"
+        problem = f"{workspace.latest} names release {latest}, which is not there: point it to one that is in the list, with "
+        problem += "python -m pipelines.releases rollback RELEASE"
     table = Table(title=f"{len(lines)} releases below {escape(workspace.root)}", title_justify="left", box=None, pad_edge=False)
     table.add_column("release", no_wrap=True, min_width=max((len(line["release"]) for line in lines), default=0))
     for name in ("users", "items", "k", "recall@k", "ndcg@10"):
@@ -128,7 +134,8 @@ def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> d
         latest = served(workspace)
     except InputError:
         latest = None
-    line = describe(FoundRelease(manifest["release"], manifest), latest)
+    withdrawals = {each.release: each for each in find_withdrawals(workspace)}
+    line = describe(FoundRelease(manifest["release"], manifest), latest, withdrawals)
     console.soft_wrap = True
     evaluated = manifest["evaluated"] or {}
     compared = (manifest["compared_with"] or {}).get("release", "nothing: it was the first")
@@ -141,6 +148,9 @@ def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> d
         "evaluated": evaluated.get("model", "the published one"),
         "gates": gates_line(manifest["gates"]),
     }
+    withdrawal = withdrawals.get(line["release"])
+    if withdrawal:
+        facts["rolled back"] = f"to {withdrawal.replaced_by}, {withdrawal.at}, {withdrawal.reason or 'no reason was given'}"
     for name, value in facts.items():
         console.print(f"[bold]{name:<13}[/] {escape(value)}")
     for name, gate in manifest["gates"].items():
@@ -179,6 +189,61 @@ def verify(workspace: Workspace, flags: argparse.Namespace, console: Console) ->
     )
 
 
+def diff(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Compares the tables of two releases, and their metrics side by side."""
+    before, after = (resolve(workspace, name) for name in (flags.before, flags.after))
+    found = diff_releases(workspace, before, after, flags.rbo_p)
+    qualities = [quality_of(release) for release in (before, after)]
+    metrics = {
+        name: {"before": qualities[0].get(name), "after": qualities[1].get(name)}
+        for name in dict.fromkeys([*qualities[0], *qualities[1]])
+    }
+    result = {"before": before["release"], "after": after["release"], **found.as_json(), "metrics": metrics}
+    _show_diff(result, found, console)
+    return result
+
+
+def _show_diff(result: Mapping[str, Any], found: Difference, console: Console) -> None:
+    console.soft_wrap = True
+    users, items = result["users"], result["items"]
+    console.print(f"[bold]from[/] {escape(result['before'])} [bold]to[/] {escape(result['after'])}")
+    console.print(
+        f"users  {users['in_both']:,} in both, {users['changed']:,} of them with another list; "
+        f"{users['gained']:,} gained, {users['lost']:,} lost"
+    )
+    if users["in_both"]:
+        console.print(
+            f"lists  mean Jaccard@{result['k']} {found.jaccard:.4f}, mean RBO {found.rbo:.4f} (p = {result['rbo_p']:g})"
+        )
+    console.print(f"items  {items['gained']:,} gained, {items['lost']:,} lost, in lists of any user")
+    for what in ("gained", "lost"):
+        shown = ", ".join(f"{each['item_id']} ({each['lists']:,})" for each in items[f"most_{what}"])
+        if shown:
+            console.print(f"       {what}: {escape(shown)}{', …' if items[what] > len(items[f'most_{what}']) else ''}")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("metric")
+    for name in ("before", "after", "change"):
+        table.add_column(name, justify="right")
+    for name, values in result["metrics"].items():
+        pair = [values["before"], values["after"]]
+        change = f"{pair[1] - pair[0]:+.4f}" if None not in pair else ""
+        table.add_row(name, *("" if each is None else f"{each:.4f}" for each in pair), change)
+    console.print(table)
+
+
+def rollback(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Serves an earlier release again: the last good one before what is served, or the one that is named."""
+    done = roll_back(workspace, flags.release, flags.reason)
+    console.soft_wrap = True
+    console.print(f"[bold]served[/] {escape(done.release)}, [bold]before[/] {escape(done.before or 'nothing')}")
+    if done.withdrawn:
+        console.print(
+            f"release {escape(done.withdrawn)} is withdrawn: a run that comes to the same table again ends with exit code 3, "
+            "and LATEST stays"
+        )
+    return {"latest": done.release, "before": done.before, "withdrawn": done.withdrawn}
+
+
 class DamagedError(InputError):
     """A release that is not as it was written, and everything that is wrong with it."""
 
@@ -187,7 +252,7 @@ class DamagedError(InputError):
         self.result = result
 
 
-COMMANDS = {"list": list_releases, "show": show, "verify": verify}
+COMMANDS = {"list": list_releases, "show": show, "verify": verify, "diff": diff, "rollback": rollback}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -202,6 +267,13 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument("--json", action="store_true", help="print the results on one line of standard output")
     for name in ("show", "verify"):
         made[name].add_argument("release", nargs="?", default=LATEST, help="its name; what is served by default")
+    made["diff"].add_argument("before", help="the name of a release, or LATEST")
+    made["diff"].add_argument("after", nargs="?", default=LATEST, help="the name of another; what is served by default")
+    made["diff"].add_argument(
+        "--rbo_p", type=float, default=RBO_P, help=f"how much of its weight RBO keeps from rank to rank (default {RBO_P:g})"
+    )
+    made["rollback"].add_argument("release", nargs="?", help="its name; the last good one before what is served by default")
+    made["rollback"].add_argument("--reason", default="", help="why, for whoever looks later")
     return whole
 
 

@@ -38,7 +38,7 @@ class Verdict:
     problems: tuple[str, ...]
 
 
-def verify_release(workspace: Workspace, release: Mapping[str, Any], table_only: bool = False) -> Verdict:
+def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serving: bool = False) -> Verdict:
     """Compares a release with its files.
 
     A file must be there, of its size and with its SHA-256. The manifest must be as it was written, and so must that of each
@@ -49,9 +49,11 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], table_only:
     Args:
       workspace: the output.
       release: its manifest.
-      table_only: hash the table alone, and look at the sizes of all else.
+      before_serving: hash the table alone, look at the sizes of all else, and leave out the pointer, which is to be written.
     """
     problems = _problems_of_manifest(workspace, release)
+    if not before_serving:
+        problems += _problems_of_pointer(workspace, release)
     files: dict[str, tuple[Mapping[str, Any], bool]] = {}
     written: list[Mapping[str, Any]] = []
     for name, stage in all_stages(release):
@@ -68,7 +70,7 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], table_only:
             elif size != file["bytes"]:
                 problems.append(f"{path} has {size:,} bytes, {file['bytes']:,} were written")
             else:
-                files[path] = file, not table_only or file in release["topk"]
+                files[path] = file, not before_serving or file in release["topk"]
         problems += [
             f"{path} was not written by the stage" for path in sizes if _is_foreign(path, join(workspace.root, folder))
         ]
@@ -90,19 +92,20 @@ def all_stages(release: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]
 
 
 def _problems_of_manifest(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
-    path = _manifest_of(workspace, release)
-    problems = []
     content = {name: value for name, value in release.items() if name != "checksum"}
     if release.get("checksum", fingerprint_of(content)) != fingerprint_of(content):
-        problems.append(f"{path} has other contents than were written")
-    latest = None
+        return [f"{_manifest_of(workspace, release)} has other contents than were written"]
+    return []
+
+
+def _problems_of_pointer(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
     try:
         latest = read_latest(workspace)
     except InputError as error:
-        problems.append(str(error))
+        return [str(error)]
     if latest and latest.release == release["release"] and latest != pointer_to(workspace, release):
-        problems.append(f"{workspace.latest} names other files than release {release['release']} has")
-    return problems
+        return [f"{workspace.latest} names other files than release {release['release']} has"]
+    return []
 
 
 def _manifest_of(workspace: Workspace, release: Mapping[str, Any]) -> str:

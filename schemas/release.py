@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from apache_beam.io.filesystem import BeamIOError
@@ -20,24 +20,51 @@ PASSED, FAILED = "passed", "failed"
 
 @dataclass(frozen=True)
 class Latest:
-    """What `LATEST` holds; paths are relative to the output root."""
+    """What `LATEST` holds; paths are relative to the output root.
+
+    Attributes:
+      release: the one that is served.
+      manifest: its manifest.
+      topk: the files of its table.
+      rolled_back_from: what was served before, where somebody went back from it; it does not make another pointer.
+    """
 
     release: str
     manifest: str
     topk: tuple[str, ...]
+    rolled_back_from: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """That a release was served and then rolled back: a run that comes to the same table again must not serve it.
+
+    Attributes:
+      release: its name.
+      digest: of its table; None where its manifest could not be read.
+      replaced_by: the release that was served instead.
+      at: when; UTC, ISO 8601.
+      reason: why, as whoever did it said; empty where nothing was said.
+    """
+
+    release: str
+    digest: str | None
+    replaced_by: str
+    at: str
+    reason: str
 
 
 def write_latest(workspace: Workspace, latest: Latest) -> None:
     """Points readers to a release: the one write that publishes."""
-    write_json(
-        workspace.latest,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "release": latest.release,
-            "manifest": latest.manifest,
-            "topk": list(latest.topk),
-        },
-    )
+    value = {
+        "schema_version": SCHEMA_VERSION,
+        "release": latest.release,
+        "manifest": latest.manifest,
+        "topk": list(latest.topk),
+    }
+    if latest.rolled_back_from:
+        value["rolled_back_from"] = latest.rolled_back_from
+    write_json(workspace.latest, value)
 
 
 def read_latest(workspace: Workspace) -> Latest | None:
@@ -51,7 +78,7 @@ def read_latest(workspace: Workspace) -> Latest | None:
     try:
         value = read_json(workspace.latest)
         _refuse_newer(workspace.latest, value.get("schema_version", 1))
-        return Latest(value["release"], value["manifest"], tuple(value["topk"]))
+        return Latest(value["release"], value["manifest"], tuple(value["topk"]), value.get("rolled_back_from"))
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
@@ -146,6 +173,39 @@ def pointer_to(workspace: Workspace, release: Mapping[str, Any]) -> Latest:
     """Returns the pointer that names a release, given its manifest."""
     name = release["release"]
     return Latest(name, workspace.release_manifest(name), tuple(file["path"] for file in release["topk"]))
+
+
+def write_withdrawal(workspace: Workspace, withdrawal: Withdrawal) -> None:
+    """Keeps that a release was rolled back."""
+    path = join(workspace.root, workspace.withdrawal(withdrawal.release))
+    write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(withdrawal)})
+
+
+def find_withdrawals(workspace: Workspace) -> list[Withdrawal]:
+    """Returns everything that was rolled back and has not been served since, by the names of the releases.
+
+    Raises:
+      InputError: if one cannot be read: a table that was withdrawn must not slip through.
+    """
+    found = []
+    for file in list_files(join(workspace.root, workspace.withdrawal("*"))):
+        try:
+            value = read_json(file.path)
+            _refuse_newer(file.path, value.pop("schema_version"))
+            found.append(Withdrawal(**value))
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
+            raise InputError(
+                f"{file.path} does not say which release was rolled back ({error!r}): mend it, or delete it to let that "
+                "release be served again"
+            ) from error
+    return found
+
+
+def withdrawals_of(workspace: Workspace, release: str, digest: str) -> list[Withdrawal]:
+    """Returns what says that a release, or another one with the same table, was rolled back."""
+    return [each for each in find_withdrawals(workspace) if release == each.release or digest == each.digest]
 
 
 def _read_manifest(path: str, name: str) -> dict[str, Any]:

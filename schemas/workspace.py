@@ -6,6 +6,7 @@ stages/<stage>-<fingerprint>/
     manifest.json                         written last: the stage is finished, and which attempt did it
     attempt-<id>/…                        one attempt's files; attempts never share a folder
     checkpoints/…                         (train) where a retried training goes on
+withdrawn/<release>.json                  that a release was rolled back, and why
 trials/<fingerprint>.json                 (sweep) what one trial found, whichever sweep asked for it
 """
 
@@ -40,6 +41,11 @@ class Workspace:
     def new_attempt(self, name: str, fingerprint: str) -> str:
         """Returns a folder, relative to the root, that no other attempt uses."""
         return f"{self.stage(name, fingerprint)}/attempt-{uuid.uuid4().hex[:12]}"
+
+    @staticmethod
+    def withdrawal(release: str) -> str:
+        """Returns where it is kept that a release was rolled back, relative to the root."""
+        return f"withdrawn/{release}.json"
 
     @staticmethod
     def trial(fingerprint: str) -> str:

@@ -10,9 +10,10 @@ from schemas.items import ITEMS
 from schemas.manifest import StageManifest, digest_of, fingerprint_of, write_manifest
 from schemas.release import SCHEMA_VERSION, pointer_to, write_latest
 from schemas.storage import WrittenFile, join, parquet_writer, write_file, write_json
-from schemas.topk import TOPK
+from schemas.topk import LAYOUTS, LONG, NESTED, TOPK
 from schemas.workspace import Workspace
 from transforms.partition import bucket_of
+from transforms.table import one_row_a_rank
 
 Table = Mapping[str, Sequence[str]]
 """The list of each user, best first."""
@@ -41,7 +42,7 @@ def write_stage(
     return stage
 
 
-def write_topk(workspace: Workspace, folder: str, table: Table, num_buckets: int) -> list[WrittenFile]:
+def write_topk(workspace: Workspace, folder: str, table: Table, num_buckets: int, layout: str = NESTED) -> list[WrittenFile]:
     """Writes a table as hash buckets, sorted by user, a few users a row group."""
     files: list[WrittenFile] = []
     users = sorted(table, key=lambda user: user.encode())
@@ -58,9 +59,10 @@ def write_topk(workspace: Workspace, folder: str, table: Table, num_buckets: int
             for user in mine
         ]
         path = f"topk/part-{bucket:06d}.parquet"
-        with parquet_writer(join(workspace.root, folder), path, TOPK, files) as writer:
+        with parquet_writer(join(workspace.root, folder), path, LAYOUTS[layout], files) as writer:
             for start in range(0, len(rows), 3):
-                writer.write_batch(pa.RecordBatch.from_pylist(rows[start : start + 3], TOPK))
+                block = pa.RecordBatch.from_pylist(rows[start : start + 3], TOPK)
+                writer.write_batch(one_row_a_rank(block) if layout == LONG else block)
     return files
 
 
@@ -73,6 +75,7 @@ def write_release(
     status: str = "passed",
     serve: bool = True,
     means: Mapping[str, float] | None = None,
+    layout: str = NESTED,
 ) -> dict[str, Any]:
     """Writes a release of its own stages, made on a day of January, and points LATEST to it; returns its manifest."""
     workspace, time = Workspace(root), f"2026-01-{day:02d}T00:00:00.000Z"
@@ -103,7 +106,7 @@ def write_release(
             files = [write_file(base, "towers/weights", f"weights of day {day}".encode())]
             write_file(base, "tensorboard/train/events.out.tfevents.1", b"a clock")
         else:
-            files = write_topk(workspace, folder, table, num_buckets)
+            files = write_topk(workspace, folder, table, num_buckets, layout)
             facts = {
                 "settings": {"k": k},
                 "metrics": {

@@ -49,8 +49,8 @@ def test_flags_in_the_documentation_exist() -> None:
     parser = OneLineParser()
     ShortlistOptions._add_argparse_args(parser)
     known = {name for action in parser._actions for name in action.option_strings}
-    for benchmark in (ROOT / "benchmarks").rglob("*.py"):
-        known |= set(re.findall(r'add_argument\("(--\w+)"', benchmark.read_text()))
+    for command in [*(ROOT / "benchmarks").rglob("*.py"), ROOT / "pipelines/releases.py"]:
+        known |= set(re.findall(r'add_argument\(\s*"(--\w+)"', command.read_text()))
     # Those of Beam, git, TensorBoard and tools.
     known |= {
         "--runner",

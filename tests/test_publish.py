@@ -143,6 +143,45 @@ def test_a_release_that_fails_a_gate_is_kept_beside_the_one_that_is_served(
     assert "already published" in capsys.readouterr().out
 
 
+def test_a_run_that_comes_to_a_table_that_was_rolled_back_leaves_what_is_served(
+    job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, flags = job
+    good = release_of(output)["release"]
+    night = [*flags, "--seed=8", "--min_overlap=0"]
+    assert run_command(run.main, night) == OK
+    bad = release_of(output)
+    roll_back = ["rollback", f"--output={output}", "--reason=all thrillers"]
+    assert run_command(releases.main, roll_back) == OK
+    served = (output / "LATEST").read_bytes()
+    capsys.readouterr()
+    assert run_command(run.main, [*night, "--json"]) == GATE_FAILED
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if "error:" in line]
+    assert f"gate withdrawn failed: this very table was served as release {bad['release']} and rolled back to {good}" in line
+    assert "(all thrillers)" in line
+    assert json.loads(captured.out)["gates"]["withdrawn"]["status"] == "failed"
+    assert (output / "LATEST").read_bytes() == served
+    # It is the same table, so it is known though another run made it; and what was once served stays as it was.
+    shutil.rmtree(output / release_path(bad, "recommend"))
+    assert run_command(run.main, night) == GATE_FAILED
+    assert (output / "LATEST").read_bytes() == served
+    assert read(output / f"releases/{bad['release']}/manifest.json") == bad
+    # The command that made what is served again goes on as ever, and so does another night.
+    assert run_command(run.main, flags) == OK
+    assert (output / "LATEST").read_bytes() == served
+    assert run_command(run.main, [*night, "--force", "withdrawn=they like thrillers"]) == OK
+    release = release_of(output)
+    assert release["gates"]["withdrawn"]["forced"] == "they like thrillers"
+    assert release["stages"]["recommend"]["digest"] == bad["stages"]["recommend"]["digest"]
+    assert list(output.glob("withdrawn/*")) == []
+
+
+def release_path(release: dict[str, Any], stage: str) -> str:
+    """Returns the folder of a stage of a release."""
+    return str(release["stages"][stage]["manifest"].rpartition("/")[0])
+
+
 def test_an_ordinary_next_night_passes_and_is_compared_with_the_last(job: tuple[Path, list[str]], tmp_path: Path) -> None:
     output, flags = job
     before = release_of(output)

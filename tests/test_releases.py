@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import releases
+from pipelines import releases, rollback
 from pipelines.command import MISTAKE, OK, run_command
-from schemas.storage import delete, join, list_files, read_bytes, write_file
+from schemas.release import find_withdrawals
+from schemas.storage import delete, join, list_files, read_bytes, read_json, write_file
+from schemas.topk import LONG
 from schemas.workspace import Workspace
 from tests.made_releases import write_release
 from tests.memory_filesystem import FILES
+from tests.test_compare_lists import rbo_by_hand
 
 TABLE = {f"u{user}": [f"i{(user + rank) % 7}" for rank in range(3)] for user in range(20)}
 
@@ -212,3 +215,142 @@ def test_long_names_are_shown_whole_in_a_narrow_terminal(
     out = capsys.readouterr().out
     assert all(name in out for name in names)
     assert "failed" in out
+
+
+def test_two_tables_are_compared_whatever_their_buckets_layout_and_k(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against sets and lists, user by user."""
+    before = {f"u{at}": [f"i{(at * 3 + rank) % 11}" for rank in range(5)] for at in range(40)}
+    after = {
+        f"u{at}": list(before[f"u{at}"][:4]) if f"u{at}" in before and at % 3 else [f"i{(at + rank) % 13}" for rank in range(4)]
+        for at in range(2, 44)
+    }
+    one = write_release(root, 1, before, k=5, num_buckets=6, means={"mrr": 0.5})["release"]
+    other = write_release(root, 2, after, k=4, num_buckets=4, means={"mrr": 0.25}, layout=LONG)["release"]
+    found = ask(capsys, "diff", one, f"--output={root}")
+    assert (found["before"], found["after"], found["k"], found["rbo_p"]) == (one, other, 4, 0.9)
+    both = [user for user in before if user in after]
+    pairs = [(before[user][:4], after[user]) for user in both]
+    assert found["users"] == {"in_both": 38, "changed": sum(a != b for a, b in pairs), "gained": 4, "lost": 2}
+    assert found["jaccard"] == pytest.approx(sum(len({*a} & {*b}) / len({*a} | {*b}) for a, b in pairs) / 38)
+    assert found["rbo"] == pytest.approx(sum(rbo_by_hand(a, b, 0.9) for a, b in pairs) / 38)
+    listed = [[item for items in table.values() for item in items[:4]] for table in (before, after)]
+    gained = {item: listed[1].count(item) for item in {*listed[1]} - {*listed[0]}}
+    assert gained
+    assert found["items"]["gained"] == len(gained)
+    assert {each["item_id"]: each["lists"] for each in found["items"]["most_gained"]} == gained
+    assert found["items"]["lost"] == 0
+    assert found["metrics"]["mrr"] == {"before": 0.5, "after": 0.25}
+    assert found["metrics"]["recall@5"] == {"before": 0.5, "after": None}
+    backwards = ask(capsys, "diff", other, one, f"--output={root}")
+    assert (backwards["items"]["lost"], backwards["items"]["most_lost"]) == (len(gained), found["items"]["most_gained"])
+    assert backwards["rbo"] == pytest.approx(found["rbo"])
+    assert run_command(releases.main, ["diff", one, other, f"--output={root}"]) == OK
+    out = capsys.readouterr().out
+    assert f"{found['users']['changed']} of them with another list; 4 gained, 2 lost" in out
+    assert "-0.2500" in out
+
+
+def test_the_same_table_differs_in_nothing_and_strangers_share_nobody(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write_release(root, 1, TABLE)["release"]
+    same = ask(capsys, "diff", one, one, f"--output={root}")
+    assert (same["users"]["changed"], same["jaccard"], same["rbo"]) == (0, 1.0, pytest.approx(1.0))
+    write_release(root, 2, {"nobody": ["x"]})
+    found = ask(capsys, "diff", one, "LATEST", f"--output={root}")
+    assert found["users"] == {"in_both": 0, "changed": 0, "gained": 1, "lost": 20}
+    assert (found["jaccard"], found["rbo"]) == (None, None)
+    error = ask(capsys, "diff", one, f"--output={root}", "--rbo_p=1", code=MISTAKE)["error"]
+    assert "rbo_p must be above 0 and below 1, got 1" in error
+
+
+def test_rollback_serves_the_last_good_release_and_keeps_what_was_withdrawn(
+    root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (write_release(root, day, TABLE)["release"] for day in (1, 2))
+    write_release(root, 3, TABLE, status="failed")
+    bad = write_release(root, 4, TABLE)["release"]
+    done = ask(capsys, "rollback", f"--output={root}", "--reason=all thrillers")
+    assert done == {"exit_status": 0, "latest": second, "before": bad, "withdrawn": bad}
+    pointer = read_json(join(root, "LATEST"))
+    assert (pointer["release"], pointer["rolled_back_from"]) == (second, bad)
+    assert ask(capsys, "verify", f"--output={root}")["release"] == second
+    lines = {line["release"]: line["status"] for line in ask(capsys, "list", f"--output={root}")["releases"]}
+    assert (lines[bad], lines[second]) == ("withdrawn", "passed")
+    assert run_command(releases.main, ["show", bad, f"--output={root}"]) == OK
+    out = capsys.readouterr().out
+    assert f"to {second}" in out
+    assert "all thrillers" in out
+    # Once more goes one further back, past nothing twice; then there is none left.
+    assert ask(capsys, "rollback", f"--output={root}")["latest"] == first
+    assert f"no release before {first}" in ask(capsys, "rollback", f"--output={root}", code=MISTAKE)["error"]
+    # Forward again: what is served then is withdrawn no longer.
+    assert ask(capsys, "rollback", bad, f"--output={root}") == {
+        "exit_status": 0,
+        "latest": bad,
+        "before": first,
+        "withdrawn": None,
+    }
+    lines = {line["release"]: line["status"] for line in ask(capsys, "list", f"--output={root}")["releases"]}
+    assert (lines[bad], lines[second]) == ("passed", "withdrawn")
+    assert ask(capsys, "rollback", f"--output={root}")["latest"] == first
+
+
+def test_nothing_is_served_that_failed_or_is_damaged(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    good, failed, served = (
+        write_release(root, day, TABLE, status=status) for day, status in ((1, "passed"), (2, "failed"), (3, "passed"))
+    )
+    before = read_bytes(join(root, "LATEST"))
+    for name, words in {
+        failed["release"]: "failed its gates (overlap) and may not be served",
+        served["release"]: "is the one that is served",
+        "none": "there is no release 'none'",
+    }.items():
+        assert words in ask(capsys, "rollback", name, f"--output={root}", code=MISTAKE)["error"]
+    path = join(root, good["topk"][0]["path"])
+    data = read_bytes(path)
+    overwrite(path, data[:-1] + bytes([data[-1] ^ 1]))
+    error = ask(capsys, "rollback", f"--output={root}", code=MISTAKE)["error"]
+    assert f"release {good['release']} is damaged and cannot be served: {path} has other contents" in error
+    assert read_bytes(join(root, "LATEST")) == before
+    assert find_withdrawals(Workspace(root)) == []
+
+
+def test_rollback_mends_a_pointer_that_names_nothing(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (write_release(root, day, TABLE)["release"] for day in (1, 2))
+    latest = join(root, "LATEST")
+    overwrite(latest, b"{")
+    assert "or name the release to serve" in ask(capsys, "rollback", f"--output={root}", code=MISTAKE)["error"]
+    assert ask(capsys, "rollback", second, f"--output={root}")["withdrawn"] is None
+    overwrite(latest, read_bytes(latest).replace(b"part-000001", b"part-000009"))
+    assert ask(capsys, "rollback", second, f"--output={root}")["latest"] == second
+    assert ask(capsys, "verify", f"--output={root}")["problems"] == []
+    delete(join(root, Workspace(root).release_manifest(second)))
+    assert ask(capsys, "rollback", f"--output={root}")["latest"] == first
+    delete(latest)
+    assert ask(capsys, "rollback", first, f"--output={root}")["before"] is None
+
+
+def test_a_release_that_is_published_meanwhile_is_not_lost(
+    root: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for day in (1, 2):
+        write_release(root, day, TABLE)
+    verified = rollback.verify_release
+
+    def publish_meanwhile(*arguments: Any, **options: Any) -> Any:
+        write_release(root, 3, TABLE)
+        return verified(*arguments, **options)
+
+    monkeypatch.setattr(rollback, "verify_release", publish_meanwhile)
+    error = ask(capsys, "rollback", f"--output={root}", code=MISTAKE)["error"]
+    assert "another release has been published in the meantime" in error
+    assert read_json(join(root, "LATEST"))["release"].startswith("20260103")
+    assert find_withdrawals(Workspace(root)) == []
+
+
+def test_a_withdrawal_that_cannot_be_read_stops_whoever_needs_it(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_release(root, 1, TABLE)
+    write_file(root, "withdrawn/x.json", b"{")
+    error = ask(capsys, "list", f"--output={root}", code=MISTAKE)["error"]
+    assert "does not say which release was rolled back" in error
+    overwrite(join(root, "withdrawn/x.json"), b'{"schema_version": 99}')
+    assert "schema version 99" in ask(capsys, "list", f"--output={root}", code=MISTAKE)["error"]

@@ -24,6 +24,7 @@ GATES = (
     "rejected",
     "users",
     "items",
+    "withdrawn",
 )
 """The names of all gates, in their order."""
 
@@ -123,6 +124,7 @@ class Facts:
       against_popularity: what `JudgeTable` reports of the evaluated model's lists beside popularity.
       rejected: for each source, how many rows were rejected, and how many there are.
       last: the release that would be replaced.
+      withdrawn: when and why this very table was rolled back, as words; None where it was not.
     """
 
     table: Mapping[str, Any]
@@ -132,6 +134,7 @@ class Facts:
     against_popularity: Mapping[str, Mapping[str, Any]]
     rejected: Mapping[str, tuple[int, int]]
     last: LastRelease | None
+    withdrawn: str | None = None
 
 
 def judge_release(facts: Facts, settings: GateSettings) -> list[Gate]:
@@ -302,4 +305,10 @@ def _shrunk(name: str, what: str, now: int, then: int | None, facts: Facts, sett
     return _gate(name, shrunk <= settings.max_shrink, shrunk, settings.max_shrink, found, repair)
 
 
-_JUDGES = (_recall_against_exact, _quality, _popularity, _coverage, _overlap, _rejected, _users, _items)
+def _withdrawn(facts: Facts, settings: GateSettings) -> Gate:
+    found = facts.withdrawn or "this table was never rolled back"
+    repair = "mend the data or the settings; or serve it after all, with python -m pipelines.releases rollback and its name"
+    return _gate("withdrawn", facts.withdrawn is None, None, None, found, repair)
+
+
+_JUDGES = (_recall_against_exact, _quality, _popularity, _coverage, _overlap, _rejected, _users, _items, _withdrawn)
