@@ -29,7 +29,12 @@ MEASURES = (("loss", "loss"), ("recall_at_100", "Recall@100"), ("ndcg_at_10", "N
 
 
 def draw_curves(curve: Sequence[CurveRow], best_epoch: int | None = None) -> str:
-    """Returns an SVG document: the loss, and the quality on the validation slice, over the epochs.
+    """Returns an SVG document of the panels of `curve_panels`."""
+    return draw("Training", curve_panels(curve, best_epoch), columns=3, width=260)
+
+
+def curve_panels(curve: Sequence[CurveRow], best_epoch: int | None = None) -> list[Panel]:
+    """Returns charts of the loss, and of the quality on the validation slice, over the epochs.
 
     Args:
       curve: a row an epoch.
@@ -51,7 +56,7 @@ def draw_curves(curve: Sequence[CurveRow], best_epoch: int | None = None) -> str
                 marks.append(Marks([best_epoch], [value], "best", 3, is_hollow=True, tips=[f"best: epoch {best_epoch}"]))
         if marks:
             panels.append(Panel(title, marks, Axis("epoch")))
-    return draw("Training", panels, columns=3, width=260)
+    return panels
 
 
 class TensorBoardLogs:
