@@ -40,8 +40,12 @@ PRINTED = Palette("#fff", "#222", "#555", "#e4e4e4", "#777", COLORS)
 """For a file of its own."""
 
 IN_PAGE = Palette(
-    *(f"var(--{name})" for name in ("paper", "ink", "soft", "grid", "frame")),
-    marks=[f"var(--mark{number})" for number in range(len(COLORS))],
+    "var(--paper)",
+    "var(--ink)",
+    "var(--soft)",
+    "var(--grid)",
+    "var(--frame)",
+    [f"var(--mark{number})" for number in range(len(COLORS))],
 )
 """For a page that says in its style sheet what these colours are."""
 
@@ -272,7 +276,7 @@ def _panel(panel: Panel, width: float, height: float, palette: Palette, has_titl
 class _Place(NamedTuple):
     """Where a mark stands, in pixels from the panel's upper left corner."""
 
-    index: int
+    number: int
     x: float
     y: float
 
