@@ -1,7 +1,7 @@
 """Judges the finished table, row by row, and beside the last release's: `python -m pipelines.judge --output DIR`.
 
-What it finds decides, in `pipelines.publish`, whether the table is published. It does not depend on any limit, so another limit
-does not make it run again. It does depend on the table of the release that `LATEST` names.
+What it finds decides, in `pipelines.publish`, whether the table is published, and the report shows it. It does not depend on
+any limit, so another limit does not make it run again. It does depend on the table of the release that `LATEST` names.
 """
 
 import sys
@@ -20,6 +20,7 @@ from schemas.manifest import StageManifest
 from schemas.release import read_latest, read_release
 from schemas.storage import join
 from schemas.workspace import Workspace
+from transforms.describe_table import DescribeTable
 from transforms.item_lists import ItemLists
 from transforms.judge_table import BucketFiles, JudgeTable, TableRules
 from transforms.write import part_of
@@ -110,6 +111,8 @@ def stage(
             ingested.paths(root, "users"), recommended.paths(root, "topk"), last_paths if same_buckets else []
         ),
         "items": ingested.paths(root, "items"),
+        "num_items": ingested.rows("items"),
+        "examples": settings.report.users,
         "embeddings": embedded.paths(root, "embeddings"),
         "lists": lists,
         "rules": rules,
@@ -123,25 +126,34 @@ def stage(
             "recommend_seen": rules.recommend_seen,
             "last": {"digest": last.digest, "k": last.k} if last else None,
             "evaluated": evaluated.fingerprint if evaluated else None,
+            "examples": settings.report.users,
         },
         inputs={name: done[name] for name in ("ingest", "embed", "recommend")},
         reads={"ingest": ["users", "items"], "embed": ["embeddings"], "recommend": ["topk"]},
         sources=recommended.sources,
-        build=lambda root, attempt: build(root, **job),
+        build=lambda root, attempt: build(root, attempt, **job),
     )
 
 
 def build(
     root: beam.Pipeline,
+    attempt: str,
     buckets: Mapping[int, BucketFiles],
     items: list[str],
+    num_items: int,
+    examples: int,
     embeddings: list[str],
     lists: ItemLists,
     rules: TableRules,
     regrouped: list[str],
 ) -> Reports:
-    """Adds the stage's steps: each bucket's files are read by one worker, which compares them."""
-    return [root | "JudgeTable" >> JudgeTable(buckets, items, embeddings, lists, rules, regrouped)]
+    """Adds the stage's steps: each bucket's files are read by one worker, which compares them; what is in them is counted."""
+    table = [path for files in buckets.values() for path in files.table]
+    users = {number: files.users for number, files in buckets.items()}
+    return [
+        root | "JudgeTable" >> JudgeTable(buckets, items, embeddings, lists, rules, regrouped),
+        root | "DescribeTable" >> DescribeTable(attempt, table, items, num_items, users, rules.num_buckets, examples),
+    ]
 
 
 def buckets_of(users: list[str], table: list[str], last: list[str]) -> dict[int, BucketFiles]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pipelines.ingest import rows_read
 from pipelines.judge import FOUND, LastTable, last_table
+from pipelines.report import report_of
 from pipelines.stage import now, versions
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, fingerprint_of
@@ -26,7 +27,7 @@ from schemas.release import (
     withdrawals_of,
     write_latest,
 )
-from schemas.storage import delete, exists, join, write_json
+from schemas.storage import delete, exists, join, write_file, write_json
 from schemas.topk import VERSION
 from schemas.workspace import Workspace
 from transforms.gates import Evaluation, Facts, Gate, GateSettings, LastRelease, as_json, failures, judge_release
@@ -150,7 +151,12 @@ def describe_stage(manifest: StageManifest) -> dict[str, Any]:
 
 
 def release_manifest(
-    release: str, made: Made, gates: list[Gate], settings: GateSettings, last: LastTable | None
+    release: str,
+    made: Made,
+    gates: list[Gate],
+    settings: GateSettings,
+    last: LastTable | None,
+    before: LastRelease | None,
 ) -> dict[str, Any]:
     """Returns what the manifest of a release says.
 
@@ -160,13 +166,14 @@ def release_manifest(
       gates: the verdicts.
       settings: their limits.
       last: the table that it was compared with.
+      before: what is known of the release of that table.
     """
     table = made.published["recommend"]
     evaluation = evaluation_of(made.evaluated)
     metrics = made.evaluated["recommend"].metrics
     stages = {name: describe_stage(manifest) for name, manifest in made.published.items()}
     others = {name: describe_stage(manifest) for name, manifest in made.evaluated.items()} if made.refitted else {}
-    manifest = {
+    return {
         "schema_version": SCHEMA_VERSION,
         "release": release,
         "status": FAILED if failures(gates) else PASSED,
@@ -194,10 +201,10 @@ def release_manifest(
         "gates": as_json(gates),
         "gate_settings": asdict(settings),
         "compared_with": asdict(last) if last else None,
+        "last": asdict(before) if before else None,
         "sources": [source for name in ("ingest", "recommend") for source in made.published[name].sources],
         "stages": stages,
     }
-    return manifest | {"checksum": fingerprint_of(manifest)}
 
 
 def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome:
@@ -225,12 +232,16 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
     for stage in made.published.values():
         check_complete(workspace.root, stage, "topk" if stage.stage == "recommend" else None)
     withdrawals = withdrawals_of(workspace, release, table.digest)
-    gates = judge_release(facts_of(made, last_release(workspace, last), withdrawals), settings)
-    manifest = release_manifest(release, made, gates, settings, last)
+    before = last_release(workspace, last)
+    gates = judge_release(facts_of(made, before, withdrawals), settings)
+    manifest = release_manifest(release, made, gates, settings, last, before)
     failed = failures(gates)
     path = join(workspace.root, latest.manifest)
     was_served = any(each.release == release for each in withdrawals) and exists(path)
-    if not (failed and was_served):  # The manifest of what was once served stays as it was.
+    if not (failed and was_served):  # The manifest and the report of what was once served stay as they were.
+        page = report_of(workspace, manifest).encode()
+        manifest |= {"report": asdict(write_file(workspace.root, workspace.release_report(release), page))}
+        manifest |= {"checksum": fingerprint_of(manifest)}
         write_json(path, manifest)
     if not failed:
         write_latest(workspace, latest)

@@ -54,6 +54,7 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
     console.print(
         f"[bold]table[/]     {escape(folder)}/*.parquet  ({metrics['users']:,} users, {metrics['pairs']:,} rows of lists)"
     )
+    console.print(f"[bold]report[/]    {escape(join(workspace.root, workspace.release_report(outcome.latest.release)))}")
     if outcome.failed:
         console.print(f"[bold]manifest[/]  {escape(join(workspace.root, outcome.latest.manifest))}")
         return
@@ -89,6 +90,7 @@ def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) 
         "table": [join(workspace.root, path) for path in outcome.latest.topk],
         "counts": {name: metrics[name] for name in ("users", "users_personalised", "users_popular", "pairs", "items_allowed")},
         "metrics": made.evaluated["recommend"].metrics["quality"]["means"] | {"recall_against_exact": recall},
+        "report": join(workspace.root, workspace.release_report(outcome.latest.release)),
         "saved_model": exported(workspace, made) if "export" in made.published else None,
         "refitted": made.refitted,
         "gates": outcome.manifest["gates"],

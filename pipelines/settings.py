@@ -19,6 +19,7 @@ from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
 from schemas.topk import LAYOUTS, NESTED
 from transforms.calibrate import REORDER_FACTORS, TARGET_RECALL
+from transforms.describe_table import MAX_EXAMPLES
 from transforms.features import features_of
 from transforms.gates import GateSettings
 from transforms.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
@@ -182,6 +183,11 @@ class ShortlistOptions(PipelineOptions):
             help="memory for a worker's shards (default 4 GiB)",
         )
 
+        report = parser.add_argument_group("report")
+        report.add_argument(
+            "--report_users", type=int, default=3, help="users to show in the report, with titles; 0 for none (default 3)"
+        )
+
         gates = parser.add_argument_group("gates", "what a table must pass to be published; docs/gates.md has them all")
         limits = GateSettings()
         for flag, what in (
@@ -295,6 +301,18 @@ class RecommendSettings:
 
 
 @dataclass(frozen=True)
+class ReportSettings:
+    """What the report shows."""
+
+    users: int
+    """How many examples."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.users <= MAX_EXAMPLES:
+            raise InputError(f"report_users must be between 0 and {MAX_EXAMPLES}, got {self.users}: change --report_users")
+
+
+@dataclass(frozen=True)
 class TuneSettings:
     """What tuning tries."""
 
@@ -314,6 +332,7 @@ class Settings:
     index: IndexSettings
     tune: TuneSettings
     recommend: RecommendSettings
+    report: ReportSettings
     gates: GateSettings
     refit: bool
     export_saved_model: bool
@@ -592,6 +611,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             as_of=time_of("--as_of", flags.as_of) if flags.as_of else None,
             layout=flags.layout,
         ),
+        report=ReportSettings(flags.report_users),
         gates=GateSettings(
             max_quality_drop=flags.max_quality_drop,
             min_lift=flags.min_lift,

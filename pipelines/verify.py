@@ -65,15 +65,23 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serv
         for file in stage["files"]:
             path = join(workspace.root, file["path"])
             size = sizes.pop(path, None)
-            if size is None:
-                problems.append(f"{path} is gone")
-            elif size != file["bytes"]:
-                problems.append(f"{path} has {size:,} bytes, {file['bytes']:,} were written")
+            fault = _compare_size(path, size, file)
+            if fault:
+                problems.append(fault)
             else:
                 files[path] = file, not before_serving or file in release["topk"]
         problems += [
             f"{path} was not written by the stage" for path in sizes if _is_foreign(path, join(workspace.root, folder))
         ]
+    report = release.get("report")  # Releases of earlier programs have none.
+    if report:
+        written.append(report)
+        path = join(workspace.root, report["path"])
+        fault = _compare_size(path, next((each.size_in_bytes for each in list_files(path)), None), report)
+        if fault:
+            problems.append(fault)
+        else:
+            files[path] = report, not before_serving
     if not all(file in written for file in release["topk"]):
         problems.append(f"{_manifest_of(workspace, release)} names a table that its recommend stage has not written")
     hashed = [(path, file) for path, (file, is_read) in files.items() if is_read]
@@ -83,6 +91,13 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serv
                 problems.append(f"{path} has other contents than were written")
     read = sum(file["bytes"] for _, file in hashed)
     return Verdict(release["release"], len(written), read, tuple(problems))
+
+
+def _compare_size(path: str, size: int | None, file: Mapping[str, Any]) -> str | None:
+    """Returns what is wrong with a file's size, None where there is no file; None if nothing is."""
+    if size is None:
+        return f"{path} is gone"
+    return None if size == file["bytes"] else f"{path} has {size:,} bytes, {file['bytes']:,} were written"
 
 
 def all_stages(release: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

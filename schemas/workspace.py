@@ -2,6 +2,7 @@
 
 LATEST                                    the pointer to the release that is served, written last
 releases/<release>/manifest.json          what the release is made of
+releases/<release>/report.html            the same for people, with charts
 stages/<stage>-<fingerprint>/
     manifest.json                         written last: the stage is finished, and which attempt did it
     attempt-<id>/…                        one attempt's files; attempts never share a folder
@@ -30,6 +31,10 @@ class Workspace:
     def release_manifest(self, release: str) -> str:
         """Returns a release's manifest, relative to the root."""
         return f"releases/{release}/manifest.json"
+
+    def release_report(self, release: str) -> str:
+        """Returns a release's report, relative to the root."""
+        return f"releases/{release}/report.html"
 
     def stage(self, name: str, fingerprint: str) -> str:
         """Returns a stage's folder, relative to the root."""

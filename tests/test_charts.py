@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from transforms.charts import Axis, Marks, Panel, draw
+from transforms.charts import IN_PAGE, Axis, Marks, Panel, draw, draw_panel
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -59,6 +59,47 @@ def test_names_are_written_in_their_order_and_text_is_escaped() -> None:
     assert {"<title>", "p<q", "l<m", "n & m"} <= set(texts(document))
     ((_, y1), (_, y2)) = circles(document)[1:]
     assert y1 < y2, "names run from the top"
+
+
+def boxes(document: str) -> list[tuple[float, ...]]:
+    """Returns (x, y, width, height) of every bar."""
+    found = [each for each in ET.fromstring(document).iter(f"{SVG}rect") if "x" in each.attrib]
+    return [tuple(float(each.attrib[name]) for name in ("x", "y", "width", "height")) for each in found]
+
+
+def test_bars_begin_at_zero_and_are_as_long_as_their_values() -> None:
+    upright = Panel(
+        "p", [Marks([0, 1, 2], [10, 5, 0], is_bars=True, names=["ten", "five", "none"])], Axis(names=["a", "b", "c"])
+    )
+    (x1, y1, w1, h1), (x2, y2, w2, h2), (*_, h3) = boxes(draw_panel(upright))
+    assert (h1, h3) == (pytest.approx(2 * h2, abs=0.2), 0)
+    assert (y1 + h1, w1) == (pytest.approx(y2 + h2, abs=0.1), pytest.approx(w2, abs=0.1))
+    assert x1 + w1 < x2
+    lying = Panel("p", [Marks([10, 5], [0, 1], is_bars=True)], y=Axis(names=["a", "b"]))
+    (x1, y1, w1, h1), (x2, y2, w2, _) = boxes(draw_panel(lying))
+    assert (x1, w1) == (x2, pytest.approx(2 * w2, abs=0.2))
+    assert y1 + h1 < y2
+    assert {"ten", "five", "none"} <= set(texts(draw_panel(upright)))
+
+
+def test_an_axis_ends_where_it_is_told() -> None:
+    (low, _), (high, _) = circles(draw_panel(Panel("p", [Marks([0, 100], [1, 1])], Axis(ends=(0, 100))), width=300))
+    assert high - low == pytest.approx(300, abs=0.2)
+
+
+def test_a_chart_in_a_page_has_no_colours_of_its_own_and_a_legend_that_fits() -> None:
+    marks = [Marks([number], [1], f"a long label {number}", number, is_hollow=number == 1) for number in range(4)]
+    document = draw_panel(Panel("<p>", marks, Axis("x"), Axis("y")), width=240)
+    root = ET.fromstring(document)
+    assert root.attrib["aria-label"] == "<p>"
+    assert all(
+        each.attrib.get(name, "none") in ("none", *IN_PAGE.marks) or each.attrib[name].startswith("var(--")
+        for each in root.iter()
+        for name in ("fill", "stroke")
+    )
+    legend = [each for each in root.iter(f"{SVG}text") if (each.text or "").startswith("a long label")]
+    assert len({each.attrib["y"] for each in legend}) == 4, "one below the other, where two are too wide"
+    assert max(float(each.attrib["x"]) for each in legend) < 240
 
 
 def test_ticks_are_round_numbers() -> None:

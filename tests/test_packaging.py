@@ -60,6 +60,8 @@ def test_flags_in_the_documentation_exist() -> None:
         "--direct_num_workers",
         "--user",
         "--top",
+        "--release",
+        "--to",
         "--logdir",
     }
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:

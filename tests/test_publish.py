@@ -92,7 +92,10 @@ def test_the_manifest_of_a_release_reaches_every_file_and_says_what_it_was_made_
     on_disk = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     # TensorBoard's events hold a clock; they are there to look at, and no stage reads them.
     rest = {path for path in on_disk - reached if "/tensorboard/" not in path}
-    assert {path.rpartition("/")[2] for path in rest} == {"manifest.json", "summary.json", "LATEST"}
+    assert {path.rpartition("/")[2] for path in rest} == {"manifest.json", "summary.json", "LATEST", "report.html"}
+    page = (output / release["report"]["path"]).read_bytes()
+    assert release["report"]["path"] == f"releases/{release['release']}/report.html"
+    assert (len(page), hashlib.sha256(page).hexdigest()) == (release["report"]["bytes"], release["report"]["sha256"])
     assert release["fingerprint"] == fingerprint_of([[each["fingerprint"] for each in release["stages"].values()], []])
     assert release["evaluated"]["model"] == "the published one"
     assert run_command(releases.main, ["verify", f"--output={output}"]) == OK
@@ -127,7 +130,8 @@ def test_a_release_that_fails_a_gate_is_kept_beside_the_one_that_is_served(
     assert (output / "LATEST").read_bytes() == served
     (failed,) = failed_releases(output)
     assert failed["gates"]["overlap"]["status"] == "failed"
-    assert failed["compared_with"]["release"] == release_of(output)["release"]
+    assert failed["compared_with"]["release"] == failed["last"]["release"] == release_of(output)["release"]
+    assert ">failed its gates<" in (output / failed["report"]["path"]).read_text()
     # Only the gates are asked again; with a reason they let it pass, and the reason stays.
     capsys.readouterr()
     assert run_command(run.main, [*other, "--min_overlap=1", "--force", "overlap=a new seed"]) == OK

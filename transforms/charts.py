@@ -49,7 +49,7 @@ IN_PAGE = Palette(
 )
 """For a page that says in its style sheet what these colours are."""
 
-_CHAR = 6.6
+_CHAR = 7.1
 """About how wide a letter is, in pixels."""
 _GAP, _HEAD, _FOOT, _RIGHT = 28, 30, 46, 16
 _BAR = 0.72
@@ -228,7 +228,7 @@ class _Legend:
 def _left_of(panel: Panel) -> float:
     """Returns the room that the y axis needs."""
     longest = max([len(name) for name in panel.y.names], default=6)
-    return 14 + _CHAR * longest + (18 if panel.y.label else 0)
+    return 18 + _CHAR * longest + (18 if panel.y.label else 0)
 
 
 def _panel(panel: Panel, width: float, height: float, palette: Palette, has_title: bool = True) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 Lists are counted by item and joined with the catalogue, in partitions of items; what leaves a partition are counts of counts
 (so many items are in so many lists), of which there are few: 45,000 at the very most for a billion ratings, since n different
-counts add up to n (n - 1) / 2 at least. They give shares and curves exactly. A table that is damaged is described too: the report
-on it is what people look at.
+counts add up to n (n - 1) / 2 at least. They give shares and curves exactly. A table that is damaged is described too: people
+will look at its report.
 
     table ──> listings of items ──┐
                                   ├──> items by popularity, items by listings, top items
@@ -24,15 +24,17 @@ from schemas.blocks import Block, one_block
 from schemas.description import EXAMPLE_USERS, ITEMS_BY_LISTINGS, ITEMS_BY_POPULARITY, TOP_ITEMS, USERS_BY_HISTORY
 from schemas.items import ITEMS
 from schemas.storage import WrittenFile, find_rows
-from schemas.topk import TOPK
+from schemas.topk import RECOMMENDATION, TOPK
 from schemas.users import USERS
 from transforms.partition import bucket_of, hash_ids, key_by_shard
 from transforms.read import ReadParquet
+from transforms.table import read_table
 from transforms.write import write_part
 
 NUM_TOP_ITEMS = 10
 NUM_SHOWN = 10
 """Items that an example shows of a history, and of a list."""
+MAX_EXAMPLES = 100
 
 DATASETS = {
     each.metadata[b"dataset"].decode(): each
@@ -45,7 +47,13 @@ _TABLE_COLUMNS = ["user_id", "source", "history_length", "recommendations"]
 _LISTINGS = pa.schema([("item_id", pa.string()), ("listings", pa.int64())])
 _COUNTED = pa.schema([ITEMS.field("item_id"), ITEMS.field("train_count")])
 _JOINED = _COUNTED.append(pa.field("listings", pa.int64()))
-_PICKED = pa.schema([("place", pa.uint64()), *(TOPK.field(name) for name in _TABLE_COLUMNS)])
+_PICKED = pa.schema(  # Anything may be null in a damaged table.
+    [
+        ("place", pa.uint64()),
+        *((name, TOPK.field(name).type) for name in _TABLE_COLUMNS[:3]),
+        ("recommendations", pa.list_(pa.struct([(each.name, each.type) for each in RECOMMENDATION]))),
+    ]
+)
 _TITLES = pa.schema([ITEMS.field("item_id"), ITEMS.field("title")])
 _HISTORIES = pa.schema([USERS.field("user_id"), USERS.field("history"), USERS.field("holdout")])
 
@@ -239,7 +247,7 @@ class DescribeTable(beam.PTransform):
 
     Attributes:
       root: the folder of the attempt.
-      table: paths of the table.
+      table: paths of the table, in either layout.
       items: paths of the catalogue.
       num_items: in it.
       users: paths of the users, by their buckets.
@@ -259,7 +267,7 @@ class DescribeTable(beam.PTransform):
         super().__init__()
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[WrittenFile]:
-        table = root | "ReadTable" >> ReadParquet(self.table, _TABLE_COLUMNS)
+        table = root | "ReadTable" >> ReadParquet(self.table, _TABLE_COLUMNS, read_table)
         items = root | "ReadTitles" >> ReadParquet(self.items, ["item_id", "title", "train_count"])
 
         key_by_item = partial(key_by_shard, num_shards=1 + self.num_items // _ITEMS_A_PARTITION)
