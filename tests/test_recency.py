@@ -46,7 +46,7 @@ def test_the_bias_equals_the_formula(blend: Blend) -> None:
             all_recent = sum(0.5 ** ((60 - day) / blend.half_life_days) for day in DAYS)
             drift = (sum(weigh) + 0.1) / (len(days) * all_recent / len(DAYS) + 0.1)
             expected[-1] += blend.recency * math.log(drift)
-    np.testing.assert_allclose(bias[:4], np.array(expected) - np.mean(expected), atol=1e-6)
+    np.testing.assert_allclose(bias[:4], np.array(expected) - np.log(np.mean(np.exp(expected))), atol=1e-6)
     assert bias[4] == 0  # Nobody has rated it.
     assert bias.dtype == np.float32
 

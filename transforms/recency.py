@@ -94,16 +94,16 @@ def log_drift(counts: np.ndarray, recent: np.ndarray) -> np.ndarray:
 
 
 def item_bias(rated: RatedItems, blend: Blend) -> np.ndarray:
-    """Returns [num_items] float32: the log of each item's share of the ratings, with a mean of 0 over the items that are rated.
+    """Returns [num_items] float32: the log of each item's share of the ratings, over the mean share of the items that are rated.
 
-    An item without ratings has 0 too: until there are some, it counts as one of middling popularity.
+    An item without ratings has 0: until there are some, its share can only be expected to be the mean.
     """
     counts = rated.counts
     bias = np.log(np.maximum(counts, 1))
     if blend.half_life_days is not None:
         recent = recent_counts(rated, blend.half_life_days * DAY_SECONDS)
         bias += blend.recency * log_drift(counts, recent)
-    return np.where(counts > 0, bias - bias[counts > 0].mean(), 0).astype(np.float32)
+    return np.where(counts > 0, bias - np.log(np.exp(bias[counts > 0]).mean()), 0).astype(np.float32)
 
 
 def lift_items(vectors: np.ndarray, taste: float, bias: np.ndarray) -> np.ndarray:
