@@ -4,11 +4,11 @@
                              │ how many epochs
     ingest, with all ────── train ── embed ── index ── recommend    published: histories and seen items include the holdout
 
-The second chain is the same stages with other settings: `--split none`, and exactly as many epochs as the evaluated training
-took, without a validation slice. So its table is the very one that a run with those flags makes, and there is one definition of
-a history, of which of two ratings of a pair counts, and of what is recent. It costs a second reading of the source, which is
-little beside a second training; putting the holdout back into the users of the first reading could not do the same: of an item
-that was rated before the cut and again after it, a temporal split keeps only the first.
+The second chain is the same stages with other settings: `--split none`, exactly as many epochs as the evaluated training
+took, without a validation slice, and the taste and recency that it chose. So there is one definition of a history, of which of
+two ratings of a pair counts, and of what is recent. It costs a second reading of the source, which is little beside a second
+training; putting the holdout back into the users of the first reading could not do the same: of an item that was rated before
+the cut and again after it, a temporal split keeps only the first.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from dataclasses import replace
 from pipelines.settings import Settings
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
+from transforms.recency import blend_of
 
 
 def settings_of_refit(settings: Settings, evaluated: Mapping[str, StageManifest]) -> Settings:
@@ -24,12 +25,14 @@ def settings_of_refit(settings: Settings, evaluated: Mapping[str, StageManifest]
 
     Args:
       settings: of the chain that is evaluated.
-      evaluated: its finished stages; the training decides how many epochs the other one takes.
+      evaluated: its finished stages; the training decides how many epochs the other one takes, and how scores are made.
     """
     ingest = replace(settings.ingest, split=replace(settings.ingest.split, split="none", holdout=0))
     training = settings.training
     if "train" in evaluated:
-        training = replace(training, validation_fraction=0.0, max_epochs=evaluated["train"].metrics["epochs"])
+        found = evaluated["train"].metrics
+        blend = blend_of(found["recency"])
+        training = replace(training, validation_fraction=0.0, max_epochs=found["epochs"], blend=blend)
     return replace(settings, ingest=ingest, training=training, refit=False)
 
 

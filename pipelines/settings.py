@@ -112,7 +112,7 @@ class ShortlistOptions(PipelineOptions):
         train.add_argument(
             "--l2",
             type=float,
-            help=f"weight of the L2 penalty on a batch's embeddings (default {defaults.l2:g}, "
+            help="weight of the L2 penalty on a batch's embeddings (default "
             + ", ".join(f"{l2:g} for {tower}" for tower, l2 in L2_OF.items())
             + ")",
         )
@@ -367,7 +367,7 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     ShortlistOptions._add_argparse_args(parser)
     flags, others = parser.parse_known_args(list(argv))
     if flags.config:
-        flags, others = parser.parse_known_args([*flags_of_config(flags.config), *argv])
+        flags, others = parser.parse_known_args([*flags_of_config(flags.config, parser), *argv])
     _refuse_unknown(others, parser)
     options = PipelineOptions(others)
     standard = options.view_as(StandardOptions)
@@ -382,8 +382,12 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     return settings_of(flags), options
 
 
-def flags_of_config(path: str) -> list[str]:
-    """Reads a YAML file of flags.
+_WORDS = {"recency": ("on", "off"), "tune_soar": ("yes", "no")}
+"""Values that YAML takes for true and false."""
+
+
+def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Reads a YAML file of flags; those that `parser` does not know are left as they are.
 
     Raises:
       InputError: if there is no such file, or it is no mapping of flags to plain values.
@@ -398,9 +402,15 @@ def flags_of_config(path: str) -> list[str]:
         raise InputError(f"the config {path} is not YAML ({error}): repair it") from error
     if not isinstance(config, dict):
         raise InputError(f"the config {path} must be a mapping of flags to values, got {type(config).__name__}: repair it")
+    actions = {option: action for action in parser._actions for option in action.option_strings}
     argv = []
     for name, value in config.items():
-        if isinstance(value, bool):
+        action = actions.get(f"--{name}")
+        if isinstance(value, bool) and action and action.nargs != 0:
+            if name not in _WORDS:
+                raise InputError(f"{name} in the config {path} takes a value, got {str(value).lower()}: repair it, or quote it")
+            argv.append(f"--{name}={_WORDS[name][not value]}")
+        elif isinstance(value, bool):
             argv += [f"--{name}"] if value else []
         elif isinstance(value, dict) and name == "force":
             argv += [f"--{name}={gate}={reason}" for gate, reason in value.items()]
@@ -408,6 +418,8 @@ def flags_of_config(path: str) -> list[str]:
             argv.append(f"--{name}={json.dumps(value, default=str)}")  # Which is YAML too.
         elif isinstance(value, dict):
             argv.append(f"--{name}=" + ",".join(f"{key}={column}" for key, column in value.items()))
+        elif isinstance(value, list) and action and not isinstance(action, argparse._AppendAction):
+            raise InputError(f"{name} in the config {path} takes one value, got a list: put its parts into one text")
         elif isinstance(value, list):
             argv += [f"--{name}={each}" for each in value]
         elif value is not None:
@@ -567,7 +579,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             dim=flags.dim,
             learning_rate=flags.learning_rate,
             batch_size=flags.batch_size,
-            l2=L2_OF.get(flags.user_tower, TrainingSettings.l2) if flags.l2 is None else flags.l2,
+            l2=flags.l2,
             validation_fraction=flags.validation_fraction,
             recency=flags.recency,
             max_epochs=flags.max_epochs,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import pytest
 
 from pipelines import lookup, releases, run
 from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
+from pipelines.settings import parse_command
 from schemas.manifest import fingerprint_of
 from tests.made_data import ratings, write_csv, write_items, write_ratings
 from transforms.gates import GATES
+from transforms.recency import Blend
 
 QUICK = [
     "--dim=8",
@@ -355,6 +358,16 @@ def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evalua
         assert run_command(run._alone(name), [*flags, "--refit"]) == OK, name
     assert run_command(run._alone("publish"), [f"--output={output}"]) == OK
     assert release_of(output) == release
+
+
+def test_a_refit_keeps_the_blend_that_was_chosen(job: tuple[Path, list[str]]) -> None:
+    output, _ = job
+    settings, _ = parse_command([f"--output={output}"], "")
+    train = run.finished_before("publish", settings).published["train"]
+    chosen = {"taste": 0.5, "recency": 1.0, "half_life_days": 3.5, "why": "it is better"}
+    evaluated = {"train": replace(train, metrics={**train.metrics, "recency": chosen, "epochs": 3})}
+    training = run.settings_of_refit(settings, evaluated).training
+    assert (training.blend, training.max_epochs, training.validation_fraction) == (Blend(0.5, 1.0, 3.5), 3, 0)
 
 
 def test_a_refit_needs_a_holdout_and_sources_that_stay(

@@ -186,6 +186,12 @@ def test_recency_is_chosen_where_popularity_drifts(drifting: TrainingRows) -> No
     assert quality["auto"] > 2 * quality["off"]
 
 
+def test_a_blend_that_is_given_is_kept(drifting: TrainingRows) -> None:
+    given = Blend(0.5, 1.0, 3.0)
+    trained = train(drifting, replace(QUICK, max_epochs=1, validation_fraction=0.0, blend=given))
+    assert (trained.blend, trained.recency, trained.quality) == (given, None, None)
+
+
 def test_choosing_is_deterministic(drifting: TrainingRows) -> None:
     first, second = (train(drifting, QUICK) for _ in range(2))
     assert first.recency == second.recency
@@ -292,3 +298,11 @@ def test_no_fraction_no_slice(drifting: TrainingRows) -> None:
         held_out, trained_on = validation_rows(drifting, replace(QUICK, validation=validation, validation_fraction=0))
         assert not held_out.any()
         assert trained_on.all()
+
+
+def test_a_few_times_far_ahead_make_nothing_old() -> None:
+    rng = np.random.default_rng(3)
+    item, timestamp = rng.integers(0, 20, 5_000).astype(np.int32), rng.integers(0, 100 * DAY_SECONDS, 5_000)
+    clean = item_bias(RatedItems(item, timestamp, 20), Blend(1.0, 1.0, 7.0))
+    late = RatedItems(np.append(item, 3).astype(np.int32), np.append(timestamp, 4_000_000_000), 20)
+    np.testing.assert_allclose(item_bias(late, Blend(1.0, 1.0, 7.0)), clean, atol=0.05)

@@ -123,12 +123,22 @@ def test_how_to_build_and_search_an_index_can_be_given() -> None:
     assert (default.build, default.search) == (BuildSettings(), None)
 
 
+def test_words_that_yaml_takes_for_true_and_false_are_values(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("recency: off\ntune_soar: no\n")
+    settings = parse_command([*OUTPUT, f"--config={config}"], "")[0]
+    assert settings.training.recency == "off"
+    assert settings.tune.sweep.soar == "no"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("- k", "must be a mapping of flags to values, got list"),
         ("k: [", "is not YAML"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
+        ("dim: true", "dim in the config .* takes a value, got true: repair it, or quote it"),
+        ("dim: [32, 64]", "dim in the config .* takes one value, got a list: put its parts into one text"),
         ("nun_shards: 3", "unknown flag --nun_shards: did you mean --num_shards"),
     ],
 )

@@ -14,8 +14,8 @@ A bias is one more dimension of an item's vector, where every user has a 1: the 
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,9 @@ TASTES = (1.0, 0.75, 0.5)
 RECENCIES = (1.0, 0.5)
 HALF_LIVES = (1.0, 2.0, 0.5, 4.0, 0.25)
 """What is tried, half-lives as multiples of the one that was asked for; of equals, the first is taken."""
+
+_LATEST = 0.999
+"""The quantile of the times that is taken for the end."""
 
 _SHRINKAGE = 0.1
 """As many recent ratings more than there are, and as many more than are expected, has every item: a few say little."""
@@ -45,6 +48,11 @@ class Blend:
     taste: float = 1.0
     recency: float = 0.0
     half_life_days: float | None = None
+
+
+def blend_of(report: Mapping[str, Any]) -> Blend:
+    """Returns the blend that train's metrics tell of."""
+    return Blend(*(report[each.name] for each in fields(Blend)))
 
 
 PLAIN = Blend()
@@ -71,10 +79,13 @@ class RatedItems(NamedTuple):
 
 
 def recent_counts(rated: RatedItems, half_life_secs: float) -> np.ndarray:
-    """Returns [num_items] float64: each item's ratings, each counted half for every half-life before the last of all."""
+    """Returns [num_items] float64: each item's ratings, each counted half for every half-life before the last ones.
+
+    Those are the latest thousandth; they count in full. So a few times that lie far ahead make nothing else old.
+    """
     if rated.timestamp is None or not len(rated.item):
         return rated.counts.astype(np.float64)
-    age = rated.timestamp.max() - rated.timestamp
+    age = np.maximum(0, np.quantile(rated.timestamp, _LATEST, method="higher") - rated.timestamp)
     return np.bincount(rated.item, 0.5 ** (age / half_life_secs), minlength=rated.num_items)
 
 
@@ -94,7 +105,7 @@ def log_drift(counts: np.ndarray, recent: np.ndarray) -> np.ndarray:
 
 
 def item_bias(rated: RatedItems, blend: Blend) -> np.ndarray:
-    """Returns [num_items] float32: the log of each item's share of the ratings, over the mean share of the items that are rated.
+    """Returns [num_items] float32: the log of each item's share of the ratings over the mean share of rated items.
 
     An item without ratings has 0: until there are some, its share can only be expected to be the mean.
     """

@@ -414,8 +414,9 @@ def map_columns(roles: Roles, names: list[str], given: Mapping[str, str], where:
 
 
 def _stored_type(dtype: pa.DataType) -> pa.DataType:
-    """Returns a column's type once dictionaries are decoded."""
-    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+    """Returns a column's type once dictionaries are decoded, and views are text."""
+    stored = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+    return pa.string() if pa.types.is_string_view(stored) else stored
 
 
 def _other_columns(roles: Roles, schema: pa.Schema, mapping: Mapping[str, str], where: str) -> pa.Schema:
@@ -586,6 +587,8 @@ def _decoded(column: pa.Array, wanted: pa.DataType | None) -> tuple[pa.Array, bo
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.string())
     dtype = column.type
     is_bytes = pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_fixed_size_binary(dtype)
     if not is_text(dtype) and not (is_bytes and (wanted is None or is_text(wanted))):
