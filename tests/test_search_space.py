@@ -44,9 +44,9 @@ def test_draws_begin_with_the_flags_own_settings_and_more_draws_begin_with_fewer
     assert few != trials_of(SPACE, replace(BASE, seed=6), 5, "space")
     for each in many[1:]:
         assert 0.001 <= each.learning_rate <= 0.01
-        assert 0.02 <= each.l2 <= 0.5
+        assert 0.02 <= each.l2_weight <= 0.5
         assert each.dim in (32, 64, 128)
-        assert float(f"{each.l2:.3g}") == each.l2
+        assert float(f"{each.l2_weight:.3g}") == each.l2_weight
     # Half of the draws lie below the geometric mean of a logarithmic range, not below its middle.
     below = sum(each.learning_rate < 10**-2.5 for each in trials_of(SPACE, BASE, 200, "space"))
     assert 75 <= below <= 125

@@ -10,7 +10,7 @@ import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -39,12 +39,14 @@ _MAX_REPEATS = 1_000
 
 
 def varied_settings() -> dict[str, type]:
-    """Returns the settings that a trial may have of its own, and their types."""
-    return {
-        field.name: field.type
-        for field in dataclasses.fields(TrainingSettings)
-        if field.type in _TYPES and field.name not in SHARED and isinstance(field.type, type)
-    }
+    """Returns the settings that a trial may have of its own, and their types; None is what a trial leaves out."""
+    kinds = {field.name: (get_args(field.type) or (field.type,))[0] for field in dataclasses.fields(TrainingSettings)}
+    return {name: kind for name, kind in kinds.items() if kind in _TYPES and name not in SHARED}
+
+
+def varied_of(settings: TrainingSettings) -> dict[str, Any]:
+    """Returns the values of those settings; of L2, the weight that is meant."""
+    return {name: getattr(settings, name) for name in varied_settings()} | {"l2": settings.l2_weight}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from transforms.charts import Axis, Marks, Panel, draw
 from transforms.curves import CurveRow
 from transforms.features import Feature, declaration_of, to_json
 from transforms.progress import TALLY
-from transforms.search_space import varied_settings
+from transforms.search_space import varied_of, varied_settings
 from transforms.training import TrainingPaths, TrainingRows, TrainingSettings, describe, read_rows, train, with_features
 from transforms.write import part_path
 
@@ -179,14 +179,14 @@ def write_trials(results: Sequence[tuple[Trial, Result]], root: str) -> tuple[li
 
 def row_of(trial: Trial, result: Result) -> dict[str, Any]:
     """Returns a row of the table: what does not depend on the machine."""
-    settings = {f"setting_{name}": getattr(trial.settings, name) for name in varied_settings()}
+    settings = {f"setting_{name}": value for name, value in varied_of(trial.settings).items()}
     results = {name: value for name, value in asdict(result).items() if name != "seconds"}
     return {"trial": trial.number, "quality": result.quality} | results | settings
 
 
 def config_of(trial: Trial, result: Result, num_trials: int) -> str:
     """Returns a trial's settings as YAML that `--config` takes."""
-    settings: dict[str, Any] = {name: getattr(trial.settings, name) for name in varied_settings()}
+    settings = varied_of(trial.settings)
     if trial.settings.features:
         settings["features"] = {feature.column: declaration_of(feature) for feature in trial.settings.features}
     found = f"Recall@100 {result.recall_at_100:.4f} and NDCG@10 {result.ndcg_at_10:.4f} on the validation slice"
@@ -195,7 +195,7 @@ def config_of(trial: Trial, result: Result, num_trials: int) -> str:
 
 def differing(trials: Sequence[TrainingSettings]) -> list[str]:
     """Returns the settings that are not the same in all trials."""
-    return [name for name in varied_settings() if len({getattr(settings, name) for settings in trials}) > 1]
+    return [name for name in varied_settings() if len({varied_of(settings)[name] for settings in trials}) > 1]
 
 
 def chart_of(best_first: Sequence[tuple[Trial, Result]]) -> str:
@@ -206,11 +206,11 @@ def chart_of(best_first: Sequence[tuple[Trial, Result]]) -> str:
     floor = min(result.quality or 0.0 for _, result in done)
 
     def panel_of(name: str) -> Panel:
-        values = sorted({getattr(settings, name) for settings in trials})
+        values = sorted({varied_of(settings)[name] for settings in trials})
         as_names = not all(type(value) in (int, float) for value in values)
 
         def marks_of(some: Sequence[tuple[Trial, Result]], label: str, color: int, is_hollow: bool = False) -> Marks:
-            at = [getattr(trial.settings, name) for trial, _ in some]
+            at = [varied_of(trial.settings)[name] for trial, _ in some]
             return Marks(
                 [float(values.index(value)) if as_names else float(value) for value in at],
                 [floor if result.quality is None else result.quality for _, result in some],
