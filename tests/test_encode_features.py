@@ -149,6 +149,12 @@ def test_numbers_are_standardised(numbers: pa.Array) -> None:
     assert [pair for bag in bags for pair in bag] == [(0, pytest.approx(weight)) for weight in expected]
 
 
+@pytest.mark.parametrize("numbers", [[1e-320, 2e-320, 3e-320], [1e200, -1e200, 3e200]])
+def test_numbers_that_cannot_be_standardised_are_left_out(numbers: list[float]) -> None:
+    with pytest.raises(InputError, match="x is left out: its spread is no finite number above 0"):
+        fit("{x: {kind: number, buckets: 0}}", {"x": numbers})
+
+
 def test_a_number_far_off_counts_as_four_deviations() -> None:
     encoder = fit("{price: {kind: number, buckets: 0}}", {"price": [0.0, 2.0]}).encoder
     assert bags_of(encoder, block_of({"price": [1e9, -1e9, 1.0]})) == [[(0, 4.0)], [(0, -4.0)], [(0, 0.0)]]

@@ -112,7 +112,7 @@ def test_nothing_asked_for_changes_nothing():
     ("ask", "message"),
     [
         ({"kind": "trees"}, "the kind of index must be one of exact, hashed, tree, got 'trees': change --index_kind"),
-        ({"num_leaves": 0}, "the number of leaves must be at least 1, got 0: raise --leaves or leave it out"),
+        ({"num_leaves": 0}, "the number of leaves must be at least 1, got 0: raise it or leave it out"),
         ({"kind": "hashed", "num_leaves": 5}, "an index of kind hashed has no leaves, got 5: leave --leaves out"),
         (
             {"quantization_threshold": float("nan")},

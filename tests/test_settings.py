@@ -68,7 +68,7 @@ def test_another_runner_is_left_alone() -> None:
         ([*OUTPUT, "--k=0"], "k must be at least 1, got 0: raise --k"),
         ([*OUTPUT, "--num_shards=0"], "num_shards must be at least 1, got 0"),
         ([*OUTPUT, "--max_shard_bytes=5"], "max_shard_bytes must be at least 1 MiB, got 5"),
-        ([*OUTPUT, "--leaves=0"], "the number of leaves must be at least 1, got 0: raise --leaves"),
+        ([*OUTPUT, "--leaves=0"], "the number of leaves must be at least 1, got 0: raise it"),
         ([*OUTPUT, "--index_kind=forest"], "the kind of index must be one of exact, hashed, tree, got 'forest'"),
         ([*OUTPUT, "--leaves_to_search=5"], "leaves_to_search alone says too little of a search: give --reorder_per_neighbor"),
         ([*OUTPUT, "--reorder_per_neighbor=0.5"], "reorder per neighbor must be a number from 1 on, got 0.5"),

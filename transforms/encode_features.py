@@ -10,6 +10,7 @@ missing, or was not learned, adds nothing. A standardised number is one code who
 encode with the same functions, a block at a time.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -496,7 +497,11 @@ class _FitNumbers(_Fit):
         if distinct == 1:
             return self._leave_out("all its values are the same", 1)
         if not self.feature.buckets:
-            return _Standardised(self.feature, float(numbers.mean()), float(numbers.std())), distinct
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                mean, deviation = float(numbers.mean()), float(numbers.std())
+            if not 0 < deviation < math.inf:
+                return self._leave_out("its spread is no finite number above 0", distinct)
+            return _Standardised(self.feature, mean, deviation), distinct
         at = np.arange(1, self.feature.buckets) / self.feature.buckets
         bounds = np.unique(np.quantile(numbers, at, method="inverted_cdf"))
         # A bound begins a bucket; nothing lies below the smallest number. Where nearly all numbers are that one, the rest stay.

@@ -97,7 +97,7 @@ class BuildSettings:
         if self.kind is not None and self.kind not in KINDS:
             raise InputError(f"the kind of index must be one of {', '.join(KINDS)}, got {self.kind!r}: change --index_kind")
         if self.num_leaves is not None and self.num_leaves < 1:
-            raise InputError(f"the number of leaves must be at least 1, got {self.num_leaves}: raise --leaves or leave it out")
+            raise InputError(f"the number of leaves must be at least 1, got {self.num_leaves}: raise it or leave it out")
         if self.num_leaves is not None and self.kind not in (None, "tree"):
             raise InputError(f"an index of kind {self.kind} has no leaves, got {self.num_leaves}: leave --leaves out")
         if not 0 <= self.quantization_threshold < 1:

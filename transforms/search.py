@@ -52,9 +52,9 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         if self.leaves_to_search is not None and self.leaves_to_search < 1:
-            raise InputError(f"leaves to search must be at least 1, got {self.leaves_to_search}")
+            raise InputError(f"leaves to search must be at least 1, got {self.leaves_to_search}: raise it")
         if not 1 <= self.reorder_per_neighbor < math.inf:
-            raise InputError(f"reorder per neighbor must be a number from 1 on, got {self.reorder_per_neighbor}")
+            raise InputError(f"reorder per neighbor must be a number from 1 on, got {self.reorder_per_neighbor}: raise it")
 
 
 def served_plan(plan: ShardPlan, num_allowed: int) -> ShardPlan:

@@ -649,7 +649,7 @@ class _Fit:
     def _end_epoch(self) -> None:
         """Validates, and adds a row to the curve."""
         progress, weights = self._progress, self._weights()
-        self._check(weights)
+        self._check([variable.numpy() for variable in self._variables()])
         quality = None
         if self._validation is not None:
             quality = max((Quality(**each.means) for each in self.values_of(self._blends, self._validation)), key=sum)
