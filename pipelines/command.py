@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
@@ -10,7 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from pipelines.logs import is_verbose
-from schemas.errors import GatesFailed, InputError
+from schemas.errors import GatesFailed, InputError, WriteRefused
 
 OK, FAULT, MISTAKE, GATE_FAILED, STOPPED = 0, 1, 2, 3, 130
 """Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags; a table that failed its gates,
@@ -20,6 +21,8 @@ and is not published; stopped with Ctrl-C."""
 _STEP = re.compile(r" \[while running '.*", re.DOTALL)
 _INTERRUPTED = re.compile(r"^KeyboardInterrupt\b", re.MULTILINE)
 _IN_WORKER = re.compile(r"schemas\.errors\.InputError: (?P<message>[^\n]*)")
+_REFUSED_IN_WORKER = re.compile(r"schemas\.errors\.WriteRefused: (?P<message>[^\n]*)")
+_NO_SPACE = re.compile(r"^.*\bNo space left on device\b.*$", re.MULTILINE)
 _OS_ERROR = re.compile(r"^(?:OSError|PermissionError|FileNotFoundError): (?P<message>\[Errno \d+\][^\n]*)", re.MULTILINE)
 
 
@@ -39,7 +42,8 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         return OK
     except (Exception, KeyboardInterrupt) as error:
         code, messages = verdict_on(error)
-        if code == FAULT or (code == MISTAKE and is_verbose()):
+        unknown = code == FAULT and machine_fault_in(error) is None
+        if unknown or (code in (FAULT, MISTAKE) and is_verbose()):
             traceback.print_exc()
         for message in messages:
             _say(message)
@@ -79,9 +83,21 @@ def mistake_in(error: BaseException) -> str | None:
 
 
 def machine_fault_in(error: BaseException) -> str | None:
-    """Returns what the operating system refused, such as a full disk, or None."""
-    matches = list(_OS_ERROR.finditer("".join(traceback.format_exception(error))))
-    return f"the machine refused: {_STEP.sub('', matches[-1]['message'])}; finished stages are kept" if matches else None
+    """Returns what the machine refused, such as to write on a full disk, with the repair, or None."""
+    for found in causes_of(error):
+        match = _REFUSED_IN_WORKER.search(str(found))
+        if isinstance(found, WriteRefused) or match:
+            return _STEP.sub("", match["message"] if match else str(found))
+    text = "".join(traceback.format_exception(error))
+    refused = [match["message"] for match in _OS_ERROR.finditer(text)]
+    # TensorFlow has errors of its own for what it writes to the folder for temporary files.
+    refused = refused or [match[0].strip() for match in _NO_SPACE.finditer(text)]
+    if not refused:
+        return None
+    message = f"the machine refused: {_STEP.sub('', refused[-1])}; finished stages are kept"
+    if _NO_SPACE.search(refused[-1]):
+        message += f": make room there (temporary files are in {tempfile.gettempdir()}, or where TMPDIR says), and run it again"
+    return message
 
 
 class Output(Console):

@@ -1,5 +1,6 @@
 """The exceptions that mean "the input, a setting or the result is not as it must be", as opposed to a fault of the program."""
 
+import errno
 from collections.abc import Sequence
 
 
@@ -12,6 +13,44 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class WriteRefused(OSError):
+    """A file that the machine would not write: a full disk, a folder that is read-only. It is mended outside the program.
+
+    Command lines print the message alone and exit with code 1. The message is one line, as InputError's is.
+
+    Args:
+      message: the whole message; `of` makes it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+    @classmethod
+    def of(cls, path: str, error: Exception) -> "WriteRefused":
+        """Returns the error that says what was refused, why, and what to do.
+
+        Args:
+          path: the file that was to be.
+          error: what the file system said.
+        """
+        number, said = getattr(error, "errno", None), getattr(error, "strerror", None)
+        reason = f"[Errno {number}] {said}" if said else str(error)
+        repair = _REPAIRS.get(number or 0, "mend that")
+        return cls(f"cannot write {path} ({reason}): {repair}, then run the same command again; finished stages are kept")
+
+
+_REPAIRS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "change its rights",
+    errno.EPERM: "change its rights",
+}
+
+ONLY_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""The numbers of those errors of the operating system that reading never meets."""
 
 
 class GatesFailed(Exception):

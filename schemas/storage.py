@@ -10,8 +10,8 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadat
 from apache_beam.io.filesystems import FileSystems
 
 from schemas.blocks import Block
-from schemas.errors import InputError
+from schemas.errors import ONLY_OF_WRITING, InputError, WriteRefused
 
 _COPY_BYTES = 1 << 22
 
@@ -103,30 +103,68 @@ def rename(source: str, destination: str) -> None:
 
 
 def delete(path: str) -> None:
-    """Deletes a file; one already gone is no error."""
+    """Deletes a file; one already gone is no error, nor is one that somebody else deletes at the same time."""
     if exists(path):
-        FileSystems.delete([path])
+        _delete([path])
 
 
 def delete_folder(path: str) -> None:
     """Deletes every file below a folder, and the folder where the file system has such a thing."""
     files = [file.path for file in list_files(join(path, "**"))]
     if files:
-        FileSystems.delete(files)
+        _delete(files)
     delete(path)
+
+
+def _delete(paths: list[str]) -> None:
+    try:
+        FileSystems.delete(paths)
+    except BeamIOError:
+        if any(exists(path) for path in paths):
+            raise
 
 
 @contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
-    """Opens a file that appears at `path`, whole, when the block ends without an error, and not at all otherwise."""
+    """Opens a file that appears at `path`, whole, when the block ends without an error, and not at all otherwise.
+
+    Raises:
+      WriteRefused: if the disk is full or does not let itself be written.
+    """
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        with create_file(temporary) as file:
+        with _saying_what_is_refused(path):
+            file = create_file(temporary)
+        with _saying_what_is_refused(path, ONLY_OF_WRITING), file:
             yield file
-        rename(temporary, path)
+        with _saying_what_is_refused(path):
+            rename(temporary, path)
     except BaseException:
-        delete(temporary)
+        with suppress(OSError, BeamIOError):
+            delete(temporary)
         raise
+
+
+@contextmanager
+def _saying_what_is_refused(path: str, numbers: Collection[int] | None = None) -> Iterator[None]:
+    """Turns what a file system says into an error that names the file and the repair; with `numbers` only those errors."""
+    try:
+        yield
+    except WriteRefused:
+        raise
+    except (OSError, BeamIOError) as error:
+        # Beam gathers the errors of each path.
+        details = [each for each in (getattr(error, "exception_details", None) or {}).values() if isinstance(each, OSError)]
+        cause = _innermost(details[0]) if details else error
+        if numbers is not None and getattr(cause, "errno", None) not in numbers:
+            raise
+        raise WriteRefused.of(path, cause) from error
+
+
+def _innermost(error: OSError) -> OSError:
+    """Returns the error that Beam wrapped as the argument of another."""
+    inner = error.args[0] if error.args else None
+    return _innermost(inner) if isinstance(inner, OSError) else error
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
