@@ -35,6 +35,10 @@ from transforms.gates import Evaluation, Facts, Gate, GateSettings, LastRelease,
 Done = dict[str, StageManifest]
 
 
+class AnotherPublished(InputError):
+    """A table that was compared with the one served then; another is served now."""
+
+
 class Made(NamedTuple):
     """The finished stages of a job, by name.
 
@@ -218,7 +222,8 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
       settings: the gates' limits.
 
     Raises:
-      InputError: if the table was compared with another than `LATEST` names now, or a file is missing.
+      AnotherPublished: if the table was compared with another than `LATEST` names now.
+      InputError: if a file is missing.
     """
     table = made.published["recommend"]
     release = release_of(table)
@@ -228,7 +233,9 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
         return Outcome(latest, read_release(workspace, latest), False, [])
     last = last_table(workspace, table)
     if not is_compared_with(made.published["judge"], last):
-        raise InputError("another release has been published since the table was judged: run python -m pipelines.judge again")
+        raise AnotherPublished(
+            "another release has been published since the table was judged: run python -m pipelines.judge again"
+        )
     for stage in made.published.values():
         check_complete(workspace.root, stage, "topk" if stage.stage == "recommend" else None)
     withdrawals = withdrawals_of(workspace, release, table.digest)

@@ -18,7 +18,7 @@ from pipelines.command import Output, run_command, verdict_on
 from pipelines.judge import last_table
 from pipelines.logs import LOGGER
 from pipelines.progress import Progress
-from pipelines.publish import Done, Made, Outcome, is_compared_with, publish
+from pipelines.publish import AnotherPublished, Done, Made, Outcome, publish
 from pipelines.refit import check_same_sources, settings_of_refit
 from pipelines.settings import Settings, parse_command
 from pipelines.stage import Stage, run_stage
@@ -88,12 +88,19 @@ def run(settings: Settings, options: PipelineOptions) -> Made:
     made = nothing_made(settings)
     run_stages(list(STAGES), settings, made, options)
     run_judges(settings, made, options)
-    while not is_compared_with(made.published["judge"], last_table(workspace, made.published["recommend"])):
-        run_judges(settings, made, options)  # Another run has published in the meantime.
     if settings.export_saved_model:
         *_, (ask, done) = chains(settings, made)
         done["export"] = run_stage(export.stage(ask, done), workspace, options, Progress())
     return made
+
+
+def publish_when_judged(settings: Settings, made: Made, options: PipelineOptions) -> Outcome:
+    """Publishes a table; where another run has published in the meantime, the table is first compared with that one."""
+    while True:
+        try:
+            return publish(Workspace(settings.output), made, settings.gates)
+        except AnotherPublished:
+            run_judges(settings, made, options)
 
 
 def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
@@ -184,7 +191,7 @@ def main(argv: Sequence[str]) -> None:
         if not settings.ingest.ratings:
             raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
         made = run(settings, options)
-        return made, publish(Workspace(settings.output), made, settings.gates)
+        return made, publish_when_judged(settings, made, options)
 
     _make_and_tell(settings, started, make)
 

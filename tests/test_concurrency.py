@@ -1,0 +1,68 @@
+"""Runs at the same time on one output do not hinder each other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import run
+from pipelines.command import OK, run_command
+from pipelines.publish import Made
+from schemas import storage
+from tests.made_data import write_items, write_ratings
+
+
+def flags_of(folder: Path) -> list[str]:
+    return [
+        f"--ratings={write_ratings(folder)}",
+        f"--items={write_items(folder)}",
+        "--dim=8",
+        "--max_epochs=3",
+        "--checkpoint_secs=0",
+        "--batch_size=64",
+        "--num_shards=2",
+        "--num_buckets=2",
+        "--min_lift=0",
+    ]
+
+
+def latest_of(output: Path) -> dict[str, Any]:
+    return json.loads((output / "LATEST").read_text())
+
+
+def test_a_table_is_compared_with_what_another_run_published_in_the_meantime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags, output = [*flags_of(tmp_path), f"--output={tmp_path / 'out'}"], tmp_path / "out"
+    assert run_command(run.main, [*flags, "--k=8"]) == OK
+    first = latest_of(output)
+    assert run_command(run.main, [*flags, "--k=9"]) == OK
+    original = run.run
+
+    def overtaken(*arguments: Any) -> Made:
+        made = original(*arguments)
+        (output / "LATEST").write_text(json.dumps(first))
+        return made
+
+    monkeypatch.setattr(run, "run", overtaken)
+    assert run_command(run.main, [*flags, "--k=10"]) == OK
+    release = json.loads((output / latest_of(output)["manifest"]).read_text())
+    assert release["compared_with"]["release"] == first["release"]
+    assert release["compared_with"]["k"] == 8
+
+
+@pytest.mark.parametrize("delete", [storage.delete, storage.delete_folder])
+def test_what_two_delete_at_once_is_gone_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delete: Any) -> None:
+    path = tmp_path / "folder" / "file"
+    path.parent.mkdir()
+    path.write_text("once")
+    original = storage.FileSystems.delete
+
+    def overtaken(paths: list[str]) -> None:
+        original(paths)
+        original(paths)
+
+    monkeypatch.setattr(storage.FileSystems, "delete", overtaken)
+    delete(str(path if delete is storage.delete else path.parent))
+    assert not path.exists()
