@@ -26,7 +26,7 @@ from transforms.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
 from transforms.search import SearchSettings
 from transforms.search_plan import MAX_WORKER_BYTES, PLANS
 from transforms.split import DEFAULT_HOLDOUT, SplitSettings
-from transforms.training import L2_OF, TrainingSettings
+from transforms.training import CHECKPOINT_SECS, L2_OF, TrainingSettings
 from transforms.tune import THRESHOLDS, Sweep
 from transforms.validate import RatingRules
 
@@ -126,6 +126,13 @@ class ShortlistOptions(PipelineOptions):
         )
         train.add_argument("--max_epochs", type=int, default=defaults.max_epochs, help="the most epochs")
         train.add_argument("--patience", type=int, default=defaults.patience, help="epochs without a better validation")
+
+        train.add_argument(
+            "--checkpoint_secs",
+            type=float,
+            default=CHECKPOINT_SECS,
+            help=f"of training that a broken run loses, about (default {CHECKPOINT_SECS:g}); 0 keeps every epoch",
+        )
 
         sweep = parser.add_argument_group("sweep")
         sweep.add_argument("--trials", help="a YAML file of trials, or of settings with the values to try: see docs/sweep.md")
@@ -336,10 +343,16 @@ class Settings:
     gates: GateSettings
     refit: bool
     export_saved_model: bool
+    checkpoint_secs: float
     json: bool
     verbose: bool
 
     def __post_init__(self) -> None:
+        if not 0 <= self.checkpoint_secs < math.inf:
+            raise InputError(
+                f"checkpoint_secs must be 0 or more, got {self.checkpoint_secs:g}: leave --checkpoint_secs out to lose "
+                f"about {CHECKPOINT_SECS:g} seconds at most"
+            )
         if self.refit and self.ingest.split.split == "none":
             raise InputError(
                 "--refit trains on what was held out, and --split none holds nothing out: leave --refit out, or change --split"
@@ -635,6 +648,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         ),
         refit=flags.refit,
         export_saved_model=flags.export_saved_model,
+        checkpoint_secs=flags.checkpoint_secs,
         json=flags.json,
         verbose=flags.verbose,
     )

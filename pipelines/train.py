@@ -35,7 +35,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         settings=asdict(training),
         inputs={"ingest": ingested},
         reads={"ingest": ["interactions/train", *(["items"] if paths.items else [])]},
-        build=lambda root, attempt: build(root, attempt, paths, training),
+        build=lambda root, attempt: build(root, attempt, paths, training, settings.checkpoint_secs),
         check=lambda metrics, folder: warn_of_features(metrics),
     )
 
@@ -67,13 +67,15 @@ def paths_of(output: str, ingested: StageManifest, trainings: Sequence[TrainingS
     return TrainingPaths(ingested.paths(output, "interactions/train"), items)
 
 
-def build(root: beam.Pipeline, attempt: str, paths: TrainingPaths, settings: TrainingSettings) -> Reports:
+def build(
+    root: beam.Pipeline, attempt: str, paths: TrainingPaths, settings: TrainingSettings, checkpoint_secs: float
+) -> Reports:
     """Adds the stage's steps: one element, the files to read, through one worker that trains.
 
     Checkpoints lie beside the attempt, in the folder of the stage, so that the next attempt at the same stage goes on.
     """
     checkpoints = join(attempt.rpartition("/")[0], "checkpoints")
-    trained = root | "TrainTowers" >> TrainTowers(paths, attempt, settings, checkpoints)
+    trained = root | "TrainTowers" >> TrainTowers(paths, attempt, settings, checkpoints, checkpoint_secs)
     return [
         trained | "Files" >> beam.FlatMap(lambda made: made[0]),
         trained | "Metrics" >> beam.Map(lambda made: made[1]),

@@ -28,6 +28,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.io.filesystem import BeamIOError
 
 from schemas.blocks import Block, in_blocks
 from schemas.errors import InputError
@@ -95,6 +96,8 @@ _ROWS_TOGETHER = 4
 """Rows of a user that stay together in an epoch, where the user's history is looked at."""
 _WORK_A_SAVE = 20
 """Between two checkpoints at least so many times as long is worked as saving one took."""
+CHECKPOINT_SECS = 5.0
+"""How much work an interrupted training may lose, about."""
 
 USER_TOWER = "user_tower"
 ITEM_TOWER = "item_tower"
@@ -491,6 +494,10 @@ def read_checkpoint(path: str) -> Checkpoint | None:
             return Checkpoint(Progress(**json.loads(str(arrays["progress"]))), variables, best)
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
+    except (OSError, BeamIOError):
+        if exists(path):
+            raise
+        return None  # Another run of the same training has just ended, and has tidied up.
 
 
 def checkpoint_path(folder: str, rows: TrainingRows, settings: TrainingSettings) -> str:
@@ -736,6 +743,7 @@ class Trained(NamedTuple):
       quality: on the validation slice, after the search's best epoch; None without a slice.
       blend: how scores are made of the towers' inner products and the popularity of items.
       recency: how that was chosen; None where it was not.
+      resumed_epochs: how many epochs were done already by an attempt that was broken off.
     """
 
     model: "TwoTowers"
@@ -744,13 +752,14 @@ class Trained(NamedTuple):
     quality: Quality | None
     blend: Blend = PLAIN
     recency: dict[str, Any] | None = None
+    resumed_epochs: int = 0
 
 
 def train(
     rows: TrainingRows,
     settings: TrainingSettings,
     checkpoints: str | None = None,
-    checkpoint_secs: float = 5.0,
+    checkpoint_secs: float = CHECKPOINT_SECS,
     on_epoch: Callable[[list[CurveRow]], None] | None = None,
 ) -> Trained:
     """Trains the towers, from the beginning or from the checkpoint of an earlier attempt.
@@ -768,6 +777,7 @@ def train(
     path = checkpoint_path(checkpoints, rows, settings) if checkpoints is not None else None
     checkpoint = read_checkpoint(path) if path else None
     progress = checkpoint.progress if checkpoint else Progress()
+    resumed = len(progress.curve)
     held_out, trained_on = validation_rows(rows, settings)
     validation = make_validation(rows, held_out, trained_on, settings.seed) if held_out.any() else None
     plan = [(rows.where(trained_on) if validation else rows, validation)]
@@ -796,13 +806,13 @@ def train(
             if settings.recency == "auto" and rows.timestamp is not None:
                 progress.recency = fit.choose_blend()
     if not validation:
-        return Trained(fit.model, progress.epoch, progress.curve, None, blends[0])
+        return Trained(fit.model, progress.epoch, progress.curve, None, blends[0], resumed_epochs=resumed)
     best: Mapping[str, Any] = progress.curve[progress.best_epoch - 1]
     blend = blends[0]
     if progress.recency:
         best, blend = progress.recency, blend_of(progress.recency)
     quality = Quality(best["recall_at_100"], best["ndcg_at_10"])
-    return Trained(fit.model, progress.best_epoch, progress.curve, quality, blend, progress.recency)
+    return Trained(fit.model, progress.best_epoch, progress.curve, quality, blend, progress.recency, resumed)
 
 
 def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[WrittenFile]:
@@ -858,6 +868,7 @@ def train_and_write(
         "train_items": len(rows.item_ids),
         "train_rows": len(rows.user),
         "epochs": trained.num_epochs,
+        "resumed_epochs": trained.resumed_epochs,
         "loss": trained.curve[-1]["loss"],
         "train_seconds": round(time.monotonic() - started, 3),
     }
@@ -898,7 +909,7 @@ class TrainTowers(beam.PTransform):
     root: str
     settings: TrainingSettings
     checkpoints: str | None = None
-    checkpoint_secs: float = 5.0
+    checkpoint_secs: float = CHECKPOINT_SECS
     resource_hints: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
