@@ -38,7 +38,6 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         command(argv)
     except BrokenPipeError:
         # Whoever reads standard output, such as `head`, has had enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except (Exception, KeyboardInterrupt) as error:
         code, messages = verdict_on(error)
@@ -48,7 +47,17 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
         for message in messages:
             _say(message)
         return code
+    finally:
+        _let_go_of_closed_output()
     return OK
+
+
+def _let_go_of_closed_output() -> None:
+    """Drops what nobody reads any more; or else Python would fail to write it as it ends, and change the exit code."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def verdict_on(error: BaseException) -> tuple[int, list[str]]:

@@ -1,5 +1,9 @@
 """What went wrong becomes an exit code and one line, wherever it happened."""
 
+import os
+import subprocess
+import sys
+
 import apache_beam as beam
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
@@ -60,3 +64,26 @@ def test_a_full_disk_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run_command(command, []) == FAULT
     assert "[Errno 28] No space left on device; finished stages are kept" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_any_more_changes_no_exit_code() -> None:
+    """What is still in a buffer as the command ends included."""
+    code = """
+import sys
+from pipelines.command import run_command
+from schemas.errors import InputError
+
+def command(argv):
+    print("not read")
+    raise InputError("this is wrong")
+
+sys.exit(run_command(command, []))
+"""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=buffered, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as made:
+        assert made.stdout is not None
+        made.stdout.close()
+        assert made.stderr is not None
+        assert made.stderr.read() == "error: this is wrong\n"
+    assert made.returncode == MISTAKE
