@@ -175,10 +175,23 @@ def _imported(module: str) -> set[str]:
 
 
 def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+    return _path_of(name) is not None
+
+
+def _path_of(module: str) -> Path | None:
+    """Returns where a module's source lies, or None where there is no such module.
+
+    Python's own `find_spec` imports all that is above the last dot: to ask it for `transforms.towers.TwoTowers` would import
+    TensorFlow, in a run that has nothing to do.
+    """
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder, *rest)
+        for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
+            if candidate.is_file():
+                return candidate
+    return None
 
 
 def _code_of(module: str) -> str:
@@ -193,7 +206,7 @@ def _code_of(module: str) -> str:
 
 
 def _source(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    path = _path_of(module)
+    if path is None:
         raise InputError(f"the module {module} cannot be found: install the package anew")
-    return Path(spec.origin).read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8")

@@ -1,5 +1,7 @@
 """A finished stage is skipped; an unfinished one leaves nothing that counts; fingerprints follow all that matters."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from schemas.storage import WrittenFile, exists, join, list_files, read_parquet_
 from schemas.workspace import Workspace
 from transforms.write import WriteParts
 
+ROOT = Path(__file__).parent.parent
 SCHEMA = pa.schema([("n", pa.int64())])
 OPTIONS = PipelineOptions(["--runner", "FnApiRunner"])
 
@@ -138,6 +141,16 @@ def test_code_version_covers_every_module_that_a_stage_reaches() -> None:
     assert {"transforms.sources", "transforms.tfds_blocks", "transforms.partition", "schemas.items"} <= reached
     assert "transforms.towers" in stages._imported("pipelines.train")
     assert not any(name.startswith("pipelines") for name in reached - {"pipelines.ingest"})
+
+
+def test_the_code_of_a_stage_is_read_without_importing_what_only_work_needs() -> None:
+    code = (
+        "import sys; from pipelines import run; from pipelines.stage import code_version;"
+        "[code_version(module.__name__) for module in [*run.STAGES.values(), run.judge, run.export]];"
+        "print(*sorted({'tensorflow', 'tf_keras', 'scann', 'tensorflow_datasets'} & sys.modules.keys()))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert made.stdout == "\n"
 
 
 def test_a_finished_stage_whose_files_are_gone_or_cut_says_what_to_delete(tmp_path: Path) -> None:
