@@ -1,7 +1,8 @@
 """A release: one immutable table with everything that led to it, and the pointer that says which one is served."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -75,17 +76,11 @@ def read_latest(workspace: Workspace) -> Latest | None:
     """
     if not exists(workspace.latest):
         return None
-    try:
+    repair = "delete it and publish again, with the command that made the output"
+    with _understanding(f"{workspace.latest} is not a pointer to a release", repair):
         value = read_json(workspace.latest)
         _refuse_newer(workspace.latest, value.get("schema_version", 1))
         return Latest(value["release"], value["manifest"], tuple(value["topk"]), value.get("rolled_back_from"))
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
-        raise InputError(
-            f"{workspace.latest} is not a pointer to a release ({error!r}): delete it and publish again, "
-            "with the command that made the output"
-        ) from error
 
 
 def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
@@ -100,17 +95,11 @@ def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
             f"{workspace.latest} names {latest.manifest}, which does not exist: delete {workspace.latest} and publish again, "
             "with the command that made the output"
         )
-    try:
+    repair = f"delete {workspace.latest} and publish again, with the command that made the output"
+    with _understanding(f"{path} is not the manifest of a release", repair):
         release = _upgraded(path, read_json(path))
         _ = release["stages"], release["metrics"]
         same = release["release"] == latest.release and [file["path"] for file in release["topk"]] == list(latest.topk)
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
-        raise InputError(
-            f"{path} is not the manifest of a release ({error!r}): delete {workspace.latest} and publish again, "
-            "with the command that made the output"
-        ) from error
     if not same or release["status"] != PASSED:
         raise InputError(
             f"{workspace.latest} and {latest.manifest} are not of the same table, or it failed its gates: "
@@ -189,17 +178,11 @@ def find_withdrawals(workspace: Workspace) -> list[Withdrawal]:
     """
     found = []
     for file in list_files(join(workspace.root, workspace.withdrawal("*"))):
-        try:
+        repair = "mend it, or delete it to let that release be served again"
+        with _understanding(f"{file.path} does not say which release was rolled back", repair):
             value = read_json(file.path)
             _refuse_newer(file.path, value.pop("schema_version"))
             found.append(Withdrawal(**value))
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
-            raise InputError(
-                f"{file.path} does not say which release was rolled back ({error!r}): mend it, or delete it to let that "
-                "release be served again"
-            ) from error
     return found
 
 
@@ -209,18 +192,23 @@ def withdrawals_of(workspace: Workspace, release: str, digest: str) -> list[With
 
 
 def _read_manifest(path: str, name: str) -> dict[str, Any]:
-    try:
+    with _understanding(f"{path} is not the manifest of a release", "delete its folder, it cannot be used"):
         release = _upgraded(path, read_json(path))
         _ = release["stages"]["recommend"]["digest"], release["metrics"], release["topk"], release["status"]
         if release["release"] != name:
             raise ValueError(f"it is of the release {release['release']!r}")
+    return release
+
+
+@contextmanager
+def _understanding(problem: str, repair: str) -> Iterator[None]:
+    """Raises InputError, naming the problem and the repair, where what is read is not what was expected."""
+    try:
+        yield
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
-        raise InputError(
-            f"{path} is not the manifest of a release ({error!r}): delete its folder, it cannot be used"
-        ) from error
-    return release
+        raise InputError(f"{problem} ({error!r}): {repair}") from error
 
 
 def _upgraded(path: str, release: Mapping[str, Any]) -> dict[str, Any]:
