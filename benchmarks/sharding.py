@@ -14,7 +14,6 @@ neighbors have to do with each other.
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.timing import wall_and_cpu
 from benchmarks.tutorial.catalogue import enlarged
 from pipelines import run
 from pipelines.command import run_command
@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
         )
         print(f"built and calibrated {num_shards}", file=sys.stderr, flush=True)
     first = None
-    for line, (wall, cpu) in zip(lines, in_turns(list(searches.values())), strict=True):
+    for line, (wall, cpu) in zip(lines, wall_and_cpu(searches, REPEATS).values(), strict=True):
         first = first or (wall, cpu)
         line |= {
             "users_per_second": round(NUM_USERS / wall),
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
             "cpu_against_first": round(cpu / first[1], 3),
         }
         print(json.dumps(line), flush=True)
-    bare, full, heavy = in_turns(list(parts.values()))
+    bare, full, heavy = wall_and_cpu(parts, REPEATS).values()
     lines.append(
         {
             "mean_history": round(float(asked.lengths.mean()), 1),
@@ -182,17 +182,6 @@ def main(argv: Sequence[str]) -> None:
     print(json.dumps(lines[-1]), flush=True)
     if flags.save:
         flags.save.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def in_turns(works: Sequence[Callable[[], object]]) -> list[tuple[float, float]]:
-    """Returns the medians of each work's wall and CPU seconds: all are done once, then all again, REPEATS times."""
-    times: list[list[tuple[float, float]]] = [[] for _ in works]
-    for _ in range(REPEATS):
-        for work, seen in zip(works, times, strict=True):
-            wall, cpu = time.perf_counter(), time.process_time()
-            work()
-            seen.append((time.perf_counter() - wall, time.process_time() - cpu))
-    return [(statistics.median(wall for wall, _ in seen), statistics.median(cpu for _, cpu in seen)) for seen in times]
 
 
 def parts_of(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 Work = Callable[[], object]
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -19,6 +20,18 @@ def seconds_of(work: Work, repeats: int = 5) -> float:
 def interleaved(works: Mapping[str, Work], repeats: int = 3) -> dict[str, float]:
     """Returns the median time of each, in seconds: all are run once, then all again, so that a slow minute hits them all."""
     return in_turns({name: partial(_seconds, work) for name, work in works.items()}, repeats)
+
+
+def wall_and_cpu(works: Mapping[K, Work], repeats: int) -> dict[K, tuple[float, float]]:
+    """Returns the medians of the wall and of the CPU seconds of each, in turns likewise."""
+    found: list[dict[K, tuple[float, float]]] = []
+    for _ in range(repeats):
+        found.append({})
+        for name, work in works.items():
+            cpu = time.process_time()
+            wall = _seconds(work)
+            found[-1][name] = wall, time.process_time() - cpu
+    return {name: tuple(map(statistics.median, zip(*(each[name] for each in found), strict=True))) for name in works}
 
 
 def _seconds(work: Work) -> float:
