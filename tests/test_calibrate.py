@@ -43,6 +43,7 @@ from transforms.top_k import Lists
 
 NUM_ITEMS, DIM, K = 30_000, 16, 20
 ASK = CalibrationSettings(K, target_recall=0.95)
+SMALL = ["--dim=8", "--max_epochs=1", "--min_lift=0", "--k=3", "--num_shards=1"]
 
 
 def around(centres: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -347,15 +348,7 @@ def test_the_pipeline_finds_what_the_function_finds(
 def test_the_stage_calibrates_trees_and_says_so_in_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.build_indexes.plan_shard", lambda count, dim: plan_shard(count, dim, 5))
     monkeypatch.setattr(index, "EXACT_BELOW", 0)
-    flags = [
-        "--dim=8",
-        "--max_epochs=1",
-        "--min_lift=0",
-        "--k=3",
-        "--num_shards=1",
-        "--num_buckets=3",
-        f"--output={tmp_path / 'out'}",
-    ]
+    flags = [*SMALL, "--num_buckets=3", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
     facts = manifest.metrics["calibration"]
@@ -381,15 +374,7 @@ def test_a_few_files_of_users_are_enough_to_draw_from() -> None:
 
 
 def test_the_stage_builds_and_searches_as_it_is_told(tmp_path: Path) -> None:
-    flags = [
-        "--dim=8",
-        "--max_epochs=1",
-        "--min_lift=0",
-        "--k=3",
-        "--num_shards=1",
-        "--num_buckets=3",
-        f"--output={tmp_path / 'out'}",
-    ]
+    flags = [*SMALL, "--num_buckets=3", f"--output={tmp_path / 'out'}"]
     given = ["--leaves=5", "--no_soar", "--quantization_threshold=0.3", "--leaves_to_search=4", "--reorder_per_neighbor=2.5"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags, *given]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
@@ -400,15 +385,7 @@ def test_the_stage_builds_and_searches_as_it_is_told(tmp_path: Path) -> None:
 
 
 def test_a_small_index_that_is_given_leaves_is_calibrated(tmp_path: Path) -> None:
-    flags = [
-        "--dim=8",
-        "--max_epochs=1",
-        "--min_lift=0",
-        "--k=3",
-        "--num_shards=1",
-        "--leaves=5",
-        f"--output={tmp_path / 'out'}",
-    ]
+    flags = [*SMALL, "--leaves=5", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
     assert manifest.metrics["calibration"]["curve"]
