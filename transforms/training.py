@@ -655,8 +655,8 @@ class _Fit:
 
     def _end_epoch(self) -> None:
         """Validates, and adds a row to the curve."""
-        progress, weights = self._progress, self._weights()
-        self._check([variable.numpy() for variable in self._variables()])
+        progress, variables = self._progress, [variable.numpy() for variable in self._variables()]
+        self._check(variables)
         quality = None
         if self._validation is not None:
             quality = max((Quality(**each.means) for each in self.values_of(self._blends, self._validation)), key=sum)
@@ -673,7 +673,7 @@ class _Fit:
         progress.step, progress.loss = 0, 0.0
         if quality and sum(quality) > progress.best_quality:
             progress.best_quality, progress.best_epoch = sum(quality), progress.epoch
-            self.best = weights
+            self.best = variables[: len(self.model.trainable_variables)]
 
     def values_of(self, blends: Iterable[Blend], validation: Validation) -> list[Tried]:
         """Returns what each of `blends` is worth with the weights as they are."""

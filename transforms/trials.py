@@ -195,7 +195,8 @@ def config_of(trial: Trial, result: Result, num_trials: int) -> str:
 
 def differing(trials: Sequence[TrainingSettings]) -> list[str]:
     """Returns the settings that are not the same in all trials."""
-    return [name for name in varied_settings() if len({varied_of(settings)[name] for settings in trials}) > 1]
+    rows = [varied_of(settings) for settings in trials]
+    return [name for name in varied_settings() if len({row[name] for row in rows}) > 1]
 
 
 def chart_of(best_first: Sequence[tuple[Trial, Result]]) -> str:
