@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from schemas.storage import join
 from schemas.workspace import Workspace
 from transforms.compare_lists import RBO_P, add_counts, check_p, compare_lists, count_items
+from transforms.id_map import list_lengths
 from transforms.table import read_table
 from transforms.write import part_of
 
@@ -117,10 +118,6 @@ def _lists_of(paths: Iterable[str], k: int) -> Iterator[pa.RecordBatch]:
     for path in paths:
         for block in read_table(path, ["user_id", "recommendations"]):
             lists = pc.list_slice(block["recommendations"], 0, k)
-            items = pa.ListArray.from_arrays(_offsets(lists), lists.flatten().field("item_id"))
+            offsets = pa.array(np.append(0, np.cumsum(list_lengths(lists))), pa.int32())
+            items = pa.ListArray.from_arrays(offsets, lists.flatten().field("item_id"))
             yield pa.RecordBatch.from_arrays([block["user_id"], items], schema=_LISTS)
-
-
-def _offsets(lists: pa.ListArray) -> pa.Array:
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())

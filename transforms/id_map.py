@@ -84,6 +84,15 @@ class IdMap:
         return Lists(codes, np.concatenate([[0], np.cumsum(np.sum(counts, axis=0))]))
 
 
+def places_in_lists(lengths: np.ndarray) -> np.ndarray:
+    """Returns [sum of lengths] int64: which place of its list each value has, from 0.
+
+    Args:
+      lengths: [n] int64: how long each list is.
+    """
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
 def list_lengths(column: pa.ListArray) -> np.ndarray:
     """Returns [n] int64: how long each list is."""
     return pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)

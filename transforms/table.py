@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from schemas.blocks import Block, in_blocks
 from schemas.storage import WrittenFile, read_parquet_blocks, read_parquet_schema
 from schemas.topk import LAYOUTS, LONG, LONG_TOPK, NESTED, TOPK
-from transforms.id_map import list_lengths
+from transforms.id_map import list_lengths, places_in_lists
 from transforms.read import PlacedBlock
 from transforms.write import WritePlacedBlocks
 
@@ -55,10 +55,9 @@ def one_row_a_rank(block: Block) -> Block:
     lists = block["recommendations"]
     lengths = list_lengths(lists)
     row = pa.array(np.repeat(np.arange(len(block)), lengths))
-    before = np.repeat(np.cumsum(lengths) - lengths, lengths)
     pairs = lists.flatten()
     columns = {name: block[name].take(row) for name in ("user_id", "source", "history_length", "scored_at")} | {
-        "rank": pa.array((np.arange(len(pairs)) - before + 1).astype(np.int32)),
+        "rank": pa.array((places_in_lists(lengths) + 1).astype(np.int32)),
         "item_id": pairs.field("item_id"),
         "score": pairs.field("score"),
     }

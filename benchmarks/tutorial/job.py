@@ -12,6 +12,7 @@ from benchmarks.tutorial.ratings import Ratings
 from pipelines import run
 from pipelines.settings import parse_command
 from schemas.storage import read_parquet_blocks
+from transforms.id_map import list_lengths, places_in_lists
 
 K = max(published.ACCURACY)
 
@@ -56,7 +57,6 @@ def run_job(ratings: Ratings, train: Path, output: str, *flags: str) -> Served:
             users = np.searchsorted(ratings.user_ids, block["user_id"].to_numpy(zero_copy_only=False))
             column = block["recommendations"]
             items = np.searchsorted(ratings.item_ids, column.flatten().field("item_id").to_numpy(zero_copy_only=False))
-            lengths = column.value_lengths().to_numpy()
-            place = np.arange(len(items)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            lists[np.repeat(users, lengths), place] = items
+            lengths = list_lengths(column)
+            lists[np.repeat(users, lengths), places_in_lists(lengths)] = items
     return Served(lists, done["train"].metrics)
