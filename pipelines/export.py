@@ -10,6 +10,7 @@ import apache_beam as beam
 
 from pipelines import logs
 from pipelines.command import run_command
+from pipelines.lease import Held
 from pipelines.progress import Progress
 from pipelines.recommend import item_lists_of
 from pipelines.settings import Settings, parse_command
@@ -67,14 +68,17 @@ def build(root: beam.Pipeline, attempt: str, job: ExportJob) -> Reports:
 
 def main(argv: Sequence[str]) -> None:
     """Exports the newest table's model, or that of the run with these flags where --ratings is among them."""
-    from pipelines.run import chains, finished_before
+    from pipelines.run import chains, finished_before, keep_finished
 
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
     check_writable(settings.output)
-    made = finished_before("judge", settings, "export")
-    *_, (ask, done) = chains(settings, made)
-    manifest = run_stage(stage(ask, done), Workspace(settings.output), options, Progress())
+    workspace = Workspace(settings.output)
+    with Held(workspace, "export") as lease:
+        made = finished_before("judge", settings, "export")
+        keep_finished(workspace, made, lease)
+        *_, (ask, done) = chains(settings, made)
+        manifest = run_stage(stage(ask, done), workspace, options, Progress(), lease)
     print(join(settings.output, manifest.folder, MODEL))
 
 

@@ -1,15 +1,17 @@
-"""Looks after the releases of an output: `python -m pipelines.releases list|show|verify|diff|rollback --output DIR`."""
+"""Looks after the releases of an output: `python -m pipelines.releases list|show|verify|diff|rollback|gc --output DIR`."""
 
 import argparse
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.collect import KEEP, MIN_AGE_HOURS, collect
 from pipelines.command import OK, Output, run_command, verdict_on
 from pipelines.diff import Difference, diff_releases
 from pipelines.results import gates_line
@@ -244,6 +246,17 @@ def rollback(workspace: Workspace, flags: argparse.Namespace, console: Console) 
     return {"latest": done.release, "before": done.before, "withdrawn": done.withdrawn}
 
 
+def gc(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Deletes old releases, and the stages and broken attempts that no release which is kept needs and nobody uses."""
+    found = collect(workspace, flags.keep, flags.min_age_hours, flags.dry_run)
+    console.soft_wrap = True
+    for each in found:
+        console.print(f"{each.kind:<8} {escape(each.folder)}, {each.files:,} files, {each.bytes:,} bytes")
+    size = sum(each.bytes for each in found)
+    console.print(f"[bold]{'would delete' if flags.dry_run else 'deleted'}[/] {len(found):,} folders, {size:,} bytes")
+    return {"dry_run": flags.dry_run, "deleted": [asdict(each) for each in found], "bytes": size}
+
+
 class DamagedError(InputError):
     """A release that is not as it was written, and everything that is wrong with it."""
 
@@ -252,7 +265,7 @@ class DamagedError(InputError):
         self.result = result
 
 
-COMMANDS = {"list": list_releases, "show": show, "verify": verify, "diff": diff, "rollback": rollback}
+COMMANDS = {"list": list_releases, "show": show, "verify": verify, "diff": diff, "rollback": rollback, "gc": gc}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -272,6 +285,14 @@ def parser() -> argparse.ArgumentParser:
     made["diff"].add_argument(
         "--rbo_p", type=float, default=RBO_P, help=f"how much of its weight RBO keeps from rank to rank (default {RBO_P:g})"
     )
+    made["gc"].add_argument("--keep", type=int, default=KEEP, help="how many good releases to keep (default %(default)d)")
+    made["gc"].add_argument(
+        "--min_age_hours",
+        type=float,
+        default=MIN_AGE_HOURS,
+        help="what no release needs is kept until nothing in it has been written for so long (default %(default)g)",
+    )
+    made["gc"].add_argument("--dry_run", action="store_true", help="say what would be deleted, and delete nothing")
     made["rollback"].add_argument("release", nargs="?", help="its name; the last good one before what is served by default")
     made["rollback"].add_argument("--reason", default="", help="why, for whoever looks later")
     return whole

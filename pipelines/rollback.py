@@ -6,6 +6,8 @@ between the last two leaves a release that is served and withdrawn; the same com
 
 from dataclasses import dataclass, replace
 
+from pipelines.collect import folders_of
+from pipelines.lease import Held
 from pipelines.stage import now
 from pipelines.verify import verify_release
 from schemas.errors import InputError
@@ -55,6 +57,11 @@ def roll_back(workspace: Workspace, name: str | None = None, reason: str = "") -
     Raises:
       InputError: if there is no such release, it may not be served, it is not whole, or another run publishes meanwhile.
     """
+    with Held(workspace, "releases rollback") as lease:
+        return _roll_back(workspace, name, reason, lease)
+
+
+def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Held) -> RolledBack:
     latest = _pointer(workspace, must_be_read=name is None)
     before = latest.release if latest else None
     name = name or last_good(workspace, before)
@@ -62,7 +69,8 @@ def roll_back(workspace: Workspace, name: str | None = None, reason: str = "") -
         raise InputError(
             f"release {name} is the one that is served: name another, which python -m pipelines.releases list shows"
         )
-    release = read_named(workspace, name)
+    lease.use(folders_of(workspace, read_named(workspace, name)))
+    release = read_named(workspace, name)  # It might have been deleted until then.
     if release["status"] != PASSED:
         failed = [gate for gate, verdict in release["gates"].items() if verdict["status"] == FAILED]
         raise InputError(

@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines import embed, export, index, ingest, judge, logs, recommend, results, train
 from pipelines.command import Output, run_command, verdict_on
 from pipelines.judge import last_table
+from pipelines.lease import LEFT_SECS, Held
 from pipelines.logs import LOGGER
 from pipelines.progress import Progress
 from pipelines.publish import AnotherPublished, Done, Made, Outcome, publish
@@ -61,46 +62,52 @@ def judges(settings: Settings, made: Made) -> Iterator[tuple[Done, Stage]]:
     yield made.published, judge.stage(settings, made.published, last, made.evaluated["judge"] if settings.refit else None)
 
 
-def run_stages(names: Sequence[str], settings: Settings, made: Made, options: PipelineOptions) -> None:
-    """Runs stages of the chains that are not done, and adds their manifests."""
+def run_stages(
+    names: Sequence[str], settings: Settings, made: Made, options: PipelineOptions, lease: Held | None = None
+) -> None:
+    """Runs stages of the chains that are not done, and adds their manifests; the lease keeps what they have made."""
     workspace, progress = Workspace(settings.output), Progress()
     for ask, done in chains(settings, made):
         if done is not made.evaluated:
             LOGGER.info("refit: the same again, the holdout included")
         for name in names:
-            done[name] = run_stage(STAGES[name].stage(ask, done), workspace, options, progress)
+            done[name] = run_stage(STAGES[name].stage(ask, done), workspace, options, progress, lease)
             if name == "ingest":
                 check_same_sources(made.evaluated[name], done[name])
 
 
-def run_judges(settings: Settings, made: Made, options: PipelineOptions) -> None:
-    """Judges the finished tables, and adds the manifests of that."""
+def run_judges(settings: Settings, made: Made, options: PipelineOptions, lease: Held | None = None) -> None:
+    """Judges the finished tables, and adds the manifests of that; the lease keeps the table that they are compared with."""
+    workspace = Workspace(settings.output)
+    last = last_table(workspace, made.published["recommend"])
+    if lease and last:
+        lease.use(dict.fromkeys(map(workspace.stage_of, last.topk)))
     for done, stage in judges(settings, made):
-        done["judge"] = run_stage(stage, Workspace(settings.output), options, Progress())
+        done["judge"] = run_stage(stage, workspace, options, Progress(), lease)
 
 
-def run(settings: Settings, options: PipelineOptions) -> Made:
-    """Runs every stage that is not done, and returns all their manifests."""
+def run(settings: Settings, options: PipelineOptions, lease: Held | None = None) -> Made:
+    """Runs every stage that is not done, and returns all their manifests; with a lease, nobody deletes them meanwhile."""
     workspace = Workspace(settings.output)
     latest = read_latest(workspace)
     if latest:
         read_release(workspace, latest)  # What is published must be understood before anything can be put in its place.
     made = nothing_made(settings)
-    run_stages(list(STAGES), settings, made, options)
-    run_judges(settings, made, options)
+    run_stages(list(STAGES), settings, made, options, lease)
+    run_judges(settings, made, options, lease)
     if settings.export_saved_model:
         *_, (ask, done) = chains(settings, made)
-        done["export"] = run_stage(export.stage(ask, done), workspace, options, Progress())
+        done["export"] = run_stage(export.stage(ask, done), workspace, options, Progress(), lease)
     return made
 
 
-def publish_when_judged(settings: Settings, made: Made, options: PipelineOptions) -> Outcome:
+def publish_when_judged(settings: Settings, made: Made, options: PipelineOptions, lease: Held | None = None) -> Outcome:
     """Publishes a table; where another run has published in the meantime, the table is first compared with that one."""
     while True:
         try:
             return publish(Workspace(settings.output), made, settings.gates)
         except AnotherPublished:
-            run_judges(settings, made, options)
+            run_judges(settings, made, options, lease)
 
 
 def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
@@ -141,6 +148,22 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
             f"the evaluation that belongs to the newest table is gone (judge {evaluated}): run python -m pipelines.run again"
         )
     return Made(_with_inputs(judged, workspace), published)
+
+
+def keep_finished(workspace: Workspace, made: Made, lease: Held) -> None:
+    """Takes finished stages into use, so that nobody deletes them.
+
+    Raises:
+      InputError: if one has just been deleted.
+    """
+    stages = [*made.evaluated.values(), *made.published.values()]
+    lease.use(dict.fromkeys(workspace.stage(each.stage, each.fingerprint) for each in stages))
+    for each in stages:
+        if workspace.read(each.stage, each.fingerprint) is None:
+            raise InputError(
+                f"{workspace.stage(each.stage, each.fingerprint)} has been deleted since this command began: "
+                f"run python -m pipelines.{each.stage} again"
+            )
 
 
 def _finished(workspace: Workspace, stage: Stage, name: str) -> StageManifest:
@@ -190,8 +213,9 @@ def main(argv: Sequence[str]) -> None:
     def make() -> tuple[Made, Outcome]:
         if not settings.ingest.ratings:
             raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
-        made = run(settings, options)
-        return made, publish_when_judged(settings, made, options)
+        with Held(Workspace(settings.output), "run") as lease:
+            made = run(settings, options, lease)
+            return made, publish_when_judged(settings, made, options, lease)
 
     _make_and_tell(settings, started, make)
 
@@ -232,19 +256,25 @@ def _alone(name: str) -> Callable[[Sequence[str]], None]:
             return
         if name == "ingest" and not settings.ingest.ratings:
             raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
-        made = finished_before(name, settings) if name != "ingest" else nothing_made(settings)
-        if name == "judge":
-            run_judges(settings, made, options)
-        else:
-            run_stages([name], settings, made, options)
+        workspace = Workspace(settings.output)
+        with Held(workspace, name, LEFT_SECS) as lease:
+            made = finished_before(name, settings) if name != "ingest" else nothing_made(settings)
+            keep_finished(workspace, made, lease)
+            if name == "judge":
+                run_judges(settings, made, options, lease)
+            else:
+                run_stages([name], settings, made, options, lease)
         print(f"{settings.output}/{made.published[name].folder}")
 
     return command
 
 
 def _publish(settings: Settings) -> tuple[Made, Outcome]:
-    made = finished_before("publish", settings)
-    return made, publish(Workspace(settings.output), made, settings.gates)
+    workspace = Workspace(settings.output)
+    with Held(workspace, "publish") as lease:
+        made = finished_before("publish", settings)
+        keep_finished(workspace, made, lease)
+        return made, publish(workspace, made, settings.gates)
 
 
 def _prepare(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:

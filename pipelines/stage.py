@@ -7,7 +7,6 @@ import importlib.util
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipelines.lease import Held, time_in
 from pipelines.progress import Progress, follow
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
@@ -78,13 +78,17 @@ class Stage:
         }
 
 
-def run_stage(stage: Stage, workspace: Workspace, options: PipelineOptions, progress: Progress) -> StageManifest:
+def run_stage(
+    stage: Stage, workspace: Workspace, options: PipelineOptions, progress: Progress, lease: Held | None = None
+) -> StageManifest:
     """Runs a stage, unless it is done and its files are there, and returns its manifest. Either way its metrics are checked.
 
     An attempt writes to a folder that no other attempt knows. The manifest says which attempt is the stage's; where two
     runs race, the first manifest stays and the later run takes it over.
     """
     fingerprint = stage.fingerprint
+    if lease:
+        lease.use([workspace.stage(stage.name, fingerprint)])
     done = workspace.read(stage.name, fingerprint)
     if done:
         check_complete(workspace.root, done)
@@ -136,7 +140,7 @@ def summary_of(manifest: StageManifest) -> str:
 
 def now() -> str:
     """Returns the time: UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return time_in(0)
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from pipelines import ingest, logs, run, train
 from pipelines.command import Output, run_command
+from pipelines.lease import Held
 from pipelines.progress import Progress
 from pipelines.results import this_python
 from pipelines.settings import Settings, SweepSettings, parse_command
@@ -103,11 +104,15 @@ def main(argv: Sequence[str]) -> None:
     read_trials(settings.sweep, settings.training)  # A mistake in them should not wait for the ratings to be read.
     check_writable(settings.output)
     workspace, progress = Workspace(settings.output), Progress()
-    if settings.ingest.ratings:
-        done = {"ingest": run_stage(ingest.stage(settings, {}), workspace, options, progress)}
-    else:
-        done = run.finished_before("train", settings).published
-    show(workspace, run_stage(stage(settings, done), workspace, options, progress))
+    with Held(workspace, "sweep") as lease:
+        if settings.ingest.ratings:
+            done = {"ingest": run_stage(ingest.stage(settings, {}), workspace, options, progress, lease)}
+        else:
+            made = run.finished_before("train", settings)
+            run.keep_finished(workspace, made, lease)
+            done = made.published
+        swept = run_stage(stage(settings, done), workspace, options, progress, lease)
+    show(workspace, swept)
 
 
 def show(workspace: Workspace, swept: StageManifest) -> None:

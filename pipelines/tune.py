@@ -22,9 +22,10 @@ from rich.table import Table
 from pipelines import logs
 from pipelines.command import Output, run_command
 from pipelines.index import choose_shards, some_users
+from pipelines.lease import Held
 from pipelines.progress import Progress
 from pipelines.results import this_python
-from pipelines.run import finished_before
+from pipelines.run import finished_before, keep_finished
 from pipelines.settings import Settings, parse_command
 from pipelines.stage import Reports, Stage, run_stage
 from schemas.blocks import one_block
@@ -182,8 +183,11 @@ def main(argv: Sequence[str]) -> None:
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
     check_writable(settings.output)
-    done = finished_before("index", settings, "tune").published
-    manifest = run_stage(stage(settings, done), Workspace(settings.output), options, Progress())
+    workspace = Workspace(settings.output)
+    with Held(workspace, "tune") as lease:
+        made = finished_before("index", settings, "tune")
+        keep_finished(workspace, made, lease)
+        manifest = run_stage(stage(settings, made.published), workspace, options, Progress(), lease)
     show(settings.output, manifest, Output(highlight=False))
 
 

@@ -7,6 +7,7 @@ stages/<stage>-<fingerprint>/
     manifest.json                         written last: the stage is finished, and which attempt did it
     attempt-<id>/…                        one attempt's files; attempts never share a folder
     checkpoints/…                         (train) where a retried training goes on
+leases/<id>.json                          which folders a running command uses
 withdrawn/<release>.json                  that a release was rolled back, and why
 trials/<fingerprint>.json                 (sweep) what one trial found, whichever sweep asked for it
 """
@@ -28,9 +29,13 @@ class Workspace:
     def latest(self) -> str:
         return join(self.root, "LATEST")
 
+    def release(self, release: str) -> str:
+        """Returns a release's folder, relative to the root."""
+        return f"releases/{release}"
+
     def release_manifest(self, release: str) -> str:
         """Returns a release's manifest, relative to the root."""
-        return f"releases/{release}/manifest.json"
+        return f"{self.release(release)}/manifest.json"
 
     def release_report(self, release: str) -> str:
         """Returns a release's report, relative to the root."""
@@ -40,12 +45,22 @@ class Workspace:
         """Returns a stage's folder, relative to the root."""
         return f"stages/{name}-{fingerprint}"
 
+    @staticmethod
+    def stage_of(path: str) -> str:
+        """Returns the folder of the stage that a path, relative to the root, lies in."""
+        return "/".join(path.split("/")[:2])
+
     def manifest(self, name: str, fingerprint: str) -> str:
         return join(self.root, self.stage(name, fingerprint), "manifest.json")
 
     def new_attempt(self, name: str, fingerprint: str) -> str:
         """Returns a folder, relative to the root, that no other attempt uses."""
         return f"{self.stage(name, fingerprint)}/attempt-{uuid.uuid4().hex[:12]}"
+
+    @staticmethod
+    def lease(lease: str) -> str:
+        """Returns where a lease is written, relative to the root."""
+        return f"leases/{lease}.json"
 
     @staticmethod
     def withdrawal(release: str) -> str:

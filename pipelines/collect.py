@@ -1,0 +1,183 @@
+"""Deletes what no release that is kept needs, and nobody uses: old releases, stages, and attempts that died.
+
+What goes is decided twice: before it is announced, to know what to announce; and after, when whoever starts to use any of it
+must have seen the announcement. Only what both times found is deleted.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apache_beam.io.filesystem import FileMetadata
+
+from pipelines.lease import Held, time_in
+from pipelines.verify import all_stages
+from schemas.errors import InputError
+from schemas.lease import living, read_leases
+from schemas.manifest import read_manifest
+from schemas.release import FoundRelease, find_releases, find_withdrawals, read_latest
+from schemas.storage import delete, delete_folder, join, list_files
+from schemas.workspace import Workspace
+
+KEEP = 7
+"""Releases that are kept."""
+
+MIN_AGE_HOURS = 24.0
+"""How long a stage or an attempt that no release needs is kept after its last file was written."""
+
+RELEASE, STAGE, ATTEMPT = "release", "stage", "attempt"
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A folder that nobody needs.
+
+    Attributes:
+      kind: a release (its manifest, and what lies beside it), a stage with all its attempts, or one attempt.
+      folder: relative to the output root.
+      files: in it.
+      bytes: of them.
+    """
+
+    kind: str
+    folder: str
+    files: int
+    bytes: int
+
+    @property
+    def lease_on(self) -> str:
+        """The folder that whoever uses any of it has a lease on: of an attempt, that of its stage."""
+        return self.folder.rpartition("/")[0] if self.kind == ATTEMPT else self.folder
+
+
+def kept_releases(
+    releases: list[FoundRelease], latest: str | None, withdrawn: Collection[str], keep: int
+) -> list[FoundRelease]:
+    """Returns the releases that are kept, of all there are, newest first.
+
+    They are `keep` that may be served: the one that is, and the newest others. Of those that failed or were withdrawn, the
+    newest `keep` stay to be looked at, unless they are older than all of the others.
+    """
+    good = [each.release for each in releases if each.passed and each.release not in withdrawn and each.release != latest]
+    names = {latest} if latest else set()
+    names |= set(good[: keep - len(names)])
+    oldest = min(names, default="")
+    rest = [each.release for each in releases if each.release not in (*good, latest) and each.release > oldest]
+    names |= set(rest[:keep])
+    return [each for each in releases if each.release in names]
+
+
+def find_garbage(workspace: Workspace, keep: int, min_age_hours: float, used: Collection[str]) -> list[Garbage]:
+    """Returns what may be deleted: releases first, then stages and attempts.
+
+    Args:
+      workspace: the output.
+      keep: how many releases to keep, at least 1.
+      min_age_hours: how old a stage or an attempt must be that no release needs.
+      used: folders that somebody has a lease on, relative to the output root.
+
+    Raises:
+      InputError: if the pointer, or the manifest of a release, cannot be read: nobody knows then what it needs.
+    """
+    releases = find_releases(workspace)
+    unreadable = next((each for each in releases if each.manifest is None), None)
+    if unreadable:
+        raise InputError(
+            f"nobody knows which stages release {unreadable.release} needs, so nothing is deleted: {unreadable.problem}"
+        )
+    latest = read_latest(workspace)
+    if latest and latest.release not in {each.release for each in releases}:
+        raise InputError(
+            f"{workspace.latest} names release {latest.release}, which is not there, so nothing is deleted: point it to one "
+            "that is, with python -m pipelines.releases rollback RELEASE"
+        )
+    withdrawn = {each.release for each in find_withdrawals(workspace)}
+    kept = kept_releases(releases, latest.release if latest else None, withdrawn, keep)
+    names = {each.release for each in kept}
+    gone = [workspace.release(each.release) for each in releases if each.release not in names]
+    found = [_garbage(workspace, RELEASE, folder, _files_below(workspace, folder)) for folder in gone if folder not in used]
+    needed = {str(stage["folder"]) for each in kept for _, stage in all_stages(each.manifest or {})}
+    return [*found, *_unneeded(workspace, needed, min_age_hours * 3600.0, used)]
+
+
+def _unneeded(workspace: Workspace, needed: Collection[str], min_age_secs: float, used: Collection[str]) -> Iterator[Garbage]:
+    """Yields stages, and attempts at stages that are needed, which no release needs and nobody uses."""
+    start = len(join(workspace.root, "stages")) - len("stages")
+    stages: dict[str, list[FileMetadata]] = defaultdict(list)
+    for file in list_files(join(workspace.root, "stages", "**")):
+        stages["/".join(file.path[start:].split("/")[:2])].append(file)
+    oldest = time.time() - min_age_secs
+    stages_needed = {folder.rpartition("/")[0] for folder in needed}
+    for stage, files in stages.items():
+        if stage in used:
+            continue
+        if stage not in stages_needed:
+            if _is_before(files, oldest):
+                yield _garbage(workspace, STAGE, stage, files)
+            continue
+        manifest = read_manifest(join(workspace.root, stage, "manifest.json"))
+        attempts: dict[str, list[FileMetadata]] = defaultdict(list)
+        for file in files:
+            folder = "/".join(file.path[start:].split("/")[:3])
+            if folder.rpartition("/")[2].startswith("attempt-"):
+                attempts[folder].append(file)
+        for folder, its in attempts.items():
+            is_needed = folder in needed or (manifest is not None and folder == manifest.folder)
+            if not is_needed and _is_before(its, oldest):
+                yield _garbage(workspace, ATTEMPT, folder, its)
+
+
+def _files_below(workspace: Workspace, folder: str) -> list[FileMetadata]:
+    return list_files(join(workspace.root, folder, "**"))
+
+
+def _garbage(workspace: Workspace, kind: str, folder: str, files: list[FileMetadata]) -> Garbage:
+    return Garbage(kind, folder, len(files), sum(file.size_in_bytes for file in files))
+
+
+def _is_before(files: list[FileMetadata], seconds: float) -> bool:
+    """Tells whether all files were written before a Unix time; a file system that does not say when keeps them."""
+    return all(0 < file.last_updated_in_seconds < seconds for file in files)
+
+
+def collect(
+    workspace: Workspace, keep: int = KEEP, min_age_hours: float = MIN_AGE_HOURS, dry_run: bool = False
+) -> list[Garbage]:
+    """Deletes what nobody needs, and returns it; with `dry_run`, only returns it.
+
+    Raises:
+      InputError: if it cannot be known what is needed, or a setting is out of range.
+    """
+    if keep < 1:
+        raise InputError(f"keep must be at least 1, got {keep}: what is served is always kept, raise --keep")
+    if not 0 <= min_age_hours < float("inf"):
+        raise InputError(f"min_age_hours must be 0 or more, got {min_age_hours:g}: change --min_age_hours")
+    found = find_garbage(workspace, keep, min_age_hours, used_by_others(workspace))
+    if dry_run or not found:
+        return found
+    with Held(workspace, "releases gc") as lease:
+        used = lease.announce(dict.fromkeys(each.lease_on for each in found))
+        again = {each.folder for each in find_garbage(workspace, keep, min_age_hours, used)}
+        found = [each for each in found if each.folder in again]
+        for each in found:
+            # Without its manifest a release is not there, and a stage is not finished: neither is ever half of one.
+            delete(join(workspace.root, each.folder, "manifest.json"))
+            delete_folder(join(workspace.root, each.folder))
+        now = time_in(0)
+        for expired in read_leases(workspace):
+            if not living([expired], now):
+                delete(join(workspace.root, workspace.lease(expired.lease)))
+    return found
+
+
+def used_by_others(workspace: Workspace) -> set[str]:
+    """Returns the folders that somebody has a lease on."""
+    return {folder for each in living(read_leases(workspace), time_in(0)) for folder in each.uses}
+
+
+def folders_of(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
+    """Returns the folders that whoever uses a release must have a lease on."""
+    stages = {str(stage["folder"]).rpartition("/")[0] for _, stage in all_stages(release)}
+    return [workspace.release(release["release"]), *sorted(stages)]
