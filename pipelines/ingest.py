@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.logs import LOGGER
@@ -17,14 +18,17 @@ from pipelines.settings import IngestSettings, Settings
 from pipelines.stage import Reports, Stage
 from schemas.blocks import Block, one_block
 from schemas.errors import InputError
+from schemas.forgotten import Forgotten, read_forgotten
 from schemas.interactions import EXCLUSIONS, INTERACTIONS, SERVED_USERS
 from schemas.items import with_features
 from schemas.manifest import StageManifest
 from schemas.rejected import REJECTED
 from schemas.users import USERS
+from schemas.workspace import Workspace
 from transforms.catalogue import BuildCatalogue
 from transforms.features import in_catalogue
 from transforms.histories import SplitByUser
+from transforms.leave_out import LeaveOut, Unwanted
 from transforms.progress import CountBlocks
 from transforms.sources import (
     EXCLUSIONS_ROLES,
@@ -41,6 +45,9 @@ from transforms.write import Part, WriteParts
 
 DAY_SECONDS = 86_400
 
+FORGOTTEN = "forgotten"
+"""The setting that stands for those who were left out, where anyone was."""
+
 BUCKET_BYTES = 64 << 20
 """About how much of the ratings, as text, goes to one bucket of users: a worker holds a bucket in memory."""
 _TEXT_BYTES_A_BYTE = {"csv": 1, "tsv": 1, "inter": 1, "item": 1, "user": 1, "tfds": 25}
@@ -51,9 +58,11 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     """Looks at the sources and returns the stage.
 
     Raises:
-      InputError: if a source cannot be read, or lacks a column that the split or a feature needs.
+      InputError: if a source cannot be read, or lacks a column that the split or a feature needs, or if it is unknown who is
+        to be forgotten.
     """
     ask = settings.ingest
+    forgotten = read_forgotten(Workspace(settings.output))
     sources = resolve_sources(ask)
     check_columns(sources.ratings, ask)
     if settings.training.looks_at_features:
@@ -63,6 +72,8 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         try:
             for source in sources.given:
+                if metrics[rows_read(source.dataset)]["rows"] == 0 < metrics.get(rows_forgotten(source.dataset), 0):
+                    continue  # What is left of the ratings is judged below; a list may well have named no one else.
                 check_rejected(metrics[rows_read(source.dataset)], ask.max_rejected_fraction, source.dataset)
         except InputError as error:
             raise InputError(f"{error}. They are in {folder}/rejected") from error
@@ -76,10 +87,11 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
             "split": asdict(ask.split),
             "num_buckets": num_buckets,
             "recency_half_life_days": ask.recency_half_life_days,
+            **({FORGOTTEN: forgotten.digest} if forgotten.digest else {}),
         },
         inputs={},
         sources=[source.description() for source in sources.given],
-        build=lambda root, attempt: build(root, attempt, sources, ask, num_buckets),
+        build=lambda root, attempt: build(root, attempt, sources, ask, num_buckets, forgotten),
         check=check,
     )
 
@@ -113,7 +125,9 @@ def resolve_sources(ask: IngestSettings) -> Sources:
     )
 
 
-def build(root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettings, num_buckets: int) -> Reports:
+def build(
+    root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettings, num_buckets: int, forgotten: Forgotten
+) -> Reports:
     """Adds the stage's steps: ratings are read, validated and split by user; items are merged with what was rated."""
     checks = {
         "ratings": ValidateRatings(ask.rules),
@@ -121,11 +135,14 @@ def build(root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettin
         "users": ValidateIds(SERVED_USERS, "served users"),
         "exclusions": ValidateIds(EXCLUSIONS, "exclusions"),
     }
-    checked = {
-        name: root | f"Read{name.title()}" >> ReadBlocks(source) | f"Validate{name.title()}" >> checks[name]
-        for name, source in sources._asdict().items()
-        if source
-    }
+    read = {name: root | f"Read{name.title()}" >> ReadBlocks(source) for name, source in sources._asdict().items() if source}
+    left_out = {}
+    if forgotten.digest:
+        unwanted = Unwanted(pa.array(forgotten.users, pa.string()), pa.array(forgotten.items, pa.string()))
+        remaining = {name: raw | f"LeaveOut{name.title()}" >> LeaveOut(unwanted) for name, raw in read.items()}
+        read = {name: each.raw for name, each in remaining.items()}
+        left_out = {name: each.left_out for name, each in remaining.items()}
+    checked = {name: raw | f"Validate{name.title()}" >> checks[name] for name, raw in read.items()}
     valid = checked["ratings"].valid | "Progress" >> CountBlocks()
     newest = valid | "FindLatest" >> beam.CombineGlobally(FindLatest())
     latest = beam.pvalue.AsSingleton(newest)
@@ -147,6 +164,10 @@ def build(root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettin
             each.summary | f"Report{name.title()}" >> beam.Map(name_summary, sources._asdict()[name].dataset)
             for name, each in checked.items()
         ),
+        *(
+            rows | f"ReportForgotten{name.title()}" >> beam.Map(name_forgotten, sources._asdict()[name].dataset)
+            for name, rows in left_out.items()
+        ),
         parts.metrics,
         catalogue.metrics,
         parts.users | "WriteUsers" >> WriteParts(attempt, "users", USERS),
@@ -163,6 +184,25 @@ def build(root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettin
 def rows_read(dataset: str) -> str:
     """Returns the name of the metric that says how many rows of a source were read, and why some were rejected."""
     return f"{dataset.replace(' ', '_')}_read"
+
+
+def rows_forgotten(dataset: str) -> str:
+    """Returns the name of the metric that says how many rows of a source were left out; there only if any might be."""
+    return f"{dataset.replace(' ', '_')}_forgotten"
+
+
+def name_forgotten(rows: int, dataset: str) -> dict[str, int]:
+    """Returns how many rows of a source were left out, under its name among the metrics."""
+    return {rows_forgotten(dataset): rows}
+
+
+def check_forgotten(output: str, ingested: StageManifest) -> None:
+    """Raises InputError if others are to be forgotten now than when the sources were read."""
+    if read_forgotten(Workspace(output)).digest != ingested.settings.get(FORGOTTEN):
+        raise InputError(
+            "the sources were read before it was asked to forget a user or an item, or to remember one: run the same command "
+            "again, from pipelines.ingest on, and they are left out"
+        )
 
 
 def name_summary(summary: Mapping[str, Any], dataset: str) -> dict[str, Any]:
@@ -184,12 +224,18 @@ def sort_rejected(key: int, blocks: Iterator[Block]) -> Part:
 
 def check_split(metrics: Mapping[str, Any], ask: SplitSettings) -> None:
     """Raises InputError if nothing is left to train on; warns where times are too coarse for the holdout that was asked for."""
-    train, holdout = metrics["rows_train"], metrics["rows_holdout"]
+    train, holdout = (metrics.get(name, 0) for name in ("rows_train", "rows_holdout"))  # Not there where no rows are left.
     if not train:
-        below = f"{metrics['rows_below_min_rating']:,} ratings are below --min_rating, " if ask.min_rating is not None else ""
+        gone = metrics.get(rows_forgotten("ratings"), 0)
+        forgotten = f"{gone:,} ratings are of users or items that are to be forgotten, " if gone else ""
+        below = (
+            f"{metrics.get('rows_below_min_rating', 0):,} ratings are below --min_rating, "
+            if ask.min_rating is not None
+            else ""
+        )
         raise InputError(
-            f"there is nothing to train on: {below}{holdout:,} positives are held out by --split {ask.split} --holdout "
-            f"{ask.holdout:g}: lower --min_rating or --holdout, or use --split none"
+            f"there is nothing to train on: {forgotten}{below}{holdout:,} positives are held out by --split {ask.split} "
+            f"--holdout {ask.holdout:g}: lower --min_rating or --holdout, or use --split none"
         )
     share = holdout / (train + holdout)
     if ask.split == "temporal" and not 0.5 < share / ask.holdout < 2:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from pipelines.ingest import rows_read
+from pipelines.ingest import check_forgotten, rows_read
 from pipelines.judge import FOUND, LastTable, last_table
 from pipelines.report import report_of
 from pipelines.stage import now, versions
@@ -223,7 +223,7 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
 
     Raises:
       AnotherPublished: if the table was compared with another than `LATEST` names now.
-      InputError: if a file is missing.
+      InputError: if a file is missing, or others are to be forgotten now than when the sources were read.
     """
     table = made.published["recommend"]
     release = release_of(table)
@@ -245,6 +245,7 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
     failed = failures(gates)
     path = join(workspace.root, latest.manifest)
     was_served = any(each.release == release for each in withdrawals) and exists(path)
+    check_forgotten(workspace.root, made.published["ingest"])
     if not (failed and was_served):  # The manifest and the report of what was once served stay as they were.
         page = report_of(workspace, manifest).encode()
         manifest |= {"report": asdict(write_file(workspace.root, workspace.release_report(release), page))}

@@ -14,6 +14,7 @@ the cut and again after it, a temporal split keeps only the first.
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pipelines.ingest import FORGOTTEN
 from pipelines.settings import Settings
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
@@ -37,9 +38,11 @@ def settings_of_refit(settings: Settings, evaluated: Mapping[str, StageManifest]
 
 
 def check_same_sources(evaluated: StageManifest, published: StageManifest) -> None:
-    """Raises InputError if the sources have changed between the two readings."""
-    if list(evaluated.sources) != list(published.sources):
+    """Raises InputError if the sources, or who is to be forgotten, have changed between the two readings."""
+    forgotten = [read.settings.get(FORGOTTEN) for read in (evaluated, published)]
+    if list(evaluated.sources) != list(published.sources) or forgotten[0] != forgotten[1]:
+        what = "the sources have" if forgotten[0] == forgotten[1] else "who is to be forgotten has"
         raise InputError(
-            "the sources have changed while the job ran, so the model that was evaluated and the one to be published would "
+            f"{what} changed while the job ran, so the model that was evaluated and the one to be published would "
             "have learned from different data: run the same command again"
         )

@@ -117,7 +117,7 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
     they are those that led to the newest finished stage before it.
 
     Raises:
-      InputError: if one is not finished.
+      InputError: if one is not finished, or others are to be forgotten now than when the sources were read.
     """
     workspace = Workspace(settings.output)
     before = COMMANDS[: COMMANDS.index(name)]
@@ -139,6 +139,7 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
             f"{asker} needs {before[-1]}, which is not done below {workspace.root}: run python -m pipelines.{before[-1]}"
         )
     published = _with_inputs(newest[-1], workspace)
+    ingest.check_forgotten(workspace.root, published["ingest"])
     evaluated = newest[-1].settings["evaluated"] if name == "publish" else None
     if evaluated is None:
         return Made(published, published)

@@ -1,6 +1,7 @@
 """The workspace: where everything lies below the output root.
 
 LATEST                                    the pointer to the release that is served, written last
+forgotten.json                            the users and items that every run leaves out
 releases/<release>/manifest.json          what the release is made of
 releases/<release>/report.html            the same for people, with charts
 stages/<stage>-<fingerprint>/
@@ -28,6 +29,10 @@ class Workspace:
     @property
     def latest(self) -> str:
         return join(self.root, "LATEST")
+
+    @property
+    def forgotten(self) -> str:
+        return join(self.root, "forgotten.json")
 
     def release(self, release: str) -> str:
         """Returns a release's folder, relative to the root."""
