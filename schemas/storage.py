@@ -263,7 +263,7 @@ def read_parquet_blocks(path: str, columns: list[str] | None = None, max_rows: i
     """Yields a Parquet file's row groups as blocks, in order, none of them empty; of at most `max_rows` rows where given."""
     with _opened(path) as parquet:
         for group in range(parquet.num_row_groups):
-            for block in parquet.iter_batches(max_rows or 2**31 - 1, row_groups=[group], columns=columns):
+            for block in parquet.iter_batches(max_rows or 2**31 - 1, row_groups=[group], columns=columns, use_threads=False):
                 if block.num_rows:
                     yield block
 
@@ -276,7 +276,10 @@ def read_parquet_schema(path: str) -> pa.Schema:
 
 @contextmanager
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
-    """Opens one of our own Parquet files.
+    """Opens one of our own Parquet files; read it with `use_threads=False`.
+
+    Arrow's threads may still hold a Python file, which is what this is, when they have delivered all. Where the process ends
+    before they let go of it, it aborts or hangs: apache/arrow#34314 and #50482.
 
     Raises:
       InputError: if it is gone or damaged.
@@ -314,7 +317,7 @@ def find_rows(paths: Iterable[str], column: str, values: pa.Array, columns: list
                 statistics = parquet.metadata.row_group(group).column(at).statistics
                 if statistics is None or not statistics.has_min_max or (statistics.min <= high and statistics.max >= low):
                     groups.append(group)
-            table = parquet.read_row_groups(groups, columns=wanted) if groups else schema.empty_table()
+            table = parquet.read_row_groups(groups, columns=wanted, use_threads=False) if groups else schema.empty_table()
             found.append(table.filter(pc.is_in(table[column], values)))
     return pa.concat_tables(found)
 
