@@ -1,5 +1,6 @@
 """Decides what is said while a pipeline runs: our own lines, and the libraries' only when asked for."""
 
+import atexit
 import logging
 import os
 import re
@@ -8,6 +9,7 @@ import threading
 
 LOGGER = logging.getLogger("shortlist")
 _STDERR = 2
+_LAST_LINES_SECONDS = 1.0
 _NATIVE_LOG = re.compile(rb"[IWE]\d{4} [\d:.]+ +\d+ \S+\.(?:cc|h):\d+\]|WARNING: All log messages before absl::InitializeLog")
 _NOISY = ("apache_beam", "absl", "tensorflow", "tf_keras", "h5py", "root")
 
@@ -34,7 +36,15 @@ def _filter_native_stderr() -> None:
                 if not _NATIVE_LOG.match(line):
                     os.write(terminal, line)
 
-    threading.Thread(target=forward, daemon=True).start()
+    forwarder = threading.Thread(target=forward, daemon=True)
+    forwarder.start()
+
+    def stop() -> None:
+        """Waits for what is on its way, and lets through what is said from now on, such as why a process aborts as it ends."""
+        os.dup2(terminal, _STDERR)
+        forwarder.join(_LAST_LINES_SECONDS)
+
+    atexit.register(stop)
 
 
 def is_verbose() -> bool:
