@@ -8,7 +8,7 @@ RECBOLE := recbole-1.2.1-py3-none-any.whl
 RECBOLE_SHA256 := 9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407
 DATA := data/recbole/dataset_example/ml-100k
 
-.PHONY: run test lint install data clean
+.PHONY: run test test-kill lint install data clean
 
 ## Runs the main job on MovieLens-100K and shows what it made.
 run: $(VENV)/installed $(DATA)/ml-100k.inter
@@ -21,6 +21,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+## Kills the job thirty times, at moments drawn by chance, and looks whether its table is the same.
+test-kill: $(VENV)/installed-dev
+	SHORTLIST_KILLS=30 $(BIN)/python -m pytest -s tests/test_kill.py $(ARGS)
 
 install: $(VENV)/installed
 

@@ -1,6 +1,8 @@
-"""Runs at the same time on one output do not hinder each other."""
+"""Runs at the same time on one output never mix: each ends well, and LATEST names one whole table of one of them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,11 @@ from pipelines import run
 from pipelines.command import OK, run_command
 from pipelines.publish import Made
 from schemas import storage
+from tests.latest_reader import LatestReader, digest_of_table
 from tests.made_data import write_items, write_ratings
+
+ROOT = Path(__file__).parent.parent
+NUM_USERS = 60
 
 
 def flags_of(folder: Path) -> list[str]:
@@ -29,6 +35,37 @@ def flags_of(folder: Path) -> list[str]:
 
 def latest_of(output: Path) -> dict[str, Any]:
     return json.loads((output / "LATEST").read_text())
+
+
+def test_three_runs_at_once_end_well_and_never_mix(tmp_path: Path) -> None:
+    """Two of them with the same flags: they share every stage, and the training's checkpoint; the third all but the last."""
+    flags, output = flags_of(tmp_path), tmp_path / "out"
+    command = [sys.executable, "-m", "pipelines.run", *flags, f"--output={output}"]
+    with LatestReader(output, NUM_USERS) as reader:
+        processes = [
+            subprocess.Popen([*command, f"--k={k}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            for k in (10, 10, 8)
+        ]
+        try:
+            said = [process.communicate(timeout=600)[1] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    assert [process.returncode for process in processes] == [OK] * 3, "\n".join(said)
+    assert reader.readings
+
+    undisturbed = set()
+    for k in (10, 8):
+        alone = tmp_path / f"alone-{k}"
+        assert run_command(run.main, [*flags, f"--output={alone}", f"--k={k}"]) == OK
+        undisturbed.add(digest_of_table(alone, latest_of(alone))[0])
+    assert set(reader.digests.values()) <= undisturbed
+    for path in output.glob("releases/*/manifest.json"):
+        table = [file["path"] for file in json.loads(path.read_text())["topk"]]
+        assert digest_of_table(output, {"topk": table})[0] in undisturbed
+    assert not list(output.rglob("*.tmp"))
+    assert not list(output.glob("stages/train-*/checkpoints/*"))
+    assert not list(output.glob("leases/*"))
 
 
 def test_a_table_is_compared_with_what_another_run_published_in_the_meantime(
