@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from schemas import storage
 from schemas.blocks import Block
 from schemas.storage import WrittenFile, find_rows, parquet_writer
-from schemas.topk import LAYOUTS, TOPK, UNDATED
+from schemas.topk import LAYOUTS, TOPK
 from transforms import table
 from transforms.histories import USERS_A_BLOCK
 from transforms.partition import bucket_of, split_by_key
@@ -44,8 +44,14 @@ def made_block(users: pa.Array, k: int, rng: np.random.Generator) -> Block:
     pairs = pa.StructArray.from_arrays([ids, pa.array(scores)], fields=list(TOPK.field("recommendations").type.value_type))
     lists = pa.ListArray.from_arrays(pa.array(np.arange(len(users) + 1) * k, pa.int32()), pairs)
     lengths = pa.array(rng.integers(1, 300, len(users)).astype(np.int32))
-    columns = [users, pa.repeat(pa.scalar("personalised"), len(users)), lengths, lists]
-    return table.dated(pa.RecordBatch.from_arrays(columns, schema=UNDATED), None)
+    columns = [
+        users,
+        pa.repeat(pa.scalar("personalised"), len(users)),
+        lengths,
+        lists,
+        pa.nulls(len(users), TOPK.field("scored_at").type),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=TOPK)
 
 
 def write(folder: Path, num_users: int, num_buckets: int, k: int, layout: str, items_a_row_group: int) -> list[str]:

@@ -11,7 +11,7 @@ from schemas.embeddings import embeddings_schema
 from schemas.items import ITEMS
 from schemas.manifest import StageManifest
 from schemas.storage import join
-from transforms.embed import EmbedItems
+from transforms.embed import DigestVectors, EmbedItems
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
 from transforms.training import ITEM_TOWER
@@ -41,6 +41,7 @@ def build(root: beam.Pipeline, attempt: str, parts: dict[int, str], features: li
     embeddings = items | "EmbedItems" >> EmbedItems(tower, dim)
     return [
         embeddings | "WriteEmbeddings" >> WritePlacedBlocks(attempt, "embeddings", embeddings_schema(dim)),
+        embeddings | "DigestVectors" >> DigestVectors(),
         root | "ReportDim" >> beam.Create([{"dim": dim}]),
     ]
 

@@ -7,14 +7,16 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import apache_beam as beam
 
 from pipelines.logs import LOGGER
 from pipelines.settings import IndexSettings, Settings
 from pipelines.stage import Reports, Stage
+from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
-from schemas.manifest import StageManifest
+from schemas.manifest import StageManifest, plain
 from schemas.storage import WrittenFile, join
 from transforms.build_indexes import BuildIndexes
 from transforms.calibrate import (
@@ -26,7 +28,8 @@ from transforms.calibrate import (
     calibration_report,
     nothing_to_calibrate,
 )
-from transforms.embed import EmbedUsers
+from transforms.copy_index import CopyIndexes
+from transforms.embed import VECTORS, EmbedUsers
 from transforms.progress import CountBlocks
 from transforms.read import ReadParquet
 from transforms.scann_index import EXACT_BELOW, BuildSettings, plan_shard
@@ -60,16 +63,28 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         "users": [join(settings.output, ingested.folder, file.path) for file in users],
         "tower": join(settings.output, trained.folder, USER_TOWER),
     }
+    described = {
+        "num_shards": num_shards,
+        "seed": settings.index.seed,
+        "build": asdict(settings.index.build),
+        "search": asdict(given) if given else None,
+        "calibration": asdict(ask),
+    }
+    kept = kept_index(settings, embedded, described)
+    if kept:
+        source, paths = join(settings.output, kept.folder), job["embeddings"]
+        return Stage(
+            name="index",
+            module=__name__,
+            settings=described | {"copied": kept.digest},
+            inputs={"embed": embedded},
+            reads={"embed": ["embeddings"]},
+            build=lambda root, attempt: copy(root, attempt, kept, source, paths),
+        )
     return Stage(
         name="index",
         module=__name__,
-        settings={
-            "num_shards": num_shards,
-            "seed": settings.index.seed,
-            "build": asdict(settings.index.build),
-            "search": asdict(given) if given else None,
-            "calibration": asdict(ask),
-        },
+        settings=described,
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
         reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
         build=lambda root, attempt: build(root, attempt, **job, ask=ask),
@@ -102,6 +117,36 @@ def build(
         sample = (known, items) | "DrawSample" >> DrawSample(ask, dim)
         calibrated = (shards, sample) | "CalibrateSearch" >> CalibrateSearch(attempt, ask)
     return [shards, calibrated, root | "ReportShards" >> beam.Create([{"num_shards": num_shards, "dim": dim}])]
+
+
+def kept_index(settings: Settings, embedded: StageManifest, described: Mapping[str, Any]) -> StageManifest | None:
+    """Returns the index of the release whose model is kept, where it was built as is asked now, of the very same vectors.
+
+    Args:
+      settings: of the job.
+      embedded: the candidates now.
+      described: how to index them.
+    """
+    if settings.base is None:
+        return None
+    kept = settings.base.stages["index"]
+    vectors = settings.base.stages["embed"].metrics.get(VECTORS)
+    same = vectors == embedded.metrics[VECTORS] and settings_of_index(kept) == plain(described)
+    return kept if same else None
+
+
+def settings_of_index(indexed: StageManifest) -> dict[str, Any]:
+    """Returns how an index was built, whether it was taken over since or not."""
+    return {name: value for name, value in indexed.settings.items() if name != "copied"}
+
+
+def copy(root: beam.Pipeline, attempt: str, kept: StageManifest, source: str, embeddings: list[str]) -> Reports:
+    """Adds the steps that take an index over, with its calibration."""
+    items = root | "ReadItems" >> ReadParquet(embeddings, ID_MAP.names) | "Progress" >> CountBlocks()
+    return [
+        items | "CopyIndexes" >> CopyIndexes(attempt, source, kept.files, kept.metrics["num_shards"]),
+        root | "ReportKept" >> beam.Create([dict(kept.metrics)]),
+    ]
 
 
 def known_search(num_candidates: int, shape: BuildSettings, search: SearchSettings | None) -> Calibration | None:

@@ -67,7 +67,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     check_columns(sources.ratings, ask)
     if settings.training.looks_at_features:
         in_catalogue(settings.training.features, sources.items.description() if sources.items else None)
-    num_buckets = ask.num_buckets or default_buckets(sources.ratings)
+    num_buckets = ask.num_buckets or kept_buckets(settings) or default_buckets(sources.ratings)
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         try:
@@ -254,6 +254,11 @@ def check_columns(ratings: Source, ask: IngestSettings) -> None:
             f"--min_rating {ask.split.min_rating:g} needs ratings, and {ratings.uri} has no rating column: "
             "name it with --columns rating=…, or leave --min_rating out"
         )
+
+
+def kept_buckets(settings: Settings) -> int | None:
+    """Returns how many buckets of users the release has whose model is kept: in as many, its lists can be carried over."""
+    return settings.base.stages["ingest"].metrics["num_buckets"] if settings.base else None
 
 
 def default_buckets(ratings: Source) -> int:

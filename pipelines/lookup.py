@@ -14,14 +14,14 @@ from rich.table import Table
 
 from pipelines.command import Output, run_command
 from pipelines.settings import OneLineParser, check_root
-from schemas.blocks import one_block
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest
 from schemas.release import Latest, read_latest, read_release
 from schemas.storage import find_rows, join
 from schemas.workspace import Workspace
 from transforms.partition import bucket_of
-from transforms.table import one_row_a_user
+from transforms.table import find_lists
+from transforms.write import part_of
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,13 @@ class Published:
 
     def topk_of(self, user_ids: Sequence[str]) -> pa.Table:
         """Returns rows of TOPK of some users, in whatever layout, reading only the files and row groups that can hold them."""
-        found = self._of_users(self.topk, user_ids)
-        if "rank" not in found.column_names:
-            return found
-        return pa.Table.from_batches([one_row_a_user(one_block(found.to_batches(), found.schema))])
+        ids = pa.array(user_ids, pa.string())
+        return pa.Table.from_batches([find_lists(self._files_of(self.topk, ids), ids)])
 
     def users_of(self, user_ids: Sequence[str]) -> pa.Table:
         """Returns the histories of some users."""
-        return self._of_users(self.ingest.paths(self.workspace.root, "users"), user_ids)
+        ids = pa.array(user_ids, pa.string())
+        return find_rows(self._files_of(self.ingest.paths(self.workspace.root, "users"), ids), "user_id", ids)
 
     def titles_of(self, item_ids: Sequence[str]) -> dict[str, str]:
         """Returns the title of each item that has one."""
@@ -61,10 +60,10 @@ class Published:
         titled = found.filter(pc.is_valid(found["title"]))
         return dict(zip(titled["item_id"].to_pylist(), titled["title"].to_pylist(), strict=True))
 
-    def _of_users(self, paths: list[str], user_ids: Sequence[str]) -> pa.Table:
-        ids = pa.array(user_ids, pa.string())
-        wanted = {f"/part-{bucket:06d}" for bucket in bucket_of(ids, self.ingest.metrics["num_buckets"]).tolist()}
-        return find_rows([path for path in paths if path[path.rindex("/part-") :][:12] in wanted] or paths[:1], "user_id", ids)
+    def _files_of(self, paths: list[str], user_ids: pa.Array) -> list[str]:
+        """Returns the files that can hold some users, at least one."""
+        wanted = set(bucket_of(user_ids, self.ingest.metrics["num_buckets"]).tolist())
+        return [path for path in paths if part_of(path) in wanted] or paths[:1]
 
 
 def open_latest(workspace: Workspace) -> Published:

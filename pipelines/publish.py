@@ -20,6 +20,7 @@ from schemas.release import (
     FAILED,
     PASSED,
     SCHEMA_VERSION,
+    Base,
     Latest,
     Withdrawal,
     read_latest,
@@ -44,16 +45,19 @@ class Made(NamedTuple):
 
     Attributes:
       evaluated: those of the model that was evaluated on the holdout.
+        No stages where a model is kept that was evaluated before it was refitted.
       published: those of the table to be published; the very same unless the job refits.
+      base: the release whose model is kept, if one is.
     """
 
     evaluated: Done
     published: Done
+    base: Base | None = None
 
     @property
     def refitted(self) -> bool:
         """Whether the table's model is another than the one that was evaluated."""
-        return self.evaluated["train"].fingerprint != self.published["train"].fingerprint
+        return self.evaluated is not self.published
 
 
 @dataclass(frozen=True)
@@ -79,28 +83,38 @@ def release_of(recommended: StageManifest) -> str:
     return f"{time}Z-{recommended.digest[:8]}"
 
 
-def evaluation_of(evaluated: Done) -> Evaluation:
-    """Returns how good a model is on its holdout."""
-    split = evaluated["ingest"].settings["split"]
+def evaluation_of(made: Made) -> dict[str, Any]:
+    """Returns what the manifest of a release says of how good its model is on held-out items, or the model before the refit.
+
+    A model that is kept and has learned from everything was evaluated for the release that it comes from.
+    """
+    if made.base and made.refitted:
+        return {**made.base.manifest["evaluated"], "model": f"that of release {made.base.release}", "stages": {}}
+    split = made.evaluated["ingest"].settings["split"]
     if split["split"] != "random":
         split = {name: value for name, value in split.items() if name != "seed"}
-    settings = evaluated["recommend"].settings
-    return Evaluation(
-        split={**split, "k": settings["k"], "recommend_seen": settings["recommend_seen"]},
-        quality=evaluated["recommend"].metrics["quality"],
-    )
+    recommended = made.evaluated["recommend"]
+    settings, metrics = recommended.settings, recommended.metrics
+    return {
+        "model": "another, without the holdout" if made.refitted else "the published one",
+        "refitted": made.refitted,
+        "split": {**split, "k": settings["k"], "recommend_seen": settings["recommend_seen"]},
+        "metrics": {name: metrics[name] for name in ("quality", "popularity", "recent_popularity")}
+        | {"against_popularity": made.evaluated["judge"].metrics[FOUND]["against_popularity"]},
+        "stages": {name: describe_stage(manifest) for name, manifest in made.evaluated.items()} if made.refitted else {},
+    }
 
 
 def facts_of(made: Made, last: LastRelease | None, withdrawals: Sequence[Withdrawal] = ()) -> Facts:
     """Returns what the stages found, as the gates need it."""
     ingested = made.published["ingest"]
-    read = ingested.metrics
+    read, evaluated = ingested.metrics, evaluation_of(made)
     return Facts(
         table=made.published["judge"].metrics[FOUND],
         recall=made.published["recommend"].metrics["recall_against_exact"],
         target_recall=made.published["index"].settings["calibration"]["target_recall"],
-        evaluation=evaluation_of(made.evaluated),
-        against_popularity=made.evaluated["judge"].metrics[FOUND]["against_popularity"],
+        evaluation=Evaluation(evaluated["split"], evaluated["metrics"]["quality"]),
+        against_popularity=evaluated["metrics"]["against_popularity"],
         rejected={source["dataset"]: rejected_of(read[rows_read(source["dataset"])]) for source in ingested.sources},
         last=last,
         withdrawn="; ".join(map(words_on, withdrawals)) or None,
@@ -173,15 +187,15 @@ def release_manifest(
       before: what is known of the release of that table.
     """
     table = made.published["recommend"]
-    evaluation = evaluation_of(made.evaluated)
-    metrics = made.evaluated["recommend"].metrics
+    evaluated = evaluation_of(made)
     stages = {name: describe_stage(manifest) for name, manifest in made.published.items()}
-    others = {name: describe_stage(manifest) for name, manifest in made.evaluated.items()} if made.refitted else {}
     return {
         "schema_version": SCHEMA_VERSION,
         "release": release,
         "status": FAILED if failures(gates) else PASSED,
-        "fingerprint": fingerprint_of([[each["fingerprint"] for each in chain.values()] for chain in (stages, others)]),
+        "fingerprint": fingerprint_of(
+            [[each["fingerprint"] for each in chain.values()] for chain in (stages, evaluated["stages"])]
+        ),
         "created_at": table.finished_at,
         "judged_at": now(),
         "versions": versions(),
@@ -195,13 +209,8 @@ def release_manifest(
         "rows": table.rows("topk"),
         "topk": [asdict(file) | {"path": f"{table.folder}/{file.path}"} for file in table.dataset("topk")],
         "metrics": table.metrics,
-        "evaluated": {
-            "model": "another, without the holdout" if made.refitted else "the published one",
-            "split": evaluation.split,
-            "metrics": {name: metrics[name] for name in ("quality", "popularity", "recent_popularity")}
-            | {"against_popularity": made.evaluated["judge"].metrics[FOUND]["against_popularity"]},
-            "stages": others,
-        },
+        "evaluated": evaluated,
+        "base": {"release": made.base.release, **table.metrics["carried_over"]} if made.base else None,
         "gates": as_json(gates),
         "gate_settings": asdict(settings),
         "compared_with": asdict(last) if last else None,

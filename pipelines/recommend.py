@@ -1,13 +1,15 @@
 """Writes the top-k of every user, and judges it: `python -m pipelines.recommend --output DIR [--k 100]`."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import apache_beam as beam
 
+from pipelines.index import settings_of_index
 from pipelines.logs import LOGGER
 from pipelines.settings import RecommendSettings, Settings
 from pipelines.stage import Reports, Stage
@@ -15,8 +17,9 @@ from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.storage import WrittenFile, join
 from transforms.canaries import NUM_CANARIES, JudgeRun, Listed
+from transforms.carry_over import CarryOver, CarryRules, LastRelease, nothing_carried
 from transforms.embed import EmbedUsers
-from transforms.item_lists import CountItems, ItemLists
+from transforms.item_lists import BLOCKED, CountItems, ItemLists, WriteBlocked
 from transforms.load_index import files_of_shards
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
@@ -26,7 +29,7 @@ from transforms.recommend_by_shard import RecommendByShard
 from transforms.search import SearchSettings
 from transforms.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
 from transforms.sources import ITEM_LIST_ROLES, resolve_list
-from transforms.table import DateRows, WriteTable
+from transforms.table import FOLDER, DateRows, WriteTable
 from transforms.training import USER_TOWER
 from transforms.write import part_of
 
@@ -47,6 +50,8 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         "max_worker_bytes": settings.recommend.max_worker_bytes,
         "num_slices": choose_slices(done["ingest"].rows("users")),
     }
+    base = base_lists(settings, done, lists)
+    how |= {"base": base, "num_users": done["ingest"].rows("users")}
     scored_at, layout = settings.recommend.as_of or newest_of(done["ingest"]), settings.recommend.layout
     how |= {"scored_at": scored_at, "layout": layout}
 
@@ -57,13 +62,67 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     return Stage(
         name="recommend",
         module=__name__,
-        settings=asdict(lists) | {"layout": layout, "scored_at": scored_at.isoformat() if scored_at else None},
+        settings=asdict(lists)
+        | {"layout": layout, "scored_at": scored_at.isoformat() if scored_at else None}
+        | ({"base": base.described if isinstance(base, BaseLists) else {"why_nobody": base}} if base else {}),
         sources=[source.description() for source in item_lists.given],
         check=check,
         inputs={name: done[name] for name in ("ingest", "train", "embed", "index")},
         reads={"ingest": ["users", "items"], "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
         build=lambda root, attempt: build(root, attempt, **job, **how, lists=lists, item_lists=item_lists),
     )
+
+
+@dataclass(frozen=True)
+class BaseLists:
+    """The lists that may be carried over.
+
+    Attributes:
+      last: where they are.
+      rules: what decides whether one holds still.
+      described: what they are, for the fingerprint.
+    """
+
+    last: LastRelease
+    rules: CarryRules
+    described: Mapping[str, Any]
+
+
+def base_lists(settings: Settings, done: Mapping[str, StageManifest], lists: ListSettings) -> BaseLists | str:
+    """Returns the lists of the release whose model is kept, or why nobody's can be carried over; '' where none is kept."""
+    base = settings.base
+    if base is None:
+        return ""
+    ingested, embedded, indexed, recommended = (base.stages[name] for name in ("ingest", "embed", "index", "recommend"))
+    for name in ("k", "recommend_seen"):
+        if recommended.settings[name] != getattr(lists, name):
+            return f"{name} was {recommended.settings[name]} in release {base.release}"
+    if settings_of_index(indexed) != settings_of_index(done["index"]):
+        return f"the index of release {base.release} was built in another way"
+    if ingested.metrics["num_buckets"] != done["ingest"].metrics["num_buckets"]:
+        return f"release {base.release} has {ingested.metrics['num_buckets']} buckets of users"
+    if recommended.sources and not recommended.dataset(BLOCKED):
+        return f"release {base.release} does not say which items were blocked"
+    root, digests = settings.output, {"users": ingested, "embeddings": embedded, FOLDER: recommended, BLOCKED: recommended}
+    by_bucket = {name: _by_bucket(digests[name].paths(root, name)) for name in ("users", FOLDER)}
+    return BaseLists(
+        last=LastRelease(
+            by_bucket["users"], by_bucket[FOLDER], embedded.paths(root, "embeddings"), recommended.paths(root, BLOCKED)
+        ),
+        rules=CarryRules(
+            by_history=done["train"].settings["user_tower"] != "id",
+            recommend_seen=lists.recommend_seen,
+            checked_fraction=lists.checked_fraction,
+        ),
+        described={name: manifest.digest_of_datasets([name]) for name, manifest in digests.items()},
+    )
+
+
+def _by_bucket(paths: list[str]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        found[part_of(path)].append(path)
+    return dict(found)
 
 
 def newest_of(ingested: StageManifest) -> datetime | None:
@@ -121,6 +180,8 @@ def build(
     num_slices: int,
     scored_at: datetime | None,
     layout: str,
+    base: BaseLists | str,
+    num_users: int,
 ) -> Reports:
     """Adds the stage's steps: blocks of users get their vectors, then their lists, which are written and judged."""
     recommend: beam.PTransform
@@ -130,13 +191,21 @@ def build(
         recommend = RecommendByShard(
             index_root, index_files, num_shards, num_items, lists, item_lists, max_worker_bytes, num_slices
         )
-    blocks = root | "ReadUsers" >> ReadParts(users) | "Progress" >> CountBlocks()
+    blocks = root | "ReadUsers" >> ReadParts(users) | "Progress" >> CountBlocks() | "DateRows" >> DateRows(scored_at)
+    reports = []
+    if isinstance(base, BaseLists):
+        blocks, carried = blocks | "CarryOver" >> CarryOver(base.last, embeddings, item_lists, base.rules)
+        reports.append(carried)
+    elif base:
+        reports.append(root | "ReportCarried" >> beam.Create([nothing_carried(base, num_users)]))
     known = blocks | "EmbedUsers" >> EmbedUsers(tower)
     made = known | "Recommend" >> recommend
     judge = JudgeRun(embeddings, dim, lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, lists, item_lists)
     return [
-        made.topk | "DateRows" >> DateRows(scored_at) | "WriteTable" >> WriteTable(attempt, lists.k, layout),
+        made.topk | "WriteTable" >> WriteTable(attempt, lists.k, layout),
         made.reports,
+        *reports,
+        root | "WriteBlocked" >> WriteBlocked(attempt, embeddings, item_lists),
         Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
         (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(embeddings, lists.checked_fraction),
         root | "CountItems" >> CountItems(embeddings, item_lists),

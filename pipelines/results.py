@@ -36,8 +36,10 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
       console: where to.
     """
     metrics = made.published["recommend"].metrics
-    console.print(quality_table(made.evaluated["recommend"].metrics, made.refitted))
+    console.print(quality_table(outcome.manifest["evaluated"]["metrics"], made.refitted))
     console.print(counts_line(metrics), soft_wrap=True)
+    if made.base:
+        console.print(escape(carried_line(outcome.manifest["base"])), soft_wrap=True)
     if not outcome.failed:  # Nobody knows what is in a table that failed.
         published = open_release(workspace, outcome.latest, outcome.manifest)
         for user_id in some_users(published):
@@ -47,7 +49,7 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
     folder = table_folder(workspace, outcome)
     what = "failed gates, not published:" if outcome.failed else "published" if outcome.is_new else "already published"
     console.print(f"[bold]{what}[/] {outcome.latest.release} in {seconds:.1f} s")
-    if made.evaluated["ingest"].metrics["rows_holdout"] and not made.refitted:
+    if made.published["ingest"].metrics["rows_holdout"]:
         console.print(
             "[bold]note[/]      the holdout is neither learned from nor counted as seen; --refit publishes a table of all"
         )
@@ -89,7 +91,8 @@ def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) 
         "manifest": join(workspace.root, outcome.latest.manifest),
         "table": [join(workspace.root, path) for path in outcome.latest.topk],
         "counts": {name: metrics[name] for name in ("users", "users_personalised", "users_popular", "pairs", "items_allowed")},
-        "metrics": made.evaluated["recommend"].metrics["quality"]["means"] | {"recall_against_exact": recall},
+        "metrics": outcome.manifest["evaluated"]["metrics"]["quality"]["means"] | {"recall_against_exact": recall},
+        "base": outcome.manifest["base"],
         "report": join(workspace.root, workspace.release_report(outcome.latest.release)),
         "saved_model": exported(workspace, made) if "export" in made.published else None,
         "refitted": made.refitted,
@@ -157,6 +160,17 @@ def counts_line(metrics: Mapping[str, Any]) -> str:
     if metrics["lists_short_of_k"]:
         words.append(f"{metrics['lists_short_of_k']:,} lists are shorter than k: no more items are eligible")
     return "; ".join(words)
+
+
+def carried_line(base: Mapping[str, Any]) -> str:
+    """Returns how much of the work a kept model saved."""
+    if base["why_nobody"]:
+        return f"model of release {base['release']}; all lists are new: {base['why_nobody']}"
+    why = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in base["new_lists"].items() if count)
+    return (
+        f"model of release {base['release']}; {base['carried']:,} of {base['users']:,} lists carried over "
+        f"({base['share_carried']:.1%}), {base['embedded']:,} users embedded" + (f" (new lists: {why})" if why else "")
+    )
 
 
 def some_users(published: Published) -> list[str]:

@@ -21,6 +21,7 @@ from pipelines.logs import LOGGER
 from pipelines.progress import Progress
 from pipelines.publish import AnotherPublished, Done, Made, Outcome, publish
 from pipelines.refit import check_same_sources, settings_of_refit
+from pipelines.reuse import kept_model, with_base
 from pipelines.settings import Settings, parse_command
 from pipelines.stage import Stage, run_stage
 from schemas.errors import GatesFailed, InputError
@@ -44,22 +45,27 @@ COMMANDS = (*STAGES, "judge", "publish")
 def nothing_made(settings: Settings) -> Made:
     """Returns a job that has not begun: two chains of stages to fill, or one that is both."""
     evaluated: Done = {}
-    return Made(evaluated, {} if settings.refit else evaluated)
+    return Made(evaluated, {} if settings.refit else evaluated, settings.base)
 
 
 def chains(settings: Settings, made: Made) -> Iterator[tuple[Settings, Done]]:
-    """Yields each chain with its settings; the second only exists with --refit, and needs what the first one found."""
-    yield settings, made.evaluated
+    """Yields each chain with its settings; the second only exists with --refit, and needs what the first one found.
+
+    Where a model is kept that was refitted, it has been evaluated, and the second is all there is.
+    """
+    if not (settings.base and settings.refit):
+        yield settings, made.evaluated
     if settings.refit:
         yield settings_of_refit(settings, made.evaluated), made.published
 
 
 def judges(settings: Settings, made: Made) -> Iterator[tuple[Done, Stage]]:
     """Yields each chain and what judges its table; only the one to be published is compared with the last release's."""
-    if settings.refit:
+    if made.evaluated and made.refitted:
         yield made.evaluated, judge.stage(settings, made.evaluated, None)
     last = last_table(Workspace(settings.output), made.published["recommend"])
-    yield made.published, judge.stage(settings, made.published, last, made.evaluated["judge"] if settings.refit else None)
+    evaluated = made.evaluated["judge"] if made.evaluated and made.refitted else None
+    yield made.published, judge.stage(settings, made.published, last, evaluated)
 
 
 def run_stages(
@@ -68,11 +74,15 @@ def run_stages(
     """Runs stages of the chains that are not done, and adds their manifests; the lease keeps what they have made."""
     workspace, progress = Workspace(settings.output), Progress()
     for ask, done in chains(settings, made):
-        if done is not made.evaluated:
+        if made.evaluated and done is not made.evaluated:
             LOGGER.info("refit: the same again, the holdout included")
         for name in names:
+            if name == "train" and ask.base:
+                done[name] = kept_model(settings, ask.base, done["ingest"])
+                progress.skipped(name, f"kept from release {ask.base.release}")
+                continue
             done[name] = run_stage(STAGES[name].stage(ask, done), workspace, options, progress, lease)
-            if name == "ingest":
+            if name == "ingest" and made.evaluated:
                 check_same_sources(made.evaluated[name], done[name])
 
 
@@ -93,6 +103,8 @@ def run(settings: Settings, options: PipelineOptions, lease: Held | None = None)
     if latest:
         read_release(workspace, latest)  # What is published must be understood before anything can be put in its place.
     made = nothing_made(settings)
+    if settings.base and lease:
+        keep_finished(workspace, Made({}, dict(settings.base.stages)), lease)
     run_stages(list(STAGES), settings, made, options, lease)
     run_judges(settings, made, options, lease)
     if settings.export_saved_model:
@@ -126,13 +138,16 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
         made = nothing_made(settings)
         for ask, done in chains(settings, made):
             for each in before:
-                if each in STAGES:
+                if each == "train" and ask.base:
+                    done[each] = kept_model(settings, ask.base, done["ingest"])
+                elif each in STAGES:
                     done[each] = _finished(workspace, STAGES[each].stage(ask, done), asker)
         for done, stage in judges(settings, made) if "judge" in before else ():
             done["judge"] = _finished(workspace, stage, asker)
         return made
-    if settings.refit:
-        raise InputError(f"to {asker} with --refit, both chains must be known: give --ratings and all other flags again")
+    if settings.refit or settings.base:
+        flag = "--refit" if settings.refit else "--reuse_model_from"
+        raise InputError(f"to {asker} with {flag}, all stages must be known: give --ratings and all other flags again")
     newest = workspace.finished(before[-1])
     if not newest:
         raise InputError(
@@ -192,8 +207,8 @@ def _add_with_inputs(manifest: StageManifest, workspace: Workspace, done: Done) 
         facts = manifest.inputs[name]
         if found is None or found.digest_of_datasets(facts["datasets"]) != facts["digest"]:
             raise InputError(
-                f"{manifest.stage} {manifest.fingerprint} was made from another {name} than there is now: "
-                f"run python -m pipelines.{manifest.stage} again"
+                f"{manifest.stage} {manifest.fingerprint} was made from another {name} than there is now: run python -m "
+                f"pipelines.{manifest.stage} again, or, where a model was kept, give --ratings and all other flags again"
             )
     # Direct inputs come before those of inputs: a stage may be older than a stage before it, where that made the same again.
     new = [found for name, found in inputs.items() if found and name not in done]
@@ -282,7 +297,7 @@ def _prepare(argv: Sequence[str], description: str) -> tuple[Settings, PipelineO
     settings, options = parse_command(argv, description)
     logs.configure(settings.verbose)
     check_writable(settings.output)
-    return settings, options
+    return with_base(settings), options
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import create_runner
 
 from schemas.errors import InputError
+from schemas.release import Base
 from schemas.storage import exists, read_bytes
 from schemas.topk import LAYOUTS, NESTED
 from transforms.calibrate import REORDER_FACTORS, TARGET_RECALL
@@ -52,6 +53,11 @@ class ShortlistOptions(PipelineOptions):
         job.add_argument("--seed", type=int, default=42, help="of everything that draws by chance (default 42)")
         job.add_argument(
             "--refit", action="store_true", help="publish a table of a model trained on the holdout too, once it is evaluated"
+        )
+        job.add_argument(
+            "--reuse_model_from",
+            metavar="RELEASE",
+            help="keep the towers of a release, or of LATEST, and score again only users whose lists cannot be the same",
         )
         job.add_argument(
             "--json",
@@ -346,6 +352,10 @@ class Settings:
     checkpoint_secs: float
     json: bool
     verbose: bool
+    reuse_model_from: str | None = None
+    """The release whose towers are kept, or LATEST; None trains."""
+    base: Base | None = None
+    """The same, once it has been read: see `pipelines.reuse`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.checkpoint_secs < math.inf:
@@ -651,4 +661,5 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         checkpoint_secs=flags.checkpoint_secs,
         json=flags.json,
         verbose=flags.verbose,
+        reuse_model_from=flags.reuse_model_from,
     )

@@ -84,6 +84,11 @@ def check_complete(root: str, manifest: StageManifest, dataset: str | None = Non
             )
 
 
+def plain(value: Any) -> Any:
+    """Returns a JSON-like value as it is when it has been written and read again: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
 def fingerprint_of(value: Any) -> str:
     """Returns 16 hex digits that stand for a JSON-like value: equal values, in whatever order of keys, give equal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -9,7 +9,8 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError
 
 from schemas.errors import InputError
-from schemas.storage import exists, join, list_files, read_json, write_json
+from schemas.manifest import StageManifest
+from schemas.storage import WrittenFile, exists, join, list_files, read_json, write_json
 from schemas.workspace import Workspace
 
 SCHEMA_VERSION = 2
@@ -53,6 +54,48 @@ class Withdrawal:
     replaced_by: str
     at: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """A release that another one builds on.
+
+    Attributes:
+      release: its name.
+      manifest: the release's.
+      stages: those that made its table, by name.
+    """
+
+    release: str
+    manifest: Mapping[str, Any]
+    stages: Mapping[str, StageManifest]
+
+    @property
+    def refitted(self) -> bool:
+        """Whether the model that was evaluated is another than the table's."""
+        return bool(self.manifest["evaluated"]["refitted"])
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether it passed its gates, and tells all that a release which builds on it needs."""
+        return self.manifest["status"] == PASSED and "refitted" in (self.manifest["evaluated"] or {})
+
+
+def base_of(manifest: Mapping[str, Any]) -> Base:
+    """Returns a release that another one can build on, given its manifest."""
+    return Base(
+        manifest["release"],
+        manifest,
+        {name: _stage_of(name, stage) for name, stage in manifest["stages"].items()},
+    )
+
+
+def _stage_of(name: str, stage: Mapping[str, Any]) -> StageManifest:
+    """Returns the manifest of a stage as the manifest of a release tells it."""
+    known = {each: stage[each] for each in ("fingerprint", "digest", "folder", "settings", "inputs", "sources", "metrics")}
+    files = [WrittenFile(**file | {"path": file["path"].removeprefix(f"{stage['folder']}/")}) for file in stage["files"]]
+    times = {each: stage[each] for each in ("versions", "started_at", "finished_at")}
+    return StageManifest(stage=name, files=files, **known, **times)
 
 
 def write_latest(workspace: Workspace, latest: Latest) -> None:
@@ -214,7 +257,7 @@ def _understanding(problem: str, repair: str) -> Iterator[None]:
 def _upgraded(path: str, release: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a manifest as this version writes it; what version 1 did not know is None."""
     _refuse_newer(path, release["schema_version"])
-    unknown: dict[str, Any] = {"status": PASSED, "gates": {}, "compared_with": None, "evaluated": None}
+    unknown: dict[str, Any] = {"status": PASSED, "gates": {}, "compared_with": None, "evaluated": None, "base": None}
     return {**unknown, **release} if release["schema_version"] == 1 else dict(release)
 
 

@@ -350,6 +350,14 @@ def upload_folder(folder: Path, root: str, path: str) -> list[WrittenFile]:
     return written
 
 
+def copy_file(source: str, root: str, path: str) -> WrittenFile:
+    """Copies the file `source` to `root/path` in one piece, and returns what was written; its rows are not counted."""
+    with replacing(join(root, path)) as file, open_file(source) as data:
+        hashing = HashingWriter(file)
+        shutil.copyfileobj(data, hashing, _COPY_BYTES)
+    return WrittenFile(path, 0, hashing.bytes, hashing.sha256)
+
+
 def is_local(path: str) -> bool:
     """Tells whether `path` is on this machine's disk, so that libraries can open it themselves."""
     return FileSystems.get_scheme(path) is None

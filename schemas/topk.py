@@ -78,6 +78,3 @@ LONG_TOPK = dataset_schema(
 """The table with --layout long: one row a user and rank, by user and then by rank; a user with an empty list has no row."""
 
 LAYOUTS: Mapping[str, pa.Schema] = {NESTED: TOPK, LONG: LONG_TOPK}
-
-UNDATED = pa.schema([field for field in TOPK if field.name != "scored_at"])
-"""Rows of TOPK while they are made: what they hold does not depend on when."""

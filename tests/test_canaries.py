@@ -13,7 +13,7 @@ from apache_beam.testing.util import assert_that
 from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
 from schemas.storage import join, parquet_writer
-from schemas.topk import RECOMMENDATION, UNDATED
+from schemas.topk import RECOMMENDATION, TOPK
 from schemas.users import USERS
 from transforms.canaries import JudgeRun, Listed, MergeMeasured, canaries_schema, join_canaries, judge, measure, report
 from transforms.embed import vector_column
@@ -165,8 +165,9 @@ def table_of(block: Block) -> Block:
             pa.array(["personalised"] * 4 + ["popular"]),
             pa.array([0] * 5, pa.int32()),
             pa.array([*block["served"].to_pylist(), []], pa.list_(RECOMMENDATION)),
+            pa.nulls(5, TOPK.field("scored_at").type),
         ],
-        schema=UNDATED,
+        schema=TOPK,
     )
 
 

@@ -12,7 +12,7 @@ from apache_beam.testing.util import assert_that
 
 from schemas.blocks import Block, in_blocks
 from schemas.storage import parquet_writer
-from schemas.topk import UNDATED
+from schemas.topk import TOPK
 from transforms.read import Place
 from transforms.recall_segments import RecallBySegment, compare, report, segment_names, served_lists, sums_by_popularity
 from transforms.recommend import EXACT_LISTS
@@ -34,9 +34,10 @@ def table() -> Block:
         [f"u{at:02d}" for at in range(NUM_USERS)],
         ["personalised"] * NUM_USERS,
         pa.array(HISTORY, pa.int32()),
-        pa.array([lists_of(items) for items in SERVED], UNDATED.field("recommendations").type),
+        pa.array([lists_of(items) for items in SERVED], TOPK.field("recommendations").type),
+        pa.nulls(NUM_USERS, TOPK.field("scored_at").type),
     ]
-    return pa.RecordBatch.from_arrays([pa.array(each) if isinstance(each, list) else each for each in columns], schema=UNDATED)
+    return pa.RecordBatch.from_arrays([pa.array(each) if isinstance(each, list) else each for each in columns], schema=TOPK)
 
 
 def exact_lists() -> Block:

@@ -16,7 +16,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from schemas.blocks import BlockCoder
 from schemas.embeddings import ID_MAP
 from schemas.storage import WrittenFile, join, read_json
-from schemas.topk import UNDATED
+from schemas.topk import TOPK
 from tests.made_index import MadeItems, item_lists, make_items, make_users, users_block, with_vectors, write_index, write_users
 from transforms import recommend_by_shard
 from transforms.item_lists import ItemLists
@@ -45,7 +45,7 @@ def run(plan: beam.PTransform, users: dict[int, str], output: str) -> dict[str, 
     with TestPipeline("FnApiRunner") as pipeline:
         blocks = pipeline | ReadParts(users)
         made = blocks | beam.MapTuple(lambda place, block: (place, with_vectors(block))).with_output_types(PlacedBlock) | plan
-        files = made.topk | WritePlacedBlocks(output, "topk", UNDATED)
+        files = made.topk | WritePlacedBlocks(output, "topk", TOPK)
         exact = made.exact | beam.Map(lambda block: {"exact": block.to_pylist()})
         _ = (files, made.reports, exact) | beam.Flatten() | WriteSummary(output)
     summary = read_json(join(output, SUMMARY))

@@ -52,10 +52,19 @@ def build_shard(blocks: Iterable[Block], dim: int, seed: int, folder: Path, ask:
     rows = rows.take(pc.sort_indices(rows["code"]))
     index = build(vectors_of(rows["embedding"]), ask.applied_to(plan_shard(rows.num_rows, dim)), seed)
     index.save(folder / INDEX_FOLDER)
-    id_map = rows.select(ID_MAP.names).cast(ID_MAP)
-    with pa.ipc.new_file(str(folder / ID_MAP_FILE), ID_MAP) as writer:
-        writer.write_batch(id_map)
+    write_id_map(rows, folder)
     return rows.num_rows
+
+
+def write_id_map(rows: Block, folder: Path) -> None:
+    """Writes what turns a shard's row numbers back into items to a local folder.
+
+    Args:
+      rows: the shard's items, in the order of its vectors, with at least the columns of ID_MAP.
+      folder: of the shard.
+    """
+    with pa.ipc.new_file(str(folder / ID_MAP_FILE), ID_MAP) as writer:
+        writer.write_batch(rows.select(ID_MAP.names).cast(ID_MAP))
 
 
 def write_shard(

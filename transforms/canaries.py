@@ -24,7 +24,7 @@ from schemas.topk import RECOMMENDATION
 from transforms.build_indexes import vectors_of
 from transforms.id_map import list_lengths
 from transforms.item_lists import ItemLists
-from transforms.partition import hash_ids
+from transforms.partition import is_sampled
 from transforms.read import PlacedBlock, ReadParquet
 from transforms.recommend import ListSettings, unwanted_of
 
@@ -45,11 +45,6 @@ def canaries_schema(dim: int) -> pa.Schema:
             pa.field("exact", pa.list_(RECOMMENDATION), nullable=False),
         ]
     )
-
-
-def are_canaries(user_ids: pa.Array, fraction: float) -> np.ndarray:
-    """Returns [n] bool: which users are canaries, by a hash of their ids."""
-    return hash_ids(user_ids, seed=3) < fraction * 2.0**64
 
 
 class Measured(NamedTuple):
@@ -166,7 +161,7 @@ def canary_users(block: Block, settings: ListSettings, fraction: float) -> Block
       settings: what a list holds.
       fraction: of all users that are canaries.
     """
-    rows = block.filter(pc.and_(block["vector"].is_valid(), pa.array(are_canaries(block["user_id"], fraction))))
+    rows = block.filter(pc.and_(block["vector"].is_valid(), pa.array(is_sampled(block["user_id"], fraction))))
     unwanted = joined_lists(unwanted_of(rows, settings).columns)
     return pa.RecordBatch.from_arrays(
         [rows["user_id"], rows["vector"], unwanted], schema=_part_of(rows["vector"].type.list_size, "vector", "unwanted")
@@ -189,7 +184,7 @@ def joined_lists(columns: Sequence[pa.ListArray]) -> pa.ListArray:
 
 def served_lists(block: Block, fraction: float) -> Block:
     """Returns what canaries are served: user_id and list, of a block of the table."""
-    own = block.filter(pa.array(are_canaries(block["user_id"], fraction)))
+    own = block.filter(pa.array(is_sampled(block["user_id"], fraction)))
     return pa.RecordBatch.from_arrays([own["user_id"], own["recommendations"]], schema=_part_of(1, "served"))
 
 
@@ -236,7 +231,7 @@ class Listed(NamedTuple):
     users: beam.PCollection[PlacedBlock]
     """Rows of USERS with their vectors."""
     topk: beam.PCollection[PlacedBlock]
-    """Rows of UNDATED."""
+    """Rows of TOPK."""
     exact: beam.PCollection[Block]
     """Rows of EXACT_LISTS."""
 

@@ -4,7 +4,7 @@ A tower is a SavedModel that takes ids, so Beam's own TensorFlow handler, which 
 does not fit; a handler here loads one and turns a block into a block. TensorFlow is imported when a tower is loaded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol
@@ -21,7 +21,9 @@ from schemas.errors import InputError
 from schemas.storage import WrittenFile, exists, is_local, join, list_files, local_folder, read_json
 from transforms.encode_features import FEATURES_FILE, encoder_from_json
 from transforms.id_map import list_lengths
+from transforms.partition import hash_vectors
 from transforms.progress import NAMESPACE
+from transforms.read import PlacedBlock
 
 _ITEMS_AT_ONCE = 1 << 20
 """About how many items of histories are looked up in one piece: some 100 MB of text."""
@@ -171,10 +173,13 @@ def embed_users(block: Block, tower: Tower) -> Block:
     """Returns the block with a column `vector`, [dim] float32, null where the tower does not know the user.
 
     Args:
-      block: rows of USERS.
+      block: rows of USERS; with a column `embed`, bool, only where that is true.
       tower: a user tower.
     """
-    vectors, known = tower.embed(block)
+    asked = block["embed"].to_numpy(zero_copy_only=False) if "embed" in block.schema.names else np.ones(len(block), bool)
+    vectors, known = np.zeros((len(block), tower.dim), np.float32), np.zeros(len(block), bool)
+    if asked.any():
+        vectors[asked], known[asked] = tower.embed(block if asked.all() else block.filter(pa.array(asked)))
     column = vector_column(vectors, known)
     schema = block.schema.append(pa.field("vector", column.type))
     return pa.RecordBatch.from_arrays([*block.columns, column], schema=schema)
@@ -234,6 +239,37 @@ class EmbedItems(beam.PTransform):
         embeddings = embed_items(block, tower, self.dim)
         Metrics.counter(NAMESPACE, ITEMS_WITHOUT_VECTOR).inc(block.num_rows - embeddings.num_rows)
         return embeddings
+
+
+VECTORS = "vectors"
+"""The metric that stands for all ids of items and their vectors, in whatever order and files they are."""
+
+
+@dataclass
+class DigestVectors(beam.PTransform):
+    """Reports a digest of placed blocks of embeddings, VECTORS: 16 hex digits, equal for equal ids and vectors.
+
+    It is the sum of the rows' hashes, so neither the order nor anything else that is known of an item plays a part.
+    """
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, embeddings: beam.PCollection[PlacedBlock]) -> beam.PCollection[dict[str, str]]:
+        return (
+            embeddings
+            | "SumHashes" >> beam.MapTuple(lambda _, block: _sum_of_hashes(block))
+            | "Sum" >> beam.CombineGlobally(_sum_of_numbers)
+            | "Report" >> beam.Map(lambda total: {VECTORS: f"{total:016x}"})
+        )
+
+
+def _sum_of_hashes(block: Block) -> int:
+    return _sum_of_numbers([int(hash_vectors(block["item_id"], block["embedding"]).sum(dtype=np.uint64))])
+
+
+def _sum_of_numbers(numbers: Iterable[int]) -> int:
+    return sum(numbers) % 2**62  # Beam's integers have 63 bits.
 
 
 @dataclass

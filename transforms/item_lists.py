@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.blocks import Block
+from schemas.blocks import Block, one_block
 from schemas.errors import InputError
+from schemas.storage import WrittenFile
 from transforms.read import ReadParquet
 from transforms.sources import Source, cut_file, read_piece
 from transforms.validate import as_text
+from transforms.write import Part, WriteParts
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,47 @@ def ids_of(source: Source) -> Iterator[pa.Array]:
                         f"{found['position'][first].as_py()}): a list of items must name one in every row: remove the row"
                     )
                 yield ids
+
+
+BLOCKED = "blocked"
+"""The folder, below a stage's, that holds the ids of indexed items that may not be recommended."""
+
+BLOCKED_ITEMS = pa.schema([pa.field("item_id", pa.string(), nullable=False)])
+
+
+@dataclass
+class WriteBlocked(beam.PTransform):
+    """Writes which indexed items may not be recommended, so that a later release knows; one file, and none without lists.
+
+    Attributes:
+      root: the folder of the attempt.
+      embeddings: paths of the stored embeddings: all that is indexed.
+      lists: which items may be recommended at all.
+    """
+
+    root: str
+    embeddings: list[str]
+    lists: ItemLists
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[WrittenFile]:
+        blocked = root | "ReadItems" >> ReadParquet(self.embeddings if self.lists.given else [], ["item_id"])
+        return (
+            root
+            | "OneFile" >> beam.Create([0] if self.lists.given else [])
+            | "GatherBlocked" >> beam.Map(_part_of_blocked, beam.pvalue.AsList(blocked | beam.Map(self._blocked)))
+            | "WriteFile" >> WriteParts(self.root, BLOCKED, BLOCKED_ITEMS)
+        )
+
+    def _blocked(self, block: Block) -> Block:
+        return block.filter(pa.array(self.lists.blocked(block["item_id"]))).cast(BLOCKED_ITEMS)
+
+
+def _part_of_blocked(part: int, blocks: list[Block]) -> Part:
+    items = one_block(blocks, BLOCKED_ITEMS)
+    return part, [items.take(pc.sort_indices(items["item_id"]))]
 
 
 @dataclass

@@ -52,6 +52,28 @@ def hash_ids(ids: pa.Array, seed: int = 0) -> np.ndarray:
     return hashes
 
 
+def hash_vectors(ids: pa.Array, vectors: pa.FixedSizeListArray) -> np.ndarray:
+    """Hashes ids together with their vectors, bit by bit.
+
+    Args:
+      ids: [n] string, no nulls.
+      vectors: [n] FixedSizeList<float32>[dim], no nulls.
+
+    Returns:
+      [n] uint64.
+    """
+    hashes = hash_ids(ids, seed=4)
+    bits = vectors.flatten().to_numpy().view(np.uint32).reshape(len(ids), -1)
+    for column in bits.T:
+        hashes = _mix((hashes ^ column) + _GOLDEN)
+    return hashes
+
+
+def is_sampled(user_ids: pa.Array, fraction: float) -> np.ndarray:
+    """Returns [n] bool: which users belong to a sample of `fraction` of all, by a hash of their ids; samples are nested."""
+    return hash_ids(user_ids, seed=3) < fraction * 2.0**64
+
+
 def bucket_of(ids: pa.Array, num_buckets: int) -> np.ndarray:
     """Returns [n] int64: the hash bucket of each user id. The table's files are these buckets."""
     return (hash_ids(ids) % np.uint64(num_buckets)).astype(np.int64)

@@ -18,8 +18,8 @@ from apache_beam.pvalue import AsList, AsSingleton
 
 from schemas.blocks import Block, one_block
 from schemas.topk import RECOMMENDATION
-from transforms.canaries import are_canaries
 from transforms.id_map import list_lengths
+from transforms.partition import is_sampled
 from transforms.read import PlacedBlock, ReadParquet
 from transforms.recommend import EXACT_LISTS
 
@@ -124,7 +124,7 @@ def _mean(wanted: np.ndarray, found: np.ndarray) -> dict[str, Any]:
 
 def served_lists(block: Block, fraction: float) -> Block:
     """Returns rows of SERVED_LISTS of the users of a block of the table who are compared with exact search."""
-    own = block.filter(pa.array(are_canaries(block["user_id"], fraction)))
+    own = block.filter(pa.array(is_sampled(block["user_id"], fraction)))
     return pa.RecordBatch.from_arrays([own["user_id"], own["history_length"], own["recommendations"]], schema=SERVED_LISTS)
 
 

@@ -17,12 +17,13 @@ from apache_beam.utils.shared import Shared
 
 from schemas.blocks import Block
 from schemas.storage import WrittenFile
-from schemas.topk import RECOMMENDATION, UNDATED
+from schemas.topk import RECOMMENDATION, TOPK
 from transforms.build_indexes import vectors_of
+from transforms.carry_over import carried_keys, is_carried
 from transforms.id_map import IdMap, list_lengths
 from transforms.item_lists import ItemLists
 from transforms.load_index import EVERY_ITEM, LoadedIndex, load_index
-from transforms.partition import hash_ids
+from transforms.partition import is_sampled
 from transforms.popular import RANKINGS, RECENT
 from transforms.ranking_metrics import JudgedBlock, JudgeRankings, MeanOfRows, RankingMetrics, recall_of_rows
 from transforms.read import PlacedBlock
@@ -43,6 +44,7 @@ HEADS = pa.schema(
         pa.field("known", pa.bool_(), nullable=False),
         pa.field("history_length", pa.int32(), nullable=False),
         pa.field("holdout", pa.list_(pa.string()), nullable=False),
+        TOPK.field("scored_at"),
     ]
 )
 """Rows of the table without their lists; `known` tells whose list is their own."""
@@ -79,33 +81,49 @@ class ListSettings:
 
 
 class Asked(NamedTuple):
-    """Who in a block of users is searched for."""
+    """Who in a block of users is searched for, and how everyone else gets a list."""
 
     known: np.ndarray
-    """[num_rows] bool: who has a vector; the others get what is popular."""
+    """[num_rows] bool: whose list is their own; the others get what is popular."""
     rows: np.ndarray
-    """[num_known] int64: the same as numbers of rows."""
+    """[num_asked] int64: who is searched for."""
     queries: np.ndarray
-    """[num_known, dim] float32: their vectors."""
+    """[num_asked, dim] float32: their vectors."""
     checked: np.ndarray
-    """[num_checked] int64: which of `rows` are compared with exact search, chosen by a hash of their ids."""
+    """[num_checked] int64: who is compared with exact search, chosen by a hash of their ids."""
+    checked_queries: np.ndarray
+    """[num_checked, dim] float32: their vectors."""
+    carried: np.ndarray
+    """[num_carried] int64: who keeps a list that was found before."""
+    carried_keys: np.ndarray
+    """[num_carried, k] uint64: those lists."""
 
 
 def asked_of(block: Block, settings: ListSettings) -> Asked:
     """Tells who is searched for.
 
     Args:
-      block: rows of USERS with their vectors (`vector`, FixedSizeList<float32>[dim], null without one).
+      block: rows of USERS with their vectors (`vector`, FixedSizeList<float32>[dim], null without one), and, where lists are
+        carried over, what `transforms.carry_over` says of them.
       settings: what a list holds.
     """
-    known = block["vector"].is_valid()
-    chances = hash_ids(block["user_id"].filter(known), seed=3)
+    has_vector = block["vector"].is_valid().to_numpy(zero_copy_only=False)
+    keeps = is_carried(block)
+    rows = np.flatnonzero(has_vector & ~keeps)
+    checked = np.flatnonzero(has_vector & is_sampled(block["user_id"], settings.checked_fraction))
     return Asked(
-        known=known.to_numpy(zero_copy_only=False),
-        rows=np.flatnonzero(known),
-        queries=vectors_of(block["vector"].filter(known)),
-        checked=np.flatnonzero(chances < settings.checked_fraction * 2.0**64),
+        known=has_vector | keeps,
+        rows=rows,
+        queries=_vectors_at(block, rows),
+        checked=checked,
+        checked_queries=_vectors_at(block, checked),
+        carried=np.flatnonzero(keeps),
+        carried_keys=carried_keys(block, settings.k),
     )
+
+
+def _vectors_at(block: Block, rows: np.ndarray) -> np.ndarray:
+    return vectors_of(block["vector"].take(pa.array(rows)))
 
 
 def unwanted_of(block: Block, settings: ListSettings) -> Block:
@@ -119,10 +137,17 @@ def unwanted_of(block: Block, settings: ListSettings) -> Block:
 
 
 def heads_of(block: Block, known: np.ndarray) -> Block:
-    """Returns what the table says of each user beside the list, and the held-out items: rows of HEADS."""
+    """Returns what the table says of each user beside the list, and the held-out items: rows of HEADS.
+
+    Args:
+      block: rows of USERS, with `scored_at` where that is known.
+      known: [num_rows] bool: whose list is their own.
+    """
     history_lengths = list_lengths(block["history"]).astype(np.int32)
+    kind = HEADS.field("scored_at").type
+    dates = block["scored_at"] if "scored_at" in block.schema.names else pa.nulls(len(block), kind)
     return pa.RecordBatch.from_arrays(
-        [block["user_id"], pa.array(known), pa.array(history_lengths), block["holdout"]], schema=HEADS
+        [block["user_id"], pa.array(known), pa.array(history_lengths), block["holdout"], dates], schema=HEADS
     )
 
 
@@ -131,7 +156,7 @@ class Finished:
     """What becomes of one block of users."""
 
     topk: Block
-    """Rows of UNDATED."""
+    """Rows of TOPK."""
     lists: np.ndarray
     """[num_rows, k] int64 codes, -1 after the last."""
     holdout: Lists
@@ -184,7 +209,7 @@ def finish_block(heads: Block, keys: np.ndarray, checked: np.ndarray, exact: np.
 
 
 def topk_block(heads: Block, lists: TopK, id_map: IdMap) -> Block:
-    """Returns rows of UNDATED.
+    """Returns rows of TOPK.
 
     Args:
       heads: rows of HEADS.
@@ -197,8 +222,9 @@ def topk_block(heads: Block, lists: TopK, id_map: IdMap) -> Block:
             pc.if_else(heads["known"], "personalised", "popular"),
             heads["history_length"],
             lists_column(lists, id_map),
+            heads["scored_at"],
         ],
-        schema=UNDATED,
+        schema=TOPK,
     )
 
 
@@ -220,7 +246,7 @@ def recommend_block(block: Block, index: LoadedIndex, settings: ListSettings) ->
     """Makes the lists of a block of users, and those that popularity alone would give them.
 
     Args:
-      block: rows of USERS with their vectors (`vector`, FixedSizeList<float32>[dim], null without one).
+      block: as `asked_of` takes it, with `scored_at` where that is known.
       index: all shards.
       settings: what a list holds.
     """
@@ -228,14 +254,14 @@ def recommend_block(block: Block, index: LoadedIndex, settings: ListSettings) ->
     excluded = index.id_map.lists_of(*unwanted_of(block, settings).columns)
     popular = {by: ranking.top_k(excluded, settings.k) for by, ranking in index.popular.items()}
     keys = popular[RECENT].copy()
+    keys[asked.carried] = asked.carried_keys
     keys[asked.rows], counters = search_block(
         index.shards, asked.queries, excluded.take(asked.rows), settings.k, settings.search
     )
-    checked = asked.rows[asked.checked]
     exact, _ = search_block(
-        index.shards, asked.queries[asked.checked], excluded.take(checked), settings.k, settings.search, exact=True
+        index.shards, asked.checked_queries, excluded.take(asked.checked), settings.k, settings.search, exact=True
     )
-    finished = finish_block(heads_of(block, asked.known), keys, checked, exact, index.id_map)
+    finished = finish_block(heads_of(block, asked.known), keys, asked.checked, exact, index.id_map)
     return Recommended(
         topk=finished.topk,
         lists=finished.lists,
@@ -282,7 +308,7 @@ class Recommendations(NamedTuple):
     """What either plan makes: the table's blocks, exact lists of some users, and reports of what was found."""
 
     topk: beam.PCollection[PlacedBlock]
-    """Rows of UNDATED."""
+    """Rows of TOPK."""
     exact: beam.PCollection[Block]
     """Rows of EXACT_LISTS."""
     reports: beam.PCollection[dict[str, Any]]

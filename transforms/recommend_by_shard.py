@@ -36,6 +36,7 @@ from schemas.blocks import Block, one_block
 from schemas.embeddings import ID_MAP
 from schemas.storage import WrittenFile
 from transforms.build_indexes import vectors_of
+from transforms.carry_over import carried_items
 from transforms.embed import vector_column
 from transforms.id_map import IdMap
 from transforms.item_lists import ItemLists
@@ -113,10 +114,11 @@ def requests_of(asked: Asked, excluded: Lists, settings: ListSettings, plans: Se
       plans: what each shard is.
     """
     found = []
-    everyone = np.arange(len(asked.rows))
-    for kind, members, exact in ((_LISTS, everyone, settings.search.exact), (_CHECKS, asked.checked, True)):
-        rows = asked.rows[members]
-        requests = first_requests(asked.queries[members], excluded.take(rows), settings.k, plans, exact)
+    for kind, rows, queries, exact in (
+        (_LISTS, asked.rows, asked.queries, settings.search.exact),
+        (_CHECKS, asked.checked, asked.checked_queries, True),
+    ):
+        requests = first_requests(queries, excluded.take(rows), settings.k, plans, exact)
         found += [(kind, replace(request, rows=rows[request.rows])) for request in requests]
     return found
 
@@ -358,9 +360,13 @@ class _AskShards(beam.DoFn):
         unasked = [(_LISTS, np.flatnonzero(~asked.known))]
         if not num_items:
             # There is nothing to ask for, and all lists are empty.
-            unasked = [(_LISTS, np.arange(block.num_rows)), (_CHECKS, asked.rows[asked.checked])]
+            unasked = [(_LISTS, np.arange(block.num_rows)), (_CHECKS, asked.checked)]
         for kind, rows in unasked:
             yield place.part, (place.ordinal, kind, lists_block(rows, popular[rows]), items_in(popular[rows], id_map))
+        if num_items and len(asked.carried):
+            items = pa.RecordBatch.from_arrays(list(carried_items(block)), schema=ITEMS)
+            lists = lists_block(asked.carried, asked.carried_keys)
+            yield place.part, (place.ordinal, _LISTS, lists, items_in(asked.carried_keys, id_map_of([items])))
 
         requests = requests_of(asked, id_map.lists_of(*unwanted.columns), settings, plans_of(shards))
         for number, (kind, request) in enumerate(requests):

@@ -1,6 +1,6 @@
-"""Gives the table's rows their date, and lays them out in files that a reader can skip through.
+"""Gives users the date of their lists, and lays the table out in files that a reader can skip through.
 
-made lists ──> dated ──> row groups of a few users each, in either layout ──> one file a hash bucket, sorted by user
+dated users ──> lists ──> row groups of a few users each, in either layout ──> one file a hash bucket, sorted by user
 
 Inside the program a row of the table is a user, whatever the layout of the files: `read_table` reads both.
 """
@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.blocks import Block, in_blocks
-from schemas.storage import WrittenFile, read_parquet_blocks, read_parquet_schema
+from schemas.blocks import Block, in_blocks, one_block
+from schemas.storage import WrittenFile, find_rows, read_parquet_blocks, read_parquet_schema
 from schemas.topk import LAYOUTS, LONG, LONG_TOPK, NESTED, TOPK
 from transforms.id_map import list_lengths, places_in_lists
 from transforms.read import PlacedBlock
@@ -34,16 +34,15 @@ _SORTED_BY = {NESTED: ("user_id",), LONG: ("user_id", "rank")}
 
 
 def dated(block: Block, scored_at: datetime | None) -> Block:
-    """Returns rows of TOPK.
+    """Returns rows with another column, `scored_at`.
 
     Args:
-      block: rows of UNDATED.
-      scored_at: how new what they were made from is; None where nobody knows.
+      block: rows of users.
+      scored_at: how new what their lists are made from is; None where nobody knows.
     """
-    kind = TOPK.field("scored_at").type
-    columns = dict(zip(block.schema.names, block.columns, strict=True))
-    columns["scored_at"] = pa.repeat(pa.scalar(scored_at, kind), len(block))
-    return pa.RecordBatch.from_arrays([columns[name] for name in TOPK.names], schema=TOPK)
+    field = TOPK.field("scored_at")
+    dates = pa.repeat(pa.scalar(scored_at, field.type), len(block))
+    return pa.RecordBatch.from_arrays([*block.columns, dates], schema=block.schema.append(field))
 
 
 def one_row_a_rank(block: Block) -> Block:
@@ -100,11 +99,27 @@ def read_table(path: str, columns: list[str] | None = None) -> Iterator[Block]:
     if "rank" not in schema.names:
         yield from read_parquet_blocks(path, columns)
         return
-    wanted = None
-    if columns:
-        pairs = ["item_id", "score"] if "recommendations" in columns else []
-        wanted = ["user_id", "rank", *pairs, *(name for name in columns if name not in ("user_id", "recommendations"))]
-    yield from map(one_row_a_user, read_parquet_blocks(path, wanted))
+    yield from map(one_row_a_user, read_parquet_blocks(path, _columns_of_long(columns) if columns else None))
+
+
+def find_lists(paths: list[str], user_ids: pa.Array, columns: list[str] = TOPK.names) -> Block:
+    """Returns the rows of some users, one row a user, reading only the row groups that can hold them.
+
+    Args:
+      paths: files of the table, in either layout; at least one.
+      user_ids: [n] string, n at least 1.
+      columns: of TOPK, in the order in which they are wanted.
+    """
+    is_long = "rank" in read_parquet_schema(paths[0]).names
+    found = find_rows(paths, "user_id", user_ids, _columns_of_long(columns) if is_long else columns)
+    block = one_block(found.to_batches(), found.schema)
+    return (one_row_a_user(block) if is_long else block).select(columns)
+
+
+def _columns_of_long(columns: list[str]) -> list[str]:
+    """Returns the columns of LONG_TOPK that make some of TOPK."""
+    pairs = ["item_id", "score"] if "recommendations" in columns else []
+    return ["user_id", "rank", *pairs, *(name for name in columns if name not in ("user_id", "recommendations"))]
 
 
 def row_groups(block: Block, k: int, layout: str = NESTED) -> Iterator[Block]:
@@ -150,7 +165,7 @@ class WriteTable(beam.PTransform):
 
 @dataclass
 class DateRows(beam.PTransform):
-    """Makes rows of TOPK of rows of UNDATED, all of the same date.
+    """Appends `scored_at`, the same for all, to blocks of users; see `dated`.
 
     Attributes:
       scored_at: how new what they were made from is.
