@@ -169,7 +169,8 @@ def carried_line(base: Mapping[str, Any]) -> str:
     why = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in base["new_lists"].items() if count)
     return (
         f"model of release {base['release']}; {base['carried']:,} of {base['users']:,} lists carried over "
-        f"({base['share_carried']:.1%}), {base['embedded']:,} users embedded" + (f" (new lists: {why})" if why else "")
+        f"({base['share_carried']:.1%}), {base['compared']:,} of them compared with exact search"
+        + (f"; new lists: {why}" if why else "")
     )
 
 

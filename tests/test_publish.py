@@ -377,7 +377,7 @@ def test_a_refit_needs_a_holdout_and_sources_that_stay(
     assert run_command(run.main, [*flags, "--refit", "--split=none"]) == MISTAKE
     assert "--refit trains on what was held out, and --split none holds nothing out" in capsys.readouterr().err
     assert run_command(run._alone("train"), [*QUICK, "--refit", f"--output={output}"]) == MISTAKE
-    assert "to train with --refit, both chains must be known: give --ratings" in capsys.readouterr().err
+    assert "to train with --refit, all stages must be known: give --ratings" in capsys.readouterr().err
     path = write_ratings(tmp_path)
     original = run.settings_of_refit
 

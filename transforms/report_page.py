@@ -105,6 +105,8 @@ def _header(manifest: Mapping[str, Any]) -> Html:
     lines = [f"{manifest['rows']:,} users, made {_when(manifest['created_at'])}, judged {_when(manifest['judged_at'])}"]
     if manifest.get("last"):
         lines.append(f", beside release {manifest['last']['release']}")
+    if manifest.get("base"):
+        lines.append(f". {_kept(manifest['base'])}")
     return tag(
         "header",
         tag("h1", "Release ", tag("span", manifest["release"], class_="name"), " ", tag("span", word, class_=f"chip {status}")),
@@ -113,11 +115,21 @@ def _header(manifest: Mapping[str, Any]) -> Html:
     )
 
 
+def _kept(base: Mapping[str, Any]) -> str:
+    """Returns what was kept of the release that this one builds on."""
+    model = f"The model is that of release {base['release']}"
+    if base["why_nobody"]:
+        return f"{model}; all lists are new, since {base['why_nobody']}."
+    why = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in base["new_lists"].items() if count)
+    return f"{model}; {base['carried']:,} of {base['users']:,} lists were carried over from it" + (
+        f", the others are new ({why})." if why else "."
+    )
+
+
 def _tiles(manifest: Mapping[str, Any]) -> Iterator[Html]:
     table, quality = manifest["stages"]["judge"]["metrics"]["table"], manifest["evaluated"]["metrics"]["quality"]
-    k = manifest["stages"]["recommend"]["settings"]["k"]
-    for metric in compared_metrics(k):
-        if quality["users"]:
+    if quality["users"]:
+        for metric in compared_metrics(manifest["evaluated"]["split"]["k"]):
             note = ""
             popular = manifest["evaluated"]["metrics"]["popularity"]["means"][metric]
             if popular:
@@ -149,8 +161,11 @@ def _quality(manifest: Mapping[str, Any]) -> Iterator[Html]:
         yield tag("p", "Nothing is held out, so nothing is measured here: see --split and --refit.")
         return
     about = f"Mean over {quality['users']:,} users with held-out items ({_split_in_words(evaluated['split'])})."
-    if evaluated["stages"]:
+    refitted = evaluated.get("refitted", bool(evaluated["stages"]))
+    if refitted:
         about += " They are those of the model before the refit, which has not learned from what is held out."
+    if refitted and manifest.get("base"):
+        about += f" It was evaluated for an earlier release, whose model release {manifest['base']['release']} has too."
     yield tag("p", about)
     then = last["evaluation"] if last and last["evaluation"]["quality"]["users"] else None
     same = then is not None and then["split"] == evaluated["split"]
