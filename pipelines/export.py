@@ -13,6 +13,7 @@ from pipelines.command import run_command
 from pipelines.lease import Held
 from pipelines.progress import Progress
 from pipelines.recommend import item_lists_of
+from pipelines.reuse import with_base
 from pipelines.settings import Settings, parse_command
 from pipelines.stage import Reports, Stage, run_stage
 from schemas.errors import InputError
@@ -73,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
     check_writable(settings.output)
+    settings = with_base(settings)
     workspace = Workspace(settings.output)
     with Held(workspace, "export") as lease:
         made = finished_before("judge", settings, "export")

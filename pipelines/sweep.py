@@ -101,6 +101,8 @@ def main(argv: Sequence[str]) -> None:
     """Sweeps, and prints the best trials and what to do with the winner."""
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
+    if settings.reuse_model_from:
+        raise InputError("a sweep trains, and --reuse_model_from keeps a model: leave --reuse_model_from out")
     read_trials(settings.sweep, settings.training)  # A mistake in them should not wait for the ratings to be read.
     check_writable(settings.output)
     workspace, progress = Workspace(settings.output), Progress()

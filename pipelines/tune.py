@@ -25,6 +25,7 @@ from pipelines.index import choose_shards, some_users
 from pipelines.lease import Held
 from pipelines.progress import Progress
 from pipelines.results import this_python
+from pipelines.reuse import with_base
 from pipelines.run import finished_before, keep_finished
 from pipelines.settings import Settings, parse_command
 from pipelines.stage import Reports, Stage, run_stage
@@ -183,6 +184,7 @@ def main(argv: Sequence[str]) -> None:
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
     check_writable(settings.output)
+    settings = with_base(settings)
     workspace = Workspace(settings.output)
     with Held(workspace, "tune") as lease:
         made = finished_before("index", settings, "tune")

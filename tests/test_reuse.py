@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import index, publish, recommend, run
+from pipelines import export, index, publish, recommend, run, sweep
 from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
 from schemas.storage import read_json
 from tests.made_data import ratings, write_csv, write_items
@@ -224,6 +224,17 @@ def test_a_release_that_cannot_be_built_on_is_refused(today: tuple[Path, list[st
     (folder / "out" / "LATEST").unlink()
     assert run_command(run.main, command) == MISTAKE
     assert "there is no release below" in capsys.readouterr().err
+
+
+def test_other_commands_know_of_the_kept_model(today: tuple[Path, list[str]], capsys: pytest.CaptureFixture) -> None:
+    _, flags = today
+    command = [*QUICK, *flags, "--reuse_model_from=LATEST"]
+    assert run_command(sweep.main, command) == MISTAKE
+    assert "leave --reuse_model_from out" in capsys.readouterr().err
+    assert run_command(run.main, command) == OK
+    capsys.readouterr()
+    assert run_command(export.main, command) == OK
+    assert list(Path(capsys.readouterr().out.splitlines()[-1]).rglob("saved_model.pb"))
 
 
 def test_a_failed_gate_keeps_the_last_release_and_forcing_it_computes_nothing(
