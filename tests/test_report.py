@@ -288,7 +288,7 @@ def test_what_is_not_known_is_said_to_be_unknown(made: Job) -> None:
 
 def test_a_refit_shows_both_trainings(made: Job) -> None:
     manifest = release_of(made[0])
-    manifest["evaluated"]["stages"] = manifest["stages"]
+    manifest["evaluated"] |= {"stages": manifest["stages"], "refitted": True}
     page = Page(render(Report(manifest, [("evaluated", CURVE, 2), ("published", CURVE, None)])))
     assert {"evaluated", "published", "train (before the refit)"} <= set(page.texts)
     assert "the model before the refit" in page.text
