@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -156,7 +156,7 @@ def code_version(module: str) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(_imported(module)):
-        digest.update(f"{name}\n{_code_of(name)}\n".encode())
+        digest.update(f"{name}\n{_read_code(name).digest}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -165,17 +165,37 @@ def _imported(module: str) -> set[str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse(_source(name))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                # `from transforms import sources` names a module too, `from transforms.sources import resolve` names none.
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
-        waiting = [each for each in waiting if each.split(".")[0] in ("transforms", "schemas") and _is_module(each)]
+        if name not in found:
+            found.add(name)
+            waiting += _read_code(name).imports
     return found
+
+
+class _Code(NamedTuple):
+    """A module's code: the digest of it without comments, docstrings and layout, and which modules of ours it imports."""
+
+    digest: str
+    imports: tuple[str, ...]
+
+
+@cache
+def _read_code(module: str) -> _Code:
+    """Reads a module once for all the stages that build on it: a run with nothing to do does little else."""
+    tree = ast.parse(_source(module))
+    named: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # `from transforms import sources` names a module too, `from transforms.sources import resolve` names none.
+            named |= dict.fromkeys([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+        elif isinstance(node, ast.Import):
+            named |= dict.fromkeys(alias.name for alias in node.names)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+            ]
+    imports = tuple(each for each in named if each.split(".")[0] in ("transforms", "schemas") and _is_module(each))
+    return _Code(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports)
 
 
 def _is_module(name: str) -> bool:
@@ -196,17 +216,6 @@ def _path_of(module: str) -> Path | None:
             if candidate.is_file():
                 return candidate
     return None
-
-
-def _code_of(module: str) -> str:
-    tree = ast.parse(_source(module))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [  # type: ignore[attr-defined]
-                each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
-            ]
-    return ast.dump(tree)
 
 
 def _source(module: str) -> str:

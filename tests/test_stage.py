@@ -126,6 +126,7 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
 
     def version() -> str:
         code_version.cache_clear()
+        stages._read_code.cache_clear()
         return code_version("transforms.a")
 
     before = version()
@@ -134,6 +135,7 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
     sources["schemas.b"] = "def f():\n    return 2\n"
     assert version() != before
     code_version.cache_clear()
+    stages._read_code.cache_clear()
 
 
 def test_code_version_covers_every_module_that_a_stage_reaches() -> None:
