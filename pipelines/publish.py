@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from pipelines.ingest import check_forgotten, rows_read
+from pipelines.ingest import FORGOTTEN, check_forgotten, rows_read
 from pipelines.judge import FOUND, LastTable, last_table
 from pipelines.report import report_of
 from pipelines.stage import now, versions
@@ -175,6 +175,7 @@ def release_manifest(
     settings: GateSettings,
     last: LastTable | None,
     before: LastRelease | None,
+    job: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Returns what the manifest of a release says.
 
@@ -185,6 +186,7 @@ def release_manifest(
       settings: their limits.
       last: the table that it was compared with.
       before: what is known of the release of that table.
+      job: the flags that asked for it, where they are known.
     """
     table = made.published["recommend"]
     evaluated = evaluation_of(made)
@@ -199,6 +201,7 @@ def release_manifest(
         "created_at": table.finished_at,
         "judged_at": now(),
         "versions": versions(),
+        "job": job,
         "table": {
             "schema_version": VERSION,
             "layout": table.settings["layout"],
@@ -220,7 +223,7 @@ def release_manifest(
     }
 
 
-def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome:
+def publish(workspace: Workspace, made: Made, settings: GateSettings, job: Mapping[str, Any] | None = None) -> Outcome:
     """Makes the release of a finished table, and points `LATEST` to it if all its gates pass or are overridden.
 
     What `LATEST` already names is left alone.
@@ -229,6 +232,7 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
       workspace: the output.
       made: the finished stages, `judge` among them.
       settings: the gates' limits.
+      job: the flags that asked for the table, which its release keeps.
 
     Raises:
       AnotherPublished: if the table was compared with another than `LATEST` names now.
@@ -238,8 +242,12 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
     release = release_of(table)
     topk = tuple(f"{table.folder}/{file.path}" for file in table.dataset("topk"))
     latest = Latest(release, workspace.release_manifest(release), topk)
-    if read_latest(workspace) == latest:
-        return Outcome(latest, read_release(workspace, latest), False, [])
+    is_served = read_latest(workspace) == latest
+    if is_served:
+        known = read_release(workspace, latest)
+        if known["stages"]["ingest"]["settings"].get(FORGOTTEN) == made.published["ingest"].settings.get(FORGOTTEN):
+            return Outcome(latest, known, False, [])
+        # Else it is the same table, made without others: its manifest must not name any longer what was read of them.
     last = last_table(workspace, table)
     if not is_compared_with(made.published["judge"], last):
         raise AnotherPublished(
@@ -250,10 +258,10 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings) -> Outcome
     withdrawals = withdrawals_of(workspace, release, table.digest)
     before = last_release(workspace, last)
     gates = judge_release(facts_of(made, before, withdrawals), settings)
-    manifest = release_manifest(release, made, gates, settings, last, before)
+    manifest = release_manifest(release, made, gates, settings, last, before, job)
     failed = failures(gates)
     path = join(workspace.root, latest.manifest)
-    was_served = any(each.release == release for each in withdrawals) and exists(path)
+    was_served = is_served or (any(each.release == release for each in withdrawals) and exists(path))
     check_forgotten(workspace.root, made.published["ingest"])
     if not (failed and was_served):  # The manifest and the report of what was once served stay as they were.
         page = report_of(workspace, manifest).encode()

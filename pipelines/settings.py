@@ -352,6 +352,8 @@ class Settings:
     checkpoint_secs: float
     json: bool
     verbose: bool
+    job: Mapping[str, Any] | None
+    """The flags that were given, so that the same can be asked for again; None without ratings."""
     reuse_model_from: str | None = None
     """The release whose towers are kept, or LATEST; None trains."""
     base: Base | None = None
@@ -391,8 +393,22 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     flags, others = parser.parse_known_args(list(argv))
     if flags.config:
         flags, others = parser.parse_known_args([*flags_of_config(flags.config, parser), *argv])
-    _refuse_unknown(others, parser)
-    options = PipelineOptions(others)
+    return settings_of(flags), options_of(others, parser, flags.verbose)
+
+
+def options_of(argv: Sequence[str], parser: argparse.ArgumentParser, verbose: bool = False) -> PipelineOptions:
+    """Turns what is left of a command line into Beam's options.
+
+    Args:
+      argv: the flags that `parser` does not know.
+      parser: of the command; a flag of it may be what a typing error meant.
+      verbose: whether Beam may speak.
+
+    Raises:
+      InputError: for a flag that Beam does not know either, or a runner that there is not.
+    """
+    _refuse_unknown(argv, parser)
+    options = PipelineOptions(list(argv))
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
         standard.runner = LOCAL_RUNNER
@@ -400,9 +416,9 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
         create_runner(standard.runner)
     except (ValueError, ImportError, AttributeError) as error:
         raise InputError(f"there is no runner {standard.runner!r} ({error}): check --runner") from error
-    if not flags.verbose:
+    if not verbose:
         options.view_as(WorkerOptions).default_sdk_harness_log_level = "CRITICAL"
-    return settings_of(flags), options
+    return options
 
 
 _WORDS = {"recency": ("on", "off"), "tune_soar": ("yes", "no")}
@@ -563,6 +579,47 @@ def _search_of(flags: argparse.Namespace) -> SearchSettings | None:
     return SearchSettings(flags.leaves_to_search, flags.reorder_per_neighbor)
 
 
+_NOT_OF_JOB = ("output", "config", "json", "verbose", "force", "reuse_model_from")
+"""Flags that say where, how loudly and under which exceptions a job runs, not what it makes."""
+
+
+def _defaults() -> argparse.Namespace:
+    parser = OneLineParser(allow_abbrev=False)
+    ShortlistOptions._add_argparse_args(parser)
+    return parser.parse_args([])
+
+
+def job_of(flags: argparse.Namespace) -> dict[str, Any] | None:
+    """Returns what of a job's flags is not as it is by default, as JSON: enough to ask for the same again.
+
+    It is None without ratings: the flags of a single stage do not say what a table is made of.
+    """
+    if not flags.ratings:
+        return None
+    defaults = vars(_defaults())
+    return {name: value for name, value in vars(flags).items() if name not in _NOT_OF_JOB and value != defaults[name]}
+
+
+def settings_of_job(job: Mapping[str, Any], output: str, **flags: Any) -> Settings:
+    """Returns the settings that ask for a job again.
+
+    Args:
+      job: what `job_of` returned then.
+      output: the output root.
+      **flags: those that are no part of a job, such as `force`.
+
+    Raises:
+      InputError: if this version has no such flag any more, or a value will not do any more.
+    """
+    asked = _defaults()
+    unknown = next((name for name in job if name not in asked), None)
+    if unknown:
+        raise InputError(f"the job was given --{unknown}, which this version does not know: run its command, as it is now")
+    for name, value in {**job, **flags, "output": output}.items():
+        setattr(asked, name, value)
+    return settings_of(asked)
+
+
 def settings_of(flags: argparse.Namespace) -> Settings:
     """Checks the flags' values and returns them as settings.
 
@@ -661,5 +718,6 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         checkpoint_secs=flags.checkpoint_secs,
         json=flags.json,
         verbose=flags.verbose,
+        job=job_of(flags),
         reuse_model_from=flags.reuse_model_from,
     )

@@ -1,12 +1,14 @@
 """Flags become settings; every mistake is one line that names the value, the rule and the repair."""
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from pipelines.settings import parse_command
+from pipelines.settings import parse_command, settings_of_job
 from schemas.errors import InputError
 from transforms.scann_index import BuildSettings
 from transforms.search import SearchSettings
@@ -44,6 +46,37 @@ def test_a_config_may_hold_the_output_and_beam_options(tmp_path: Path) -> None:
     settings, options = parse_command(["--config", str(config)], "")
     assert settings.output == str(tmp_path)
     assert options.view_as(DirectOptions).direct_num_workers == 2
+
+
+def test_a_job_is_known_by_what_was_asked_for_wherever_that_stood(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("ratings: r.csv\nk: 20\ncolumns: {user_id: uid}\nfeatures: {g: {kind: text}}\nrefit: true\nseed: 7\n")
+    given = ["--as_of=2026-11-24", "--l2=0.5", "--dim=32", "--recency=on", "--force=users=meant", "--json", "--verbose"]
+    settings, _ = parse_command([*OUTPUT, "--config", str(config), *given, "--reuse_model_from=LATEST", "--tune_soar=yes"], "")
+    assert settings.job == {
+        "ratings": "r.csv",
+        "k": 20,
+        "columns": "user_id=uid",
+        "features": '{"g": {"kind": "text"}}',
+        "refit": True,
+        "seed": 7,
+        "as_of": "2026-11-24",
+        "l2": 0.5,
+        "dim": 32,
+        "recency": "on",
+        "tune_soar": "yes",
+    }
+    again = settings_of_job(json.loads(json.dumps(settings.job)), "/tmp/out")
+    gates = replace(settings.gates, forced={})
+    assert again == replace(settings, json=False, verbose=False, gates=gates, reuse_model_from=None)
+    forced = settings_of_job(settings.job, "/tmp/out", force=["items=too"], reuse_model_from="a")
+    assert (forced.gates.forced, forced.reuse_model_from) == ({"items": "too"}, "a")
+
+
+def test_a_job_is_asked_for_again_as_far_as_its_flags_are_known() -> None:
+    assert parse_command([*OUTPUT, "--k=5"], "")[0].job is None
+    with pytest.raises(InputError, match="the job was given --kk, which this version does not know: run its command"):
+        settings_of_job({"ratings": "r.csv", "kk": 5}, "/tmp/out")
 
 
 @pytest.mark.parametrize("flags", [[], ["--runner", "DirectRunner"]])
