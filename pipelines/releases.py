@@ -1,4 +1,7 @@
-"""Looks after the releases of an output: `python -m pipelines.releases list|show|verify|diff|rollback|gc --output DIR`."""
+"""Looks after the releases of an output: `python -m pipelines.releases COMMAND --output DIR`.
+
+The commands are list, show, verify, diff, rollback, gc and forget.
+"""
 
 import argparse
 import json
@@ -11,12 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines import logs
 from pipelines.collect import KEEP, MIN_AGE_HOURS, collect
 from pipelines.command import OK, Output, run_command, verdict_on
 from pipelines.diff import Difference, diff_releases
-from pipelines.results import gates_line
+from pipelines.forget import Forgot, names_of, remember
+from pipelines.forget import forget as forget_all
+from pipelines.results import carried_line, gates_line
 from pipelines.rollback import roll_back
-from pipelines.settings import OneLineParser, check_root
+from pipelines.settings import OneLineParser, check_root, options_of
+from pipelines.still_named import Named
 from pipelines.verify import all_stages, verify_release
 from schemas.errors import InputError
 from schemas.release import FoundRelease, find_releases, find_withdrawals, read_latest, read_named
@@ -28,6 +35,8 @@ LATEST = "LATEST"
 """The name that stands for the release that is served."""
 
 UNREADABLE, WITHDRAWN = "unreadable", "withdrawn"
+
+_SHOWN_IDS = 10
 
 _TABLE_WIDTH = 110
 """A narrower terminal folds the lines, where a table made for it would leave out what a line is about."""
@@ -257,6 +266,76 @@ def gc(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dic
     return {"dry_run": flags.dry_run, "deleted": [asdict(each) for each in found], "bytes": size}
 
 
+def forget(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Publishes a release without some users and items, which every later run leaves out too; or takes that back.
+
+    Raises:
+      InputError: if nobody is named, or the served release cannot be made again.
+      GatesFailed: if the release without them must not be published.
+    """
+    options = options_of(flags.others, flags.parser)
+    names = Named(names_of(flags.user, flags.users_file, "user"), names_of(flags.item, flags.items_file, "item"))
+    if not names:
+        raise InputError("nobody is named: give --user ID or --item ID, as often as need be, or --users_file or --items_file")
+    console.soft_wrap = True
+    if flags.remember:
+        back = remember(workspace, names)
+        console.print(f"{_counted(back)} taken off the list, and in the next run again if the sources still have them")
+        _warn(console, Named(names.users - back.users, names.items - back.items), "not on the list")
+        return {"remembered": _as_json(back)}
+    logs.configure(verbose=False)
+    done = forget_all(workspace, names, flags.force, options)
+    _show_forgotten(workspace, names, done, console)
+    return {
+        "latest": done.release,
+        "before": done.before,
+        "forgotten": _as_json(names),
+        "unknown": _as_json(done.unknown),
+        "base": done.manifest["base"] if done.manifest and done.release != done.before else None,
+        "sources_changed": done.sources_changed,
+        "remains": asdict(done.remains),
+    }
+
+
+def _show_forgotten(workspace: Workspace, names: Named, done: Forgot, console: Console) -> None:
+    console.print(f"{_counted(names)} on the list {escape(workspace.forgotten)}: every run leaves them out")
+    if done.manifest is None:
+        console.print("nothing is served")
+    elif done.release == done.before:
+        console.print(f"[bold]served[/] {escape(done.release or '')}, which has no row and no list with them: nothing to do")
+    else:
+        console.print(f"[bold]served[/] {escape(done.release or '')}, [bold]before[/] {escape(done.before or '')}")
+        if done.manifest.get("base"):
+            console.print(escape(carried_line(done.manifest["base"])))
+    _warn(console, done.unknown, "in nothing that was served: check the id")
+    if done.sources_changed:
+        console.print("the sources have changed since the release before was made: this one is of what they hold now")
+    for folder in done.remains.towers:
+        console.print(f"[bold]remains[/] {escape(folder)} has learned from them, until the next training")
+    for release in done.remains.releases:
+        console.print(f"[bold]remains[/] release {escape(release)} has rows or lists of them")
+    if done.remains.releases:
+        command = f"python -m pipelines.releases gc --keep 1 --min_age_hours 0 --output {workspace.root}"
+        console.print(f"{escape(command)} deletes those, and everything else that the served release does not need")
+    console.print("the sources themselves are as they were")
+
+
+def _counted(names: Named) -> str:
+    return f"{len(names.users):,} users and {len(names.items):,} items"
+
+
+def _warn(console: Console, names: Named, what: str) -> None:
+    for kind, ids in (("user", names.users), ("item", names.items)):
+        for each in sorted(ids)[:_SHOWN_IDS]:
+            console.print(f"[bold yellow]warning[/] {kind} {escape(repr(each))} is {what}")
+        if len(ids) > _SHOWN_IDS:
+            console.print(f"[bold yellow]warning[/] and {len(ids) - _SHOWN_IDS:,} more {kind}s")
+
+
+def _as_json(names: Named) -> dict[str, list[str]]:
+    return {"users": sorted(names.users), "items": sorted(names.items)}
+
+
 class DamagedError(InputError):
     """A release that is not as it was written, and everything that is wrong with it."""
 
@@ -265,7 +344,15 @@ class DamagedError(InputError):
         self.result = result
 
 
-COMMANDS = {"list": list_releases, "show": show, "verify": verify, "diff": diff, "rollback": rollback, "gc": gc}
+COMMANDS = {
+    "list": list_releases,
+    "show": show,
+    "verify": verify,
+    "diff": diff,
+    "rollback": rollback,
+    "gc": gc,
+    "forget": forget,
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -293,6 +380,16 @@ def parser() -> argparse.ArgumentParser:
         help="what no release needs is kept until nothing in it has been written for so long (default %(default)g)",
     )
     made["gc"].add_argument("--dry_run", action="store_true", help="say what would be deleted, and delete nothing")
+    made["forget"].set_defaults(parser=made["forget"])
+    made["forget"].add_argument("--user", action="append", default=[], help="the id of a user; may be repeated")
+    made["forget"].add_argument("--item", action="append", default=[], help="the id of an item; may be repeated")
+    made["forget"].add_argument("--users_file", help="a text file of users, one id a line")
+    made["forget"].add_argument("--items_file", help="a text file of items, one id a line")
+    made["forget"].add_argument("--remember", action="store_true", help="take them off the list again")
+    made["forget"].add_argument(
+        "--force", action="append", default=[], metavar="NAME=REASON", help="publish although this gate fails; may be repeated"
+    )
+    made["forget"].epilog = "Any Beam option may follow, such as --runner."
     made["rollback"].add_argument("release", nargs="?", help="its name; the last good one before what is served by default")
     made["rollback"].add_argument("--reason", default="", help="why, for whoever looks later")
     return whole
@@ -303,8 +400,12 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
       InputError: for a mistake in the flags, a release that is not there, or one that is damaged.
+      GatesFailed: if a table that `forget` made must not be published.
     """
-    flags = parser().parse_args(list(argv))
+    flags, flags_of_beam = parser().parse_known_args(list(argv))
+    if flags_of_beam and flags.command != "forget":
+        raise InputError(f"unrecognized arguments: {' '.join(flags_of_beam)}: see --help")
+    flags.others = flags_of_beam
     check_root(flags.output)
     try:
         result = COMMANDS[flags.command](Workspace(flags.output), flags, Output(highlight=False, stderr=flags.json))

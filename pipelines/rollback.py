@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pipelines.collect import folders_of
 from pipelines.lease import Held
 from pipelines.stage import now
+from pipelines.still_named import still_named
 from pipelines.verify import verify_release
 from schemas.errors import InputError
+from schemas.forgotten import read_forgotten
 from schemas.release import (
     PASSED,
     Latest,
@@ -55,7 +57,8 @@ def roll_back(workspace: Workspace, name: str | None = None, reason: str = "") -
       reason: why.
 
     Raises:
-      InputError: if there is no such release, it may not be served, it is not whole, or another run publishes meanwhile.
+      InputError: if there is no such release, it may not be served or names somebody who was forgotten, it is not whole, or
+        another run publishes meanwhile.
     """
     with Held(workspace, "releases rollback") as lease:
         return _roll_back(workspace, name, reason, lease)
@@ -76,6 +79,12 @@ def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Held)
         raise InputError(
             f"release {name} failed its gates ({', '.join(failed)}) and may not be served: name another, or run the command "
             f"that made it with --force {(failed or ['GATE'])[0]}=REASON"
+        )
+    named = still_named(workspace, release, read_forgotten(workspace))
+    if named:
+        raise InputError(
+            f"release {name} still has {len(named.users):,} users and {len(named.items):,} items that were forgotten since, so "
+            "it may not be served: name another, or end that with python -m pipelines.releases forget --remember"
         )
     verdict = verify_release(workspace, release, before_serving=True)
     if verdict.problems:
