@@ -159,6 +159,8 @@ def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> d
         "evaluated": evaluated.get("model", "the published one"),
         "gates": gates_line(manifest["gates"]),
     }
+    if manifest.get("base"):
+        facts["kept"] = carried_line(manifest["base"])
     withdrawal = withdrawals.get(line["release"])
     if withdrawal:
         facts["rolled back"] = f"to {withdrawal.replaced_by}, {withdrawal.at}, {withdrawal.reason or 'no reason was given'}"

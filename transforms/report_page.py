@@ -165,7 +165,7 @@ def _quality(manifest: Mapping[str, Any]) -> Iterator[Html]:
     if refitted:
         about += " They are those of the model before the refit, which has not learned from what is held out."
     if refitted and manifest.get("base"):
-        about += f" It was evaluated for an earlier release, whose model release {manifest['base']['release']} has too."
+        about += " It was evaluated when the model that is kept was trained."
     yield tag("p", about)
     then = last["evaluation"] if last and last["evaluation"]["quality"]["users"] else None
     same = then is not None and then["split"] == evaluated["split"]
