@@ -248,6 +248,9 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings, job: Mappi
         if known["stages"]["ingest"]["settings"].get(FORGOTTEN) == made.published["ingest"].settings.get(FORGOTTEN):
             return Outcome(latest, known, False, [])
         # Else it is the same table, made without others: its manifest must not name any longer what was read of them.
+    same = served_already(workspace, made)
+    if same:
+        return Outcome(same, read_release(workspace, same), False, [])
     last = last_table(workspace, table)
     if not is_compared_with(made.published["judge"], last):
         raise AnotherPublished(
@@ -273,6 +276,15 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings, job: Mappi
         for each in withdrawals:
             delete(join(workspace.root, workspace.withdrawal(each.release)))
     return Outcome(latest, manifest, not failed, failed)
+
+
+def served_already(workspace: Workspace, made: Made) -> Latest | None:
+    """Returns the pointer to the release that a table was built on, if that is served and has the same table and data."""
+    latest = read_latest(workspace)
+    if made.base is None or latest is None or latest.release != made.base.release:
+        return None
+    same = all(made.published[name].digest == made.base.stages[name].digest for name in ("ingest", "recommend"))
+    return latest if same else None
 
 
 def is_compared_with(judged: StageManifest, last: LastTable | None) -> bool:

@@ -38,7 +38,7 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
     metrics = made.published["recommend"].metrics
     console.print(quality_table(outcome.manifest["evaluated"]["metrics"], made.refitted))
     console.print(counts_line(metrics), soft_wrap=True)
-    if made.base:
+    if outcome.manifest["base"]:
         console.print(escape(carried_line(outcome.manifest["base"])), soft_wrap=True)
     if not outcome.failed:  # Nobody knows what is in a table that failed.
         published = open_release(workspace, outcome.latest, outcome.manifest)

@@ -17,7 +17,7 @@ from pipelines.refit import settings_of_refit
 from pipelines.settings import Settings
 from pipelines.train import training_of
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, check_complete, plain
+from schemas.manifest import StageManifest, damage_of, plain
 from schemas.release import Base, base_of, find_withdrawals, read_latest, read_named, read_release
 from schemas.storage import exists, join
 from schemas.workspace import Workspace
@@ -25,7 +25,7 @@ from schemas.workspace import Workspace
 LATEST = "LATEST"
 
 _OF_REFIT = ("validation", "validation_fraction", "max_epochs", "patience", "blend")
-"""Settings of a training that a refit takes from the evaluation."""
+"""Settings of a training that a refit takes from the evaluation; how long a model that is kept was trained does not matter."""
 
 
 def with_base(settings: Settings) -> Settings:
@@ -40,6 +40,8 @@ def with_base(settings: Settings) -> Settings:
     name = settings.reuse_model_from
     if name is None:
         return settings
+    if not settings.ingest.ratings:
+        raise InputError("--reuse_model_from makes a table of ratings: give --ratings and all other flags again")
     workspace = Workspace(settings.output)
     base = _read(workspace, name)
     if base.refitted != settings.refit:
@@ -48,18 +50,63 @@ def with_base(settings: Settings) -> Settings:
             f"release {base.release} was made with{'' if base.refitted else 'out'} --refit, and its model can only be kept in "
             f"the same way: {repair}"
         )
-    before = base.manifest.get("base")
-    if name == LATEST and before and exists(join(workspace.root, workspace.release_manifest(before["release"]))):
-        earlier = replace(settings, base=_read(workspace, before["release"]))
-        if _ingest_of(earlier) == base.stages["ingest"].fingerprint:
-            return earlier
+    earlier = _base_before(workspace, base) if name == LATEST else None
+    if earlier and _ingest_of(replace(settings, base=earlier)) == base.stages["ingest"].fingerprint:
+        base = earlier
+    check_split(settings, base)
+    check_files(workspace, base)
     return replace(settings, base=base)
+
+
+def _base_before(workspace: Workspace, base: Base) -> Base | None:
+    """Returns the release that another was built on, where that can still be built on."""
+    before = base.manifest.get("base")
+    if before is None or not exists(join(workspace.root, workspace.release_manifest(before["release"]))):
+        return None
+    try:
+        return _read(workspace, before["release"])
+    except InputError:
+        return None
+
+
+def check_split(settings: Settings, base: Base) -> None:
+    """Makes sure that a model is evaluated by what was held out of its training.
+
+    Raises:
+      InputError: if other ratings are to be held out, or counted as positives, than when the model was trained.
+    """
+    asked, then = plain(asdict(settings.ingest.split)), base.manifest["evaluated"]["split"]
+    for name, value in asked.items():
+        if name in then and then[name] != value:
+            raise InputError(
+                f"the model of release {base.release} was trained with {name} {then[name]!r}, these flags ask for {value!r}, "
+                "and would judge it by what it has learned from: give the same as then, or leave --reuse_model_from out"
+            )
+
+
+_READ = {"ingest": "users", "train": None, "embed": "embeddings", "index": None, "recommend": "topk"}
+"""The stages of a release that are built on, and what of them is read as it is; the index is hashed as it is copied."""
+
+
+def check_files(workspace: Workspace, base: Base) -> None:
+    """Makes sure that nothing is carried over from damaged files.
+
+    Raises:
+      InputError: naming the first one.
+    """
+    for name, dataset in _READ.items():
+        damage = damage_of(workspace.root, base.stages[name], dataset)
+        if damage:
+            raise InputError(
+                f"release {base.release} cannot be built on, {damage}: name another release with --reuse_model_from, or leave "
+                "it out to train anew"
+            )
 
 
 def _ingest_of(settings: Settings) -> str:
     """Returns the fingerprint of the ingest stage of the table to be published."""
     chain = settings_of_refit(settings, {}) if settings.refit else settings
-    return ingest.stage(chain, {}).fingerprint if settings.ingest.ratings else ""
+    return ingest.stage(chain, {}).fingerprint
 
 
 def _read(workspace: Workspace, name: str) -> Base:
@@ -96,10 +143,8 @@ def kept_model(settings: Settings, base: Base, ingested: StageManifest) -> Stage
       ingested: what is read today.
 
     Raises:
-      InputError: naming a flag that asks for another model, features that the catalogue describes no longer, or a file of the
-        model that is gone.
+      InputError: naming a flag that asks for another model, or features that the catalogue describes no longer.
     """
-    check_complete(settings.output, base.stages["train"])
     asked, kept = training_of(settings, ingested), base.stages["train"].settings
     for name, value in plain(asdict(asked)).items():
         if name not in _OF_REFIT and name in kept and kept[name] != value:

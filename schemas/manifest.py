@@ -60,15 +60,27 @@ class StageManifest:
 
 
 def check_complete(root: str, manifest: StageManifest, dataset: str | None = None) -> None:
-    """Makes sure that a stage's files are all there, by their sizes; those of one dataset by their contents too.
+    """Makes sure that a stage's files are as they were written: see `damage_of`.
+
+    Raises:
+      InputError: naming the first file that is missing or altered, and the folder to delete.
+    """
+    damage = damage_of(root, manifest, dataset)
+    if damage:
+        folder = join(root, manifest.folder).rpartition("/")[0]
+        raise InputError(f"{damage}: delete {folder} and run the same command again, to make it anew")
+
+
+def damage_of(root: str, manifest: StageManifest, dataset: str | None = None) -> str | None:
+    """Looks whether a stage's files are all there, by their sizes; those of one dataset by their contents too.
 
     Args:
       root: the output root.
       manifest: the stage's.
       dataset: which files to read and hash.
 
-    Raises:
-      InputError: naming the first file that is missing or altered, and the folder to delete.
+    Returns:
+      The first file that is missing or altered, and what is wrong with it, in words; None where there is none.
     """
     folder = join(root, manifest.folder)
     sizes = {found.path: found.size_in_bytes for found in list_files(join(folder, "**"))}
@@ -79,9 +91,8 @@ def check_complete(root: str, manifest: StageManifest, dataset: str | None = Non
         if not wrong and dataset and file.path.startswith(f"{dataset}/") and sha256_of(path) != file.sha256:
             wrong = "has other contents than were written"
         if wrong:
-            raise InputError(
-                f"{path} {wrong}: delete {folder.rpartition('/')[0]} and run the same command again, to make it anew"
-            )
+            return f"{path} {wrong}"
+    return None
 
 
 def plain(value: Any) -> Any:

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from pipelines import export, index, publish, recommend, run, sweep
+from pipelines.collect import collect
 from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
-from schemas.storage import read_json
+from schemas.release import Withdrawal, write_withdrawal
+from schemas.storage import exists, join, read_json
+from schemas.workspace import Workspace
 from tests.made_data import ratings, write_csv, write_items
 from tests.test_run import topk_of
 
@@ -156,6 +159,21 @@ def _must_be_done(run_stage: Callable) -> Callable:
     return checked
 
 
+def test_the_same_table_is_not_published_twice_whatever_became_of_its_base(today: tuple[Path, list[str]]) -> None:
+    folder, flags = today
+    workspace = Workspace(str(folder / "out"))
+    first = latest_of(folder / "out")["release"]
+    assert run_job(*flags, "--reuse_model_from=LATEST") == OK
+    second = latest_of(folder / "out")["release"]
+    write_withdrawal(workspace, Withdrawal(first, None, second, "2026-11-24T00:00:00.000Z", ""))
+    assert run_job(*flags, "--reuse_model_from=LATEST") == OK
+    collect(workspace, keep=1, min_age_hours=0)
+    assert not exists(join(workspace.root, workspace.release_manifest(first)))
+    assert run_job(*flags, "--reuse_model_from=LATEST") == OK
+    assert latest_of(folder / "out")["release"] == second
+    assert [each.name for each in (folder / "out" / "releases").iterdir() if any(each.iterdir())] == [second]
+
+
 def test_other_lists_are_all_made_anew_and_the_manifest_says_why(
     today: tuple[Path, list[str]], capsys: pytest.CaptureFixture
 ) -> None:
@@ -213,8 +231,17 @@ def test_a_release_that_cannot_be_built_on_is_refused(today: tuple[Path, list[st
     model = folder / "out" / manifest["stages"]["train"]["folder"] / "user_tower" / "saved_model.pb"
     hidden = model.rename(model.with_name("hidden"))
     assert run_command(run.main, command) == MISTAKE
-    assert f"{model} is gone" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"cannot be built on, {model} is gone: name another release with --reuse_model_from" in said
     hidden.rename(model)
+
+    for name, dataset in (("ingest", "users"), ("embed", "embeddings"), ("recommend", "topk")):
+        file = next(Path(folder, "out", manifest["stages"][name]["folder"], dataset).glob("*.parquet"))
+        whole = file.read_bytes()
+        file.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+        assert run_command(run.main, command) == MISTAKE
+        assert f"{file} has other contents than were written" in capsys.readouterr().err
+        file.write_bytes(whole)
 
     path = folder / "out" / "releases" / manifest["release"] / "manifest.json"
     path.write_text(json.dumps(manifest | {"status": "failed"}))

@@ -3,8 +3,8 @@
     embeddings of the release, embeddings now ──> the items that are as they were ──┐
     users now ──> beside them, the users and lists of the release ──────────────────┴─> whose list holds still
 
-A list is the best k of the items that may be recommended, without those that its user must not get. Under the same towers it
-is so still where
+A list is the best k of the items that may be recommended, without those that its user must not get. Under the same towers, and
+as far as search is exact, it is so still where
 
 - the user's vector is the same: the tower looks at no history, or the history is the same, in the same order;
 - none of its items has gone: left the index, been blocked, got another vector, or become one that the user must not get;
