@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -352,8 +352,8 @@ class Settings:
     checkpoint_secs: float
     json: bool
     verbose: bool
-    job: Mapping[str, Any] | None
-    """The flags that were given, so that the same can be asked for again; None without ratings."""
+    job: Mapping[str, Any] | None = field(compare=False)
+    """The flags as they were given, so that the same can be asked for again; None without ratings. Two may mean the same."""
     reuse_model_from: str | None = None
     """The release whose towers are kept, or LATEST; None trains."""
     base: Base | None = None
