@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from benchmarks.made_ratings import make_ratings
 from pipelines import recommend, run
 from pipelines.command import run_command
 from pipelines.settings import parse_command
@@ -37,16 +36,6 @@ from transforms.table import dated, row_groups
 from transforms.write import part_path
 
 NUM_USERS, NUM_ITEMS, RATINGS_A_USER = 200_000, 50_000, 20
-
-
-def make_ratings(path: Path) -> Path:
-    """Writes ratings whose items follow Zipf's law."""
-    rng = np.random.default_rng(0)
-    users = np.repeat(np.arange(NUM_USERS), RATINGS_A_USER)
-    chances = 1 / np.arange(1, NUM_ITEMS + 1)
-    items = rng.choice(NUM_ITEMS, len(users), p=chances / chances.sum())
-    pq.write_table(pa.table({"user_id": users, "item_id": items}), path)
-    return path
 
 
 def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
@@ -128,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
         output = flags.output
         if not output:
             output = join(folder, "output")
-            ratings = make_ratings(Path(folder, "ratings.parquet"))
+            ratings = make_ratings(Path(folder, "ratings.parquet"), NUM_USERS, NUM_ITEMS, RATINGS_A_USER)
             run.main([f"--ratings={ratings}", f"--output={output}", "--max_epochs=1", "--num_shards=4", "--num_buckets=8"])
         print(json.dumps(measure(output, flags.repeats)))
 

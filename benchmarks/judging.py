@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 
 from schemas.manifest import StageManifest
 from schemas.storage import read_parquet_blocks
+from schemas.users import unwanted_columns
 from transforms.id_map import IdMap
 from transforms.partition import hash_ids
 from transforms.ranking_metrics import metrics_of_users
-from transforms.recommend import CUTOFFS, EXCLUDED, SEEN
+from transforms.recommend import CUTOFFS
 from transforms.split import hash_pairs
 from transforms.top_k import PAD, Lists, codes_of, exclude, merge, pack
 
@@ -141,7 +142,7 @@ def read_question(root: str, ingested: StageManifest) -> Question:
         user_ids,
         item_ids,
         users,
-        unwanted=_joined(id_map.lists_of(*(block[name] for name in [*SEEN, *EXCLUDED])) for block in users),
+        unwanted=_joined(id_map.lists_of(*(block[name] for name in unwanted_columns(False))) for block in users),
         holdout=_joined(id_map.lists_of(block["holdout"]) for block in users),
         recent=items["recent_count"].to_numpy().astype(np.float32),
     )

@@ -16,9 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from benchmarks.made_ratings import make_ratings
 
 NUM_USERS, NUM_ITEMS, RATINGS_A_USER = 2_000, 500, 20
 HEAVY = ("tensorflow", "tf_keras", "scann", "tensorflow_datasets")
@@ -40,16 +38,6 @@ print(json.dumps({
 }))
 """
 """What each process runs."""
-
-
-def make_ratings(path: Path) -> Path:
-    """Writes ratings whose items follow Zipf's law."""
-    rng = np.random.default_rng(0)
-    users = np.repeat(np.arange(NUM_USERS), RATINGS_A_USER)
-    chances = 1 / np.arange(1, NUM_ITEMS + 1)
-    items = rng.choice(NUM_ITEMS, len(users), p=chances / chances.sum())
-    pq.write_table(pa.table({"user_id": users, "item_id": items}), path)
-    return path
 
 
 def files_of(output: Path) -> dict[str, tuple[int, int]]:
@@ -110,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     flags, rest = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory(prefix="shortlist-resume-") as folder:
-        ratings = flags.ratings or make_ratings(Path(folder, "ratings.parquet"))
+        ratings = flags.ratings or make_ratings(Path(folder, "ratings.parquet"), NUM_USERS, NUM_ITEMS, RATINGS_A_USER)
         items = [f"--items={flags.items}"] if flags.items else []
         print(json.dumps(measure([f"--ratings={ratings}", *items, *rest], Path(folder, "output"), flags.repeats)))
 

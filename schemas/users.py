@@ -17,3 +17,12 @@ USERS = dataset_schema(
         documented("holdout", pa.list_(pa.string()), "positives held out of training, oldest first"),
     ],
 )
+
+
+def unwanted_columns(recommend_seen: bool) -> list[str]:
+    """Returns the columns of USERS whose items a user must not get: what is excluded, and what the user has seen.
+
+    Args:
+      recommend_seen: whether a user may get what the user has seen.
+    """
+    return ["excluded"] if recommend_seen else ["excluded", "history", "below_min_rating"]

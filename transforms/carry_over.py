@@ -29,7 +29,7 @@ from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 from schemas.blocks import Block, one_block
 from schemas.storage import find_rows
 from schemas.topk import RECOMMENDATION, SOURCES, TOPK
-from schemas.users import USERS
+from schemas.users import USERS, unwanted_columns
 from transforms.id_map import list_lengths, places_in_lists
 from transforms.item_lists import ItemLists
 from transforms.partition import hash_ids, hash_vectors, is_sampled
@@ -162,11 +162,6 @@ class CarryRules:
     recommend_seen: bool
     checked_fraction: float
 
-    @property
-    def unwanted(self) -> list[str]:
-        """The columns of USERS whose items a user must not get."""
-        return ["excluded"] if self.recommend_seen else ["excluded", "history", "below_min_rating"]
-
 
 def carry_over(block: Block, users: Block, lists: Block, items: KeptItems, rules: CarryRules) -> tuple[Block, Counter[str]]:
     """Tells whose list of a release holds still.
@@ -222,15 +217,15 @@ def _changes(
     num_rows = len(now)
     if rules.by_history:
         yield HISTORY, ~same_lists(now["history"], then["history"])
-    columns = [listed, *(block[name] for block in (then, now) for name in rules.unwanted)]
+    unwanted = unwanted_columns(rules.recommend_seen)
+    columns = [listed, *(block[name] for block in (then, now) for name in unwanted)]
     items_of = [column.flatten() for column in columns]
     items_of[0] = items_of[0].field("item_id")
     # One code for each different id, whatever list it is in; a key is a row and a code.
     codes = pa.concat_arrays(items_of).dictionary_encode().indices.to_numpy().astype(np.int64)
     row = np.concatenate([np.repeat(np.arange(num_rows), list_lengths(column)) for column in columns])
     sizes = [len(each) for each in items_of]
-    num_unwanted = len(rules.unwanted)
-    in_list, before, after = np.split((row << 32) | codes, np.cumsum([sizes[0], sum(sizes[1 : 1 + num_unwanted])]))
+    in_list, before, after = np.split((row << 32) | codes, np.cumsum([sizes[0], sum(sizes[1 : 1 + len(unwanted)])]))
     changed = np.zeros(num_rows, bool)
     changed[in_list[_is_in(in_list, after)] >> 32] = True
     changed[before[~_is_in(before, after)] >> 32] = True
@@ -353,32 +348,26 @@ def report(counts: Mapping[str, int], items: KeptItems) -> dict[str, Any]:
     """Returns as a metric, `carried_over`, how much work was saved, and why the rest of it was done."""
     scored = {name: counts.get(name, 0) for name in REASONS}
     carried = counts.get("carried", 0)
-    users = carried + sum(scored.values())
+    return _metric(carried + sum(scored.values()), carried, counts.get("compared", 0), scored, items.gained, items.lost, "")
+
+
+def nothing_carried(why: str, users: int) -> dict[str, Any]:
+    """Returns the same metric where no list can hold still, with the reason in words."""
+    return _metric(users, 0, 0, {}, None, None, why)
+
+
+def _metric(
+    users: int, carried: int, compared: int, new_lists: Mapping[str, int], gained: int | None, lost: int | None, why_nobody: str
+) -> dict[str, Any]:
     return {
         "carried_over": {
             "users": users,
             "carried": carried,
             "share_carried": carried / users if users else 0.0,
-            "compared": counts.get("compared", 0),
-            "new_lists": scored,
-            "items_gained": items.gained,
-            "items_lost": items.lost,
-            "why_nobody": "",
-        }
-    }
-
-
-def nothing_carried(why: str, users: int) -> dict[str, Any]:
-    """Returns the same metric where no list can hold still, with the reason in words."""
-    return {
-        "carried_over": {
-            "users": users,
-            "carried": 0,
-            "share_carried": 0.0,
-            "compared": 0,
-            "new_lists": {},
-            "items_gained": None,
-            "items_lost": None,
-            "why_nobody": why,
+            "compared": compared,
+            "new_lists": new_lists,
+            "items_gained": gained,
+            "items_lost": lost,
+            "why_nobody": why_nobody,
         }
     }

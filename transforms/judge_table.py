@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from schemas.blocks import Block, one_block
 from schemas.storage import read_parquet_blocks
 from schemas.topk import LONG, NESTED, SOURCES, TOPK
-from schemas.users import USERS
+from schemas.users import USERS, unwanted_columns
 from transforms.id_map import list_lengths
 from transforms.item_lists import ItemLists
 from transforms.partition import bucket_of, hash_ids, key_by_user
@@ -273,7 +273,7 @@ def judge_bucket(bucket: Bucket, files: Iterable[Iterable[Block]], items: KnownI
 def num_left(users: Block, items: KnownItems, rules: TableRules) -> np.ndarray:
     """Returns [num_users] int64: how many eligible items each of some users (rows of USERS) may get."""
     unwanted = []
-    for name in ("excluded", *(() if rules.recommend_seen else ("history", "below_min_rating"))):
+    for name in unwanted_columns(rules.recommend_seen):
         places = items.places_of(users[name].flatten())
         row = np.repeat(np.arange(len(users)), list_lengths(users[name]))
         known = places >= 0

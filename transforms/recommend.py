@@ -18,6 +18,7 @@ from apache_beam.utils.shared import Shared
 from schemas.blocks import Block
 from schemas.storage import WrittenFile
 from schemas.topk import RECOMMENDATION, TOPK
+from schemas.users import unwanted_columns
 from transforms.build_indexes import vectors_of
 from transforms.carry_over import carried_keys, is_carried
 from transforms.id_map import IdMap, list_lengths
@@ -32,11 +33,6 @@ from transforms.top_k import Lists, codes_of
 
 CUTOFFS = (10, 50, 100)
 """Where lists are judged, beside at k."""
-
-SEEN = ["history", "below_min_rating"]
-"""The columns of USERS whose items a user has seen."""
-EXCLUDED = ["excluded"]
-"""Those whose items a user must never get."""
 
 HEADS = pa.schema(
     [
@@ -133,7 +129,7 @@ def unwanted_of(block: Block, settings: ListSettings) -> Block:
       block: rows of USERS.
       settings: what a list holds.
     """
-    return block.select(EXCLUDED if settings.recommend_seen else EXCLUDED + SEEN)
+    return block.select(unwanted_columns(settings.recommend_seen))
 
 
 def heads_of(block: Block, known: np.ndarray) -> Block:
