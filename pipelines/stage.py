@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -155,9 +156,15 @@ def code_version(module: str) -> str:
     Comments, docstrings and layout do not count. A change of code makes a stage run again; nobody has to remember a number.
     """
     digest = hashlib.sha256()
-    for name in sorted(_imported(module)):
+    for name in sorted(_imported(_imported_as(module))):
         digest.update(f"{name}\n{_read_code(name).digest}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _imported_as(module: str) -> str:
+    """Returns the name that a module is imported by; while it runs as a command (`python -m`) it is called `__main__`."""
+    spec = getattr(sys.modules.get(module), "__spec__", None)
+    return spec.name if module == "__main__" and spec else module
 
 
 def _imported(module: str) -> set[str]:

@@ -138,6 +138,17 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
     stages._read_code.cache_clear()
 
 
+@pytest.mark.parametrize("module", ["export", "tune", "sweep", "embed"])
+def test_a_module_that_runs_as_a_command_has_the_version_that_it_has_when_it_is_imported(module: str) -> None:
+    code = (
+        "import importlib.util, sys; from pipelines.stage import code_version;"
+        f"sys.modules['__main__'].__spec__ = importlib.util.find_spec('pipelines.{module}');"
+        "print(code_version('__main__'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == code_version(f"pipelines.{module}")
+
+
 def test_code_version_covers_every_module_that_a_stage_reaches() -> None:
     reached = stages._imported("pipelines.ingest")
     assert {"transforms.sources", "transforms.tfds_blocks", "transforms.partition", "schemas.items"} <= reached
