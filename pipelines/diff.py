@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.blocks import FEWER_USERS, one_block
 from schemas.storage import join
 from schemas.workspace import Workspace
 from transforms.compare_lists import RBO_P, add_counts, check_p, compare_lists, count_items
@@ -110,8 +111,7 @@ def diff_releases(workspace: Workspace, before: Mapping[str, Any], after: Mappin
 
 def _read_lists(paths: Sequence[str], k: int) -> pa.RecordBatch:
     """Returns users and the first k items of their lists."""
-    whole = pa.Table.from_batches(_lists_of(paths, k), _LISTS).combine_chunks()
-    return whole.to_batches()[0] if len(whole) else pa.RecordBatch.from_pylist([], _LISTS)
+    return one_block(_lists_of(paths, k), _LISTS, FEWER_USERS)
 
 
 def _lists_of(paths: Iterable[str], k: int) -> Iterator[pa.RecordBatch]:

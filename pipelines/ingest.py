@@ -38,6 +38,7 @@ from transforms.sources import (
     resolve_items,
     resolve_list,
     resolve_ratings,
+    text_bytes_of,
 )
 from transforms.split import FindCut, FindLatest, SplitSettings
 from transforms.validate import ValidateIds, ValidateItems, ValidateRatings, check_rejected
@@ -49,9 +50,7 @@ FORGOTTEN = "forgotten"
 """The setting that stands for those who were left out, where anyone was."""
 
 BUCKET_BYTES = 64 << 20
-"""About how much of the ratings, as text, goes to one bucket of users: a worker holds a bucket in memory."""
-_TEXT_BYTES_A_BYTE = {"csv": 1, "tsv": 1, "inter": 1, "item": 1, "user": 1, "tfds": 25}
-"""How much text a byte of a source stands for; 4 for what is compressed. A TFDS split's size is in examples."""
+"""About how much of the rows of users, as text, goes to one bucket: a worker holds a bucket in memory."""
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
@@ -67,7 +66,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     check_columns(sources.ratings, ask)
     if settings.training.looks_at_features:
         in_catalogue(settings.training.features, sources.items.description() if sources.items else None)
-    num_buckets = ask.num_buckets or kept_buckets(settings) or default_buckets(sources.ratings)
+    num_buckets = ask.num_buckets or kept_buckets(settings) or default_buckets(sources)
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         try:
@@ -261,10 +260,10 @@ def kept_buckets(settings: Settings) -> int | None:
     return settings.base.stages["ingest"].metrics["num_buckets"] if settings.base else None
 
 
-def default_buckets(ratings: Source) -> int:
-    """Returns how many buckets of users give each worker about `BUCKET_BYTES` of text."""
-    ratio = _TEXT_BYTES_A_BYTE.get(ratings.format, 4)
-    return max(1, math.ceil(sum(file.size for file in ratings.files) * ratio / BUCKET_BYTES))
+def default_buckets(sources: Sources) -> int:
+    """Returns how many buckets of users give each worker about `BUCKET_BYTES` of text, of ratings, users and exclusions."""
+    of_users = [source for source in (sources.ratings, sources.users, sources.exclusions) if source]
+    return max(1, math.ceil(sum(map(text_bytes_of, of_users)) / BUCKET_BYTES))
 
 
 if __name__ == "__main__":

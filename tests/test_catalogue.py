@@ -1,6 +1,7 @@
 """The catalogue against a dictionary built row by row, for any number of ranges."""
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
@@ -89,3 +90,30 @@ def test_catalogue_merges_sources_and_numbers_items_in_the_order_of_their_ids(it
         catalogue = pipeline | beam.Create(blocks) | BuildCatalogue(FEATURES, items_a_range)
         assert_that(catalogue.items, check)
         assert_that(catalogue.metrics, check_metrics, label="CheckMetrics")
+
+
+@pytest.mark.parametrize("sample_ids", [1 << 16, 500])
+def test_ranges_hold_no_more_text_than_asked_however_merged(sample_ids: int) -> None:
+    """Long texts lie together, where the ranges must be short, whatever the order of the rows."""
+    texts = {f"{i:05d}": "x" * (1_000 if 4_000 <= i < 4_400 else 5) for i in range(10_000)}
+    ids = sorted(texts, key=lambda each: each[::-1])
+    blocks = [
+        described([(each, None, texts[each]) for each in ids[start : start + 1_500]]) for start in range(0, 10_000, 1_000)
+    ]
+    blocks.append(counts_of([(each, 1, 0) for each in ids[:5_000]]))
+    combine = FindRanges(items_a_range=4_000, sample_ids=sample_ids, bytes_a_range=100_000)
+    parts = [combine.add_input(combine.create_accumulator(), block) for block in blocks]
+    cuts = combine.extract_output(combine.merge_accumulators(parts))
+    one = combine.create_accumulator()
+    for block in blocks:
+        one = combine.add_input(one, block)
+    assert combine.extract_output(one) == cuts == sorted(set(cuts))
+
+    rows = [row for block in blocks for row in block.to_pylist()]
+    ranges = range_of(pa.array([row["item_id"] for row in rows]), cuts)
+    size = np.bincount(ranges, [len(row["item_id"]) + len(row.get("genres") or "") for row in rows])
+    in_range = np.bincount(range_of(pa.array(list(texts)), cuts))
+    slack = 1.1 if sample_ids > len(ids) else 1.6
+    assert size.max() <= 100_000 * slack
+    assert in_range.max() <= 4_000 * slack
+    assert len(cuts) + 1 <= 1.3 * (size.sum() / 100_000 + 10_000 / 4_000)

@@ -13,15 +13,18 @@ from pathlib import Path
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from pipelines import ingest
 from schemas.blocks import MAX_ROWS, Block
 from schemas.errors import InputError
 from schemas.rejected import REJECTED
 from transforms.sources import (
+    EXCLUSIONS_ROLES,
     PIECE_BYTES,
     RATING_ROLES,
     ReadBlocks,
@@ -33,7 +36,9 @@ from transforms.sources import (
     read_piece,
     resolve,
     resolve_items,
+    resolve_list,
     resolve_ratings,
+    text_bytes_of,
 )
 
 HEADER = ["user_id", "item_id", "rating", "timestamp"]
@@ -450,3 +455,32 @@ def test_read_blocks(tmp_path, name):
 def test_pieces_must_have_bytes(tmp_path):
     with pytest.raises(InputError, match="piece_bytes must be positive, got 0"):
         ReadBlocks(resolve_ratings(write_csv(tmp_path / "r.csv")), 0)
+
+
+@pytest.mark.parametrize("stored", ["dictionary", "plain", "csv", "numbers"])
+def test_text_is_estimated_by_what_it_comes_to_and_not_by_how_it_is_stored(tmp_path, stored):
+    """Ids that repeat take next to nothing in Parquet, and their full length in a bucket."""
+    ids = [f"{i % 7:036d}" for i in range(20_000)]
+    table = pa.table({"user_id": ids, "item_id": ids, "rating": np.ones(len(ids), np.float32)})
+    if stored == "dictionary":
+        table = table.set_column(0, "user_id", table["user_id"].dictionary_encode())
+    if stored == "numbers":
+        table = table.set_column(0, "user_id", pa.array(range(len(ids)), pa.int64()))
+    path = tmp_path / f"ratings.{'csv' if stored == 'csv' else 'parquet'}"
+    if stored == "csv":
+        pa_csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path)
+        assert path.stat().st_size < 200_000
+    expected = len(ids) * ((8 if stored == "numbers" else 36) + 36 + 8)
+    assert text_bytes_of(resolve_ratings(str(path))) == pytest.approx(expected, rel=0.1)
+
+
+def test_buckets_are_sized_by_all_that_meets_in_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest, "BUCKET_BYTES", 100_000)
+    (tmp_path / "ratings.csv").write_text("user_id,item_id\nu,i\n")
+    (tmp_path / "exclude.csv").write_text("user_id,item_id\n" + "u,i\n" * 100_000)
+    ratings = resolve_ratings(str(tmp_path / "ratings.csv"))
+    exclusions = resolve_list(str(tmp_path / "exclude.csv"), EXCLUSIONS_ROLES)
+    assert ingest.default_buckets(ingest.Sources(ratings, None, None, None)) == 1
+    assert ingest.default_buckets(ingest.Sources(ratings, None, None, exclusions)) == 5

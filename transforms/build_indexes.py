@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.blocks import Block, one_block
+from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, upload_folder
@@ -48,7 +48,7 @@ def build_shard(blocks: Iterable[Block], dim: int, seed: int, folder: Path, ask:
     Returns:
       How many vectors the shard has.
     """
-    rows = one_block(blocks, embeddings_schema(dim))
+    rows = one_block(blocks, embeddings_schema(dim), FEWER_ITEMS)
     rows = rows.take(pc.sort_indices(rows["code"]))
     index = build(vectors_of(rows["embedding"]), ask.applied_to(plan_shard(rows.num_rows, dim)), seed)
     index.save(folder / INDEX_FOLDER)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.blocks import Block, in_blocks, one_block
+from schemas.blocks import Block, in_blocks, joined, one_block, text_lengths
 from schemas.items import with_features
 from transforms.histories import ITEM_COUNTS, MILLION
 from transforms.partition import hash_ids, split_by_key
@@ -22,6 +22,8 @@ from transforms.write import Part
 SAMPLE_IDS = 1 << 16
 ITEMS_A_RANGE = 1 << 20
 """About how many items one worker sorts, and one file holds."""
+BYTES_A_RANGE = 256 << 20
+"""About how much text of the items' rows one worker sorts: descriptions may be long, and ids are counted in many buckets."""
 
 
 class SampledIds(NamedTuple):
@@ -30,44 +32,67 @@ class SampledIds(NamedTuple):
     Attributes:
       hashes: [m] uint64, ascending.
       ids: [m] string.
+      text_bytes: [m] int64: how much text there is in all rows of each.
     """
 
     hashes: np.ndarray
     ids: pa.Array
+    text_bytes: np.ndarray
 
 
 class FindRanges(beam.CombineFn):
-    """Finds ids that cut the catalogue into ranges of about `items_a_range` items.
+    """Finds ids that cut the catalogue into ranges of about `items_a_range` items, or of fewer where their text is long.
 
     The sample that it keeps gives both the number of different ids (exact while all fit the sample) and their quantiles: Beyer
-    et al. 2007, "On synopses for distinct-value estimation under multiset operations".
+    et al. 2007, "On synopses for distinct-value estimation under multiset operations". An id is in the sample of all rows only
+    if it is in that of every part that has it, so what is added up of its rows is exact.
+
+    Args:
+      items_a_range: about how many items a range holds, at most.
+      sample_ids: how many ids are kept.
+      bytes_a_range: about how much text the rows of a range hold, at most.
     """
 
-    def __init__(self, items_a_range: int = ITEMS_A_RANGE, sample_ids: int = SAMPLE_IDS) -> None:
+    def __init__(
+        self, items_a_range: int = ITEMS_A_RANGE, sample_ids: int = SAMPLE_IDS, bytes_a_range: int = BYTES_A_RANGE
+    ) -> None:
         super().__init__()
         self._items_a_range = items_a_range
         self._sample_ids = sample_ids
+        self._bytes_a_range = bytes_a_range
 
     def create_accumulator(self) -> SampledIds:
-        return SampledIds(np.empty(0, np.uint64), pa.array([], pa.string()))
+        return SampledIds(np.empty(0, np.uint64), pa.array([], pa.string()), np.empty(0, np.int64))
 
     def add_input(self, sample: SampledIds, block: Block) -> SampledIds:
-        ids = pc.unique(block["item_id"])
-        return self.merge_accumulators([sample, SampledIds(hash_ids(ids, seed=2), ids)])
+        encoded = block["item_id"].dictionary_encode()
+        lengths = np.sum([text_lengths(column) for column in block.columns], axis=0)
+        text_bytes = np.bincount(encoded.indices.to_numpy(), lengths, minlength=len(encoded.dictionary)).astype(np.int64)
+        return self.merge_accumulators(
+            [sample, SampledIds(hash_ids(encoded.dictionary, seed=2), encoded.dictionary, text_bytes)]
+        )
 
     def merge_accumulators(self, samples: Iterable[SampledIds]) -> SampledIds:
         samples = list(samples)
         hashes = np.concatenate([sample.hashes for sample in samples])
         ids = pa.concat_arrays([sample.ids for sample in samples])
-        smallest, first = np.unique(hashes, return_index=True)
-        return SampledIds(smallest[: self._sample_ids], ids.take(pa.array(first[: self._sample_ids])))
+        smallest, first, place = np.unique(hashes, return_index=True, return_inverse=True)
+        text_bytes = np.bincount(place, np.concatenate([sample.text_bytes for sample in samples]), minlength=len(smallest))
+        kept = slice(self._sample_ids)
+        return SampledIds(smallest[kept], ids.take(pa.array(first[kept])), text_bytes[kept].astype(np.int64))
 
     def extract_output(self, sample: SampledIds) -> list[str]:
         count = len(sample.hashes)
+        if not count:
+            return []
         estimate = count if count < self._sample_ids else (count - 1) / (float(sample.hashes[-1]) / 2.0**64)
-        ranges = max(1, min(count, round(estimate / self._items_a_range)))
-        ids = sample.ids.take(pc.sort_indices(sample.ids))
-        return [ids[count * i // ranges].as_py() for i in range(1, ranges)]
+        order = pc.sort_indices(sample.ids)
+        # The share of a range that each id takes; a range ends where the shares before come to a whole number of equal parts.
+        share = np.maximum(1 / self._items_a_range, sample.text_bytes[order.to_numpy()] / self._bytes_a_range)
+        before = np.cumsum(share) - share
+        ranges = max(1, min(count, round(share.sum() * estimate / count)))
+        first = np.searchsorted(before, share.sum() * np.arange(1, ranges) / ranges * (1 - 1e-12))
+        return sample.ids.take(order).take(pa.array(np.unique(first[first < count]))).to_pylist()
 
 
 def range_of(ids: pa.Array, cuts: list[str]) -> np.ndarray:
@@ -89,6 +114,9 @@ class MergedRange(NamedTuple):
     repeated: int
 
 
+_SHORTER = "shorten the text of the items' columns, or leave the longest column out"
+
+
 def merge_range(blocks: Iterable[Block], features: list[pa.Field]) -> MergedRange:
     """Merges all that is known of the items of one range into one row an item, sorted by id.
 
@@ -105,11 +133,12 @@ def merge_range(blocks: Iterable[Block], features: list[pa.Field]) -> MergedRang
     described: list[Block] = []
     for block in blocks:
         (counted if block.schema.names == ITEM_COUNTS.names else described).append(block)
-    counts = one_block(counted, ITEM_COUNTS)
-    source = one_block([block.select(described_schema.names).cast(described_schema) for block in described], described_schema)
+    counts = one_block(counted, ITEM_COUNTS, _SHORTER)
+    found = [block.select(described_schema.names).cast(described_schema) for block in described]
+    source = one_block(found, described_schema, _SHORTER)
     source = source.take(pc.sort_indices(source["position"]))
 
-    ids = pc.unique(pa.concat_arrays([counts["item_id"], source["item_id"]]))
+    ids = pc.unique(joined([pc.unique(counts["item_id"]), pc.unique(source["item_id"])], "item_id", _SHORTER))
     ids = ids.take(pc.sort_indices(ids))
     row = pc.index_in(counts["item_id"], ids).to_numpy()
     train, recent, holdout = (
@@ -151,16 +180,18 @@ class BuildCatalogue(beam.PTransform):
     Attributes:
       features: columns of the source beside item_id and title; they travel along.
       items_a_range: about how many items one worker sorts, and one file holds.
+      bytes_a_range: about how much text one worker sorts.
     """
 
     features: list[pa.Field]
     items_a_range: int = ITEMS_A_RANGE
+    bytes_a_range: int = BYTES_A_RANGE
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, blocks: beam.PCollection[Block]) -> Catalogue:
-        cuts = blocks | "FindRanges" >> beam.CombineGlobally(FindRanges(self.items_a_range))
+        cuts = blocks | "FindRanges" >> beam.CombineGlobally(FindRanges(self.items_a_range, bytes_a_range=self.bytes_a_range))
         merged = (
             blocks
             | "KeyByRange" >> beam.FlatMap(_key_by_range, beam.pvalue.AsSingleton(cuts)).with_output_types(tuple[int, Block])

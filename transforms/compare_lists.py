@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.blocks import FEWER_USERS, joined
 from schemas.errors import InputError
 from transforms.id_map import list_lengths, places_in_lists
 
@@ -132,7 +133,7 @@ class _Side:
 def _codes_of(before: pa.ListArray, after: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     """Returns a number for each listed item of both, the same for the same item."""
     items = [column.flatten().cast(pa.large_string()) for column in (before, after)]
-    codes = pa.concat_arrays(items).dictionary_encode().indices.to_numpy().astype(np.int64)
+    codes = joined(items, "item_id", FEWER_USERS).dictionary_encode().indices.to_numpy().astype(np.int64)
     return codes[: len(items[0])], codes[len(items[0]) :]
 
 

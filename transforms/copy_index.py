@@ -9,7 +9,7 @@ from typing import Any
 import apache_beam as beam
 import pyarrow.compute as pc
 
-from schemas.blocks import Block, one_block
+from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, copy_file, join, upload_folder
@@ -58,7 +58,7 @@ class CopyIndexes(beam.PTransform):
         return copy
 
     def _write(self, shard: int, blocks: Iterable[Block]) -> Iterator[Any]:
-        rows = one_block(blocks, ID_MAP)
+        rows = one_block(blocks, ID_MAP, FEWER_ITEMS)
         with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
             write_id_map(rows.take(pc.sort_indices(rows["code"])), Path(folder))
             yield from upload_folder(Path(folder), self.root, shard_path(shard))

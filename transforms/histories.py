@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.blocks import Block, in_blocks, one_block
+from schemas.blocks import FEWER_USERS, Block, in_blocks, joined, one_block
 from schemas.interactions import EXCLUSIONS, INTERACTIONS, SERVED_USERS, VALID
 from schemas.users import USERS
 from transforms.partition import key_by_user
@@ -99,7 +99,7 @@ def latest_of_each_pair(block: Block, users: pa.Array, cut: int | None = None) -
 
 def sorted_unique(*ids: pa.Array) -> pa.Array:
     """Returns the different ids, in the order of their bytes."""
-    unique = pc.unique(pa.concat_arrays(ids))
+    unique = pc.unique(joined([pc.unique(each) for each in ids], "user_id", FEWER_USERS))
     return unique.take(pc.sort_indices(unique))
 
 
@@ -121,7 +121,9 @@ def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: Times)
     by_kind: dict[tuple[str, ...], list[Block]] = {tuple(kind.names): [] for kind in (VALID, SERVED_USERS, EXCLUSIONS)}
     for each in blocks:
         by_kind[tuple(each.schema.names)].append(each)
-    found, served, excluded = (one_block(by_kind[tuple(kind.names)], kind) for kind in (VALID, SERVED_USERS, EXCLUSIONS))
+    found, served, excluded = (
+        one_block(by_kind[tuple(kind.names)], kind, FEWER_USERS) for kind in (VALID, SERVED_USERS, EXCLUSIONS)
+    )
     users = sorted_unique(found["user_id"], served["user_id"])
     block, user = latest_of_each_pair(found, users, times.cut)
     rows = user_rows(block, user, settings)

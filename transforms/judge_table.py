@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.blocks import Block, one_block
+from schemas.blocks import FEWER_USERS, Block, joined, one_block
 from schemas.storage import read_parquet_blocks
 from schemas.topk import LONG, NESTED, SOURCES, TOPK
 from schemas.users import USERS, unwanted_columns
@@ -328,7 +328,7 @@ def _judge_block(
     lists["last"] = bucket.last["items"].take(pa.array(last[both]))
     # One code for each different id of the block, whatever list it is in; a key is a row and a code.
     values = [pairs.item.fill_null(""), *(column.flatten() for column in lists.values())]
-    coded = pa.concat_arrays(values).dictionary_encode()
+    coded = joined(values, "item_id", FEWER_USERS).dictionary_encode()
     codes = np.split(coded.indices.to_numpy().astype(np.int64), np.cumsum([len(each) for each in values])[:-1])
     places = items.places_of(coded.dictionary)
     popularity = np.where(places >= 0, items.popularity[places], -1) if len(items.hashes) else places
@@ -519,9 +519,9 @@ class _JudgeBucket(beam.DoFn):
     ) -> Iterator[Findings]:
         number, (found, regrouped) = element
         files = next(iter(found), BucketFiles())  # A bucket of the last table alone has no files.
-        users = one_block([block for path in files.users for block in read_parquet_blocks(path)], USERS)
+        users = one_block([block for path in files.users for block in read_parquet_blocks(path)], USERS, FEWER_USERS)
         read = (last_lists(block) for path in files.last for block in read_table(path, _LAST_COLUMNS))
-        bucket = Bucket(number, users, one_block([*read, *regrouped], LAST_LISTS))
+        bucket = Bucket(number, users, one_block([*read, *regrouped], LAST_LISTS, FEWER_USERS))
         yield judge_bucket(bucket, map(read_parquet_blocks, files.table), items, self._rules)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from schemas.blocks import Block, one_block
+from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, join, local_folder, read_json, sha256_of
@@ -28,6 +28,7 @@ EVERY_ITEM = ItemLists()
 """No list: every item may be recommended."""
 
 _PLAN_FILE = "shard.json"
+_ONE_SHARD_AT_A_TIME = "pass --plan by_shard, so that no worker holds the ids of all shards"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def load_items(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemL
 
 def _read_items(path: Path) -> Block:
     with pa.memory_map(str(path)) as source:
-        return one_block(pa.ipc.open_file(source).read_all().cast(ID_MAP).to_batches(), ID_MAP)
+        return one_block(pa.ipc.open_file(source).read_all().cast(ID_MAP).to_batches(), ID_MAP, FEWER_ITEMS)
 
 
 def load_shard(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemLists = EVERY_ITEM) -> LoadedShard:
@@ -134,7 +135,7 @@ def load_index(root: str, files: Sequence[WrittenFile], num_shards: int, lists: 
       lists: which items may be recommended.
     """
     loaded = [load_shard(root, shard, of_shard, lists) for shard, of_shard in files_of_shards(files, num_shards).items()]
-    items = one_block([each.items for each in loaded], ID_MAP)
+    items = one_block([each.items for each in loaded], ID_MAP, _ONE_SHARD_AT_A_TIME)
     id_map = IdMap(items["item_id"], items["code"].to_numpy())
     return LoadedIndex([each.shard for each in loaded], id_map, {by: PopularItems.of(items, by) for by in RANKINGS})
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from schemas.blocks import Block, one_block
+from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP
 from transforms.search import in_parts, rows_by_need
 from transforms.top_k import PAD, Lists, exclude, merge, pack, pack_counts
@@ -25,7 +25,7 @@ def most_popular(blocks: Iterable[Block], count: int, by: str) -> Block:
 
     So the ranking of all items begins with what this returns of what it returns of each shard.
     """
-    items = one_block(blocks, ID_MAP)
+    items = one_block(blocks, ID_MAP, FEWER_ITEMS)
     keys = _keys_of(items, by)
     if count < len(keys):
         rows = np.argpartition(keys, count)[:count]

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.pvalue import AsList, AsSingleton
 
-from schemas.blocks import Block, one_block
+from schemas.blocks import Block, joined, one_block
 from schemas.topk import RECOMMENDATION
 from transforms.id_map import list_lengths
 from transforms.partition import is_sampled
@@ -64,7 +64,7 @@ def compare(served: Sequence[Block], exact: Sequence[Block]) -> FoundItems:
     lists = one_block(served, SERVED_LISTS)
     lists = lists.take(pc.index_in(truth["user_id"], lists["user_id"]))
     items = [column.flatten().field("item_id") for column in (truth["exact"], lists["served"])]
-    codes = pa.concat_arrays(items).dictionary_encode().indices.to_numpy().astype(np.int64)
+    codes = joined(items, "item_id").dictionary_encode().indices.to_numpy().astype(np.int64)
     users = [np.repeat(np.arange(len(truth)), list_lengths(column)) for column in (truth["exact"], lists["served"])]
     pairs = (np.concatenate(users) << 32) | codes
     found = np.isin(pairs[: len(items[0])], pairs[len(items[0]) :])

@@ -13,6 +13,7 @@ Keys in folder names (`day=2024-01-01`) are no columns.
 
 import glob
 import gzip
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import BeamIOError, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from schemas.blocks import MAX_ROWS, Block, in_blocks
+from schemas.blocks import MAX_ROWS, Block, in_blocks, text_lengths
 from schemas.errors import InputError
 from schemas.items import ITEMS
 from schemas.rejected import REJECTED
@@ -126,6 +127,8 @@ class SourceFile:
     """Unix seconds."""
     etag: str | None = None
     """What the file system says identifies the contents, where it says so."""
+    rows: int | None = None
+    """Of a Parquet file."""
 
     def description(self) -> dict[str, Any]:
         """Returns what identifies the contents, for a manifest."""
@@ -173,6 +176,8 @@ class _Contents:
 
     schema: pa.Schema
     has_rows: bool
+    rows: int | None = None
+    """Of a Parquet file."""
 
 
 def resolve_ratings(uri: str, columns: Mapping[str, str] | None = None, tfds_data_dir: str | None = None) -> Source:
@@ -227,7 +232,7 @@ def resolve(uri: str, roles: Roles, columns: Mapping[str, str] | None = None, tf
     file_format = _one_format(uri, [metadata.path for metadata in found])
     with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
         contents = list(pool.map(lambda metadata: _look_into(metadata, file_format), found))
-        files = list(pool.map(_source_file, found))
+        files = list(pool.map(_source_file, found, contents))
     if not any(content.has_rows for content in contents):
         raise InputError(f"{uri} has no rows: there is nothing to read")
     first = contents[0].schema
@@ -277,6 +282,26 @@ def _fixed_part(root: str) -> str:
     return root if special < 0 else root[: root.rfind("/", 0, special) + 1]
 
 
+_TEXT_BYTES_A_BYTE = {"csv": 1, "tsv": 1, "inter": 1, "item": 1, "user": 1, "tfds": 25}
+"""How much text a byte of a source stands for; 4 for what is compressed. A TFDS split's size is in examples."""
+_MEASURED_ROWS = 4_096
+
+
+def text_bytes_of(source: Source) -> int:
+    """Returns about how much text the roles' columns of a source come to, a number or a time counting as eight bytes.
+
+    What Parquet stores says little of it, since an id that is repeated is stored once: a few rows are measured.
+    """
+    if source.format != "parquet":
+        return sum(file.size for file in source.files) * _TEXT_BYTES_A_BYTE.get(source.format, 4)
+    first = next(file for file in source.files if file.rows)
+    with _reading_parquet(first.path) as parquet:
+        rows = next(parquet.iter_batches(_MEASURED_ROWS, columns=list(source.columns.values()), use_threads=False))
+    columns = [column.cast(_stored_type(column.type)) for column in rows.columns]
+    measured = sum(int(text_lengths(column).sum()) or 8 * len(rows) for column in columns)
+    return math.ceil(measured / len(rows) * sum(file.rows or 0 for file in source.files))
+
+
 def _one_format(uri: str, paths: list[str]) -> Format:
     """Returns the format that all files share.
 
@@ -299,10 +324,10 @@ def _one_format(uri: str, paths: list[str]) -> Format:
     return _BY_NAME[next(iter(formats))]
 
 
-def _source_file(metadata: FileMetadata) -> SourceFile:
+def _source_file(metadata: FileMetadata, contents: _Contents) -> SourceFile:
     """Notes what identifies a file's contents."""
     etag = None if is_local(metadata.path) else str(FileSystems.checksum(metadata.path))
-    return SourceFile(metadata.path, metadata.size_in_bytes, metadata.last_updated_in_seconds or None, etag)
+    return SourceFile(metadata.path, metadata.size_in_bytes, metadata.last_updated_in_seconds or None, etag, contents.rows)
 
 
 @contextmanager
@@ -349,7 +374,8 @@ def _look_into(metadata: FileMetadata, file_format: Format) -> _Contents:
         raise InputError(f"{path} is empty (0 bytes): write it again, or leave it out")
     if file_format.dialect is None:
         with _reading_parquet(path) as parquet:
-            return _Contents(parquet.schema_arrow, parquet.metadata.num_rows > 0)
+            rows = parquet.metadata.num_rows
+            return _Contents(parquet.schema_arrow, rows > 0, rows)
     with _reading(path, file_format) as file:
         names, _, has_rows = _text_header(file, file_format)
     return _Contents(pa.schema([(name, pa.string()) for name in names]), has_rows)

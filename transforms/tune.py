@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from apache_beam.pvalue import AsSingleton
 from apache_beam.utils.shared import Shared
 
-from schemas.blocks import Block, one_block
+from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.errors import InputError
 from schemas.storage import read_parquet_blocks
 from transforms.build_indexes import vectors_of
@@ -145,7 +145,7 @@ def read_shards(paths: Sequence[str], num_shards: int, num_tried: int) -> list[S
                     blocks.setdefault(shard, []).append(part)
     found = []
     for shard in sorted(blocks):
-        rows = one_block(blocks.pop(shard), part.schema)
+        rows = one_block(blocks.pop(shard), part.schema, FEWER_ITEMS)
         rows = rows.take(pc.sort_indices(rows["code"]))
         found.append(ShardVectors(rows["code"].to_numpy().astype(np.int64), vectors_of(rows["embedding"])))
     return found
