@@ -81,7 +81,7 @@ class ShortlistOptions(PipelineOptions):
         data.add_argument(
             "--recency_half_life_days", type=float, default=7.0, help="how fast what is popular grows old (default 7)"
         )
-        data.add_argument("--num_buckets", type=int, help="files of users and of the table (default: by how much text meets in them)")
+        data.add_argument("--num_buckets", type=int, help="files of users and of the table (default: by the text in them)")
 
         split = parser.add_argument_group("split")
         split.add_argument("--split", default="random", help="random, temporal, last or none (default random)")
