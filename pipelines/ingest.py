@@ -211,7 +211,8 @@ def name_summary(summary: Mapping[str, Any], dataset: str) -> dict[str, Any]:
 
 def key_rejected(block: Block, num_buckets: int) -> Iterator[tuple[int, Block]]:
     """Spreads rejected blocks over as many files as there are buckets."""
-    yield int(block["position"][0].as_py()) % num_buckets, block
+    if block.num_rows:
+        yield int(block["position"][0].as_py()) % num_buckets, block
 
 
 def sort_rejected(key: int, blocks: Iterator[Block]) -> Part:

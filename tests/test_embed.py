@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.testing.test_pipeline import TestPipeline
-from apache_beam.testing.util import assert_that
+from apache_beam.testing.util import assert_that, equal_to
 
 from schemas.blocks import Block
 from schemas.embeddings import embeddings_schema
@@ -16,7 +16,20 @@ from schemas.errors import InputError
 from schemas.items import with_features
 from schemas.storage import join, upload_folder
 from schemas.users import USERS
-from transforms.embed import ITEMS_WITHOUT_VECTOR, EmbedItems, EmbedUsers, ItemTower, UserTower, embed_items, embed_users
+from transforms.embed import (
+    ITEMS_WITHOUT_VECTOR,
+    VECTORS,
+    DigestVectors,
+    EmbedItems,
+    EmbedUsers,
+    ItemTower,
+    UserTower,
+    embed_items,
+    embed_users,
+    vector_column,
+)
+from transforms.partition import hash_vectors
+from transforms.read import Place
 from transforms.recency import lift_items
 
 
@@ -148,3 +161,14 @@ def test_embed_users(saved: tuple[Path, np.ndarray], keyed: bool) -> None:
     with TestPipeline("FnApiRunner") as p:
         users = p | beam.Create(list(enumerate(blocks)) if keyed else blocks)
         assert_that(users | EmbedUsers(str(folder)), check)
+
+
+@pytest.mark.parametrize("unknown", [[], ["y0", "y1"]])
+def test_blocks_without_a_known_item_add_nothing_to_the_digest(saved: tuple[Path, np.ndarray], unknown: list[str]) -> None:
+    blocks = [items_of(["x1", "x2", "x4"]), *([items_of(unknown)] if unknown else [])]
+    ids, vectors = pa.array(["x1", "x2", "x4"]), saved[1][[1, 2, 4]]
+    expected = int(hash_vectors(ids, vector_column(vectors)).sum(dtype=np.uint64)) % 2**62
+    placed = [(Place(0, at, at == len(blocks) - 1), block) for at, block in enumerate(blocks)]
+    with TestPipeline("FnApiRunner") as pipeline:
+        embeddings = pipeline | beam.Create(placed) | EmbedItems(str(saved[0]), saved[1].shape[1])
+        assert_that(embeddings | DigestVectors(), equal_to([{VECTORS: f"{expected:016x}"}]))

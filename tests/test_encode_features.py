@@ -395,3 +395,18 @@ def test_no_rows() -> None:
     encoder = fit("{shelf: category, price: number, title: {kind: text, min_items: 2}}", columns).encoder
     codes, weights, lengths = encoder.encode(block_of(columns).slice(0, 0))
     assert len(codes) == len(weights) == len(lengths) == 0
+
+
+def test_blocks_without_a_rated_item_change_nothing() -> None:
+    declared = "shelf=category,genres=categories,title=text,pages=number"
+    columns = {"shelf": ["a", "b"] * 6, "genres": ["x|y", "y"] * 6, "title": ["one two", "two"] * 6, "pages": list(range(12))}
+    block = block_of(columns)
+    unrated = block_of(columns, [0] * 12)
+    alone, among = (fit_features(blocks, features_of(declared)) for blocks in ([block], [block.slice(0, 0), block, unrated]))
+    assert among.report == alone.report
+    assert among.encoder.to_json() == alone.encoder.to_json()
+    ids = block["item_id"]
+    assert [each.tolist() for each in encode_rated([unrated, block, unrated.slice(0, 0)], alone.encoder, ids)] == [
+        each.tolist() for each in encode_rated([block], alone.encoder, ids)
+    ]
+    assert [each.tolist() for each in alone.encoder.encode(block.slice(0, 0))] == [[], [], []]

@@ -258,7 +258,7 @@ def judge_bucket(bucket: Bucket, files: Iterable[Iterable[Block]], items: KnownI
             np.add.at(times, row[row >= 0], 1)
             found.note("users_once", np.flatnonzero(row < 0), ids)
             _judge_layout(found, bucket.number, ids, before, rules.num_buckets)
-            before = ids.slice(len(ids) - 1)
+            before = ids.slice(len(ids) - 1) if len(ids) else before
             _judge_block(found, block, row, bucket, items, rules)
     if rules.layout == LONG:
         missing = np.flatnonzero(times == 0)
@@ -298,7 +298,7 @@ def _judge_long(found: Findings, block: Block) -> None:
 def _judge_layout(found: Findings, bucket: int, ids: pa.Array, before: pa.Array, num_buckets: int) -> None:
     found.note("layout", np.flatnonzero(bucket_of(ids, num_buckets) != bucket), ids)
     run = pa.concat_arrays([before, ids])
-    fell = pc.greater(run.slice(0, len(run) - 1), run.slice(1)).to_numpy(zero_copy_only=False)
+    fell = pc.greater(run.slice(0, max(0, len(run) - 1)), run.slice(1)).to_numpy(zero_copy_only=False)
     found.note("layout", np.flatnonzero(fell) + 1, run)
 
 
@@ -530,15 +530,14 @@ class _MergeFindings(beam.CombineFn):
         return None
 
     def add_input(self, merged: Findings | None, findings: Findings) -> Findings:
-        if merged is None:
-            return findings
-        merged.add(findings)
-        return merged
+        return self.merge_accumulators([merged, findings])
 
     def merge_accumulators(self, accumulators: Iterable[Findings | None]) -> Findings | None:
         merged: Findings | None = None
         for each in accumulators:
-            merged = self.add_input(merged, each) if each else merged
+            if each is not None:
+                merged = merged or Findings(np.zeros_like(each.listed))  # What is given stays as it is: others may hold it too.
+                merged.add(each)
         return merged
 
     def extract_output(self, merged: Findings | None) -> Findings | None:

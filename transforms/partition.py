@@ -63,7 +63,7 @@ def hash_vectors(ids: pa.Array, vectors: pa.FixedSizeListArray) -> np.ndarray:
       [n] uint64.
     """
     hashes = hash_ids(ids, seed=4)
-    bits = vectors.flatten().to_numpy().view(np.uint32).reshape(len(ids), -1)
+    bits = vectors.flatten().to_numpy().view(np.uint32).reshape(len(ids), vectors.type.list_size)
     for column in bits.T:
         hashes = _mix((hashes ^ column) + _GOLDEN)
     return hashes
