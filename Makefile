@@ -1,6 +1,7 @@
 # Two commands: `make run` makes the table of MovieLens-100K, `make test` checks everything.
 
-PYTHON ?= python3.11
+# The first of those that it works with, if none is named.
+PYTHON ?= $(or $(shell for each in python3.11 python3.12 python3.13; do $$each -c '' 2>/dev/null && echo $$each && break; done),python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= output/ml-100k
@@ -31,7 +32,8 @@ install: $(VENV)/installed
 data: $(DATA)/ml-100k.inter
 
 $(VENV)/installed: requirements.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed: install Python 3.11, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
+		{ echo "$(PYTHON) does not start Python 3.11, 3.12 or 3.13: install one, or say make PYTHON=/path/to/python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing pinned packages into $(VENV) (once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import NoReturn
 
 from rich.console import Console
@@ -16,6 +17,9 @@ from schemas.errors import GatesFailed, InputError, WriteRefused
 OK, FAULT, MISTAKE, GATE_FAILED, STOPPED = 0, 1, 2, 3, 130
 """Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags; a table that failed its gates,
 and is not published; stopped with Ctrl-C."""
+
+CALLED_AS: ContextVar[str | None] = ContextVar("CALLED_AS", default=None)
+"""What was typed to call the command that runs, such as `shortlist run`; None where a module was called by its own name."""
 
 # Beam adds the step to a worker's message, and most runners bring back nothing but the text of the failure.
 _STEP = re.compile(r" \[while running '.*", re.DOTALL)
@@ -50,6 +54,12 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     finally:
         _let_go_of_closed_output()
     return OK
+
+
+def called_as() -> str | None:
+    """Returns how the command that runs was called, as its --help should show it, or None where nothing is known."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return CALLED_AS.get() or (f"python -m {spec.name}" if spec else None)
 
 
 def _let_go_of_closed_output() -> None:

@@ -359,7 +359,7 @@ COMMANDS = {
 
 def parser() -> argparse.ArgumentParser:
     """Returns the flags of all commands."""
-    whole = OneLineParser(prog="python -m pipelines.releases", description=__doc__, allow_abbrev=False)
+    whole = OneLineParser(description=__doc__, allow_abbrev=False)
     commands = whole.add_subparsers(dest="command", required=True, parser_class=OneLineParser)
     made = {}
     for name, function in COMMANDS.items():

@@ -15,6 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, WorkerOptions
 from apache_beam.runners.runner import create_runner
 
+from pipelines.command import called_as
 from schemas.errors import InputError
 from schemas.release import Base
 from schemas.storage import exists, read_bytes
@@ -372,7 +373,10 @@ class Settings:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other mistake is said."""
+    """Says what is wrong in one line, as every other mistake is said, and how the command was called."""
+
+    def __init__(self, prog: str | None = None, **settings: Any) -> None:
+        super().__init__(prog=prog or called_as(), **settings)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}: see --help")
