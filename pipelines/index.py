@@ -62,6 +62,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         "embeddings": embedded.paths(settings.output, "embeddings"),
         "users": [join(settings.output, ingested.folder, file.path) for file in users],
         "tower": join(settings.output, trained.folder, USER_TOWER),
+        "max_worker_bytes": settings.recommend.max_worker_bytes,
     }
     described = {
         "num_shards": num_shards,
@@ -103,6 +104,7 @@ def build(
     embeddings: list[str],
     users: list[str],
     tower: str,
+    max_worker_bytes: int,
     ask: CalibrationSettings,
 ) -> Reports:
     """Adds the stage's steps: embeddings are gathered by shard; each shard is built by one worker, and tried on some users."""
@@ -115,7 +117,7 @@ def build(
         known = root | "ReadUsers" >> ReadParquet(users) | "EmbedUsers" >> EmbedUsers(tower)
         items = root | "ReadItems" >> ReadParquet(embeddings, ["item_id", "code"])
         sample = (known, items) | "DrawSample" >> DrawSample(ask, dim)
-        calibrated = (shards, sample) | "CalibrateSearch" >> CalibrateSearch(attempt, ask)
+        calibrated = (shards, sample) | "CalibrateSearch" >> CalibrateSearch(attempt, ask, max_worker_bytes)
     return [shards, calibrated, root | "ReportShards" >> beam.Create([{"num_shards": num_shards, "dim": dim}])]
 
 

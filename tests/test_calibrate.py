@@ -1,6 +1,7 @@
 """Calibration: what it chooses is enough for other users, nothing cheaper is, and what it measures is what is served."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from schemas.storage import WrittenFile
 from schemas.users import USERS
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
+from transforms import calibrate as calibrate_module
 from transforms.build_indexes import write_shard
 from transforms.calibrate import (
     EXACT_SHARDS,
@@ -34,11 +36,12 @@ from transforms.calibrate import (
     cost_of_row,
 )
 from transforms.embed import vector_column
-from transforms.load_index import load_plan
+from transforms.load_index import LoadedShard, ShardCache, load_plan
 from transforms.partition import key_by_shard
 from transforms.ranking_metrics import recall_against
 from transforms.scann_index import ShardPlan, build, plan_shard
 from transforms.search import SearchSettings, Shard, top_k_of_block
+from transforms.search_plan import ShardBytes
 from transforms.top_k import Lists
 
 NUM_ITEMS, DIM, K = 30_000, 16, 20
@@ -389,3 +392,24 @@ def test_a_small_index_that_is_given_leaves_is_calibrated(tmp_path: Path) -> Non
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
     assert manifest.metrics["calibration"]["curve"]
+
+
+def test_shards_are_tried_within_the_memory_that_a_worker_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards that are said to take more than half of it are never held two at a time."""
+    monkeypatch.setattr(calibrate_module, "bytes_of_shard", lambda files: ShardBytes(600_000, 0, 0))
+    held: list[int] = []
+
+    class Watched(ShardCache):
+        def _load_and_count(self, shard: int) -> LoadedShard:
+            held.append(len(self._loaded) + 1)
+            return self._plain_load(shard)
+
+        def __init__(self, load: Callable[[int], LoadedShard], bytes_of: Mapping[int, int], max_bytes: int) -> None:
+            self._plain_load = load
+            super().__init__(self._load_and_count, bytes_of, max_bytes)
+
+    monkeypatch.setattr(calibrate_module, "ShardCache", Watched)
+    flags = [*SMALL, "--leaves=5", "--num_shards=3", "--max_worker_bytes=1048576", f"--output={tmp_path / 'out'}"]
+    assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
+    assert len(held) >= 3
+    assert max(held) == 1

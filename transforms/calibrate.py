@@ -56,14 +56,13 @@ from transforms.search import (
     search_block,
     settle,
 )
+from transforms.search_plan import MAX_WORKER_BYTES, bytes_of_shard
 from transforms.top_k import Lists, codes_of, merge
 
 NUM_USERS = 1_000
 """With so many, the standard error of a recall of 0.95 is about 0.002."""
 TARGET_RECALL = 0.95
 REORDER_FACTORS = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0)
-MAX_WORKER_BYTES = 4 << 30
-"""What the shards that a worker holds may take together."""
 
 PHASES = 3
 """Coarse settings are tried first; see `new_trials`."""
@@ -551,7 +550,7 @@ class _HeldShards:
 
     def hold(self, shard: int, files: Iterable[WrittenFile]) -> AbstractContextManager[LoadedShard]:
         self._files[shard] = sorted(files, key=lambda file: file.path)
-        self._bytes_of[shard] = 2 * sum(file.bytes for file in self._files[shard])  # An exact search copies the vectors.
+        self._bytes_of[shard] = bytes_of_shard(self._files[shard]).alone
         return self._cache.hold(shard)
 
     def _load(self, shard: int) -> LoadedShard:
