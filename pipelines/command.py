@@ -5,14 +5,16 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import NoReturn
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from pipelines.logs import is_verbose
 from schemas.errors import GatesFailed, InputError, WriteRefused
+from schemas.printable import printable
 
 OK, FAULT, MISTAKE, GATE_FAILED, STOPPED = 0, 1, 2, 3, 130
 """Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags; a table that failed its gates,
@@ -120,7 +122,14 @@ def machine_fault_in(error: BaseException) -> str | None:
 
 
 class Output(Console):
-    """Prints on standard output; a reader that has had enough, such as `head`, is no error."""
+    """Prints on standard output; a reader that has had enough, such as `head`, is no error.
+
+    Whatever is printed, no character of it reaches the terminal that could act on it but Rich's own: see `printable`.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text, "\n"), segment.style)
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
@@ -128,4 +137,4 @@ class Output(Console):
 
 def _say(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/]", end=" ")
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)

@@ -7,6 +7,8 @@ import re
 import sys
 import threading
 
+from schemas.printable import printable
+
 LOGGER = logging.getLogger("shortlist")
 _STDERR = 2
 _LAST_LINES_SECONDS = 1.0
@@ -47,6 +49,13 @@ def _filter_native_stderr() -> None:
     atexit.register(stop)
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Writes out what is no mark, so that an id in a message cannot act on the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), "\n\t")
+
+
 def is_verbose() -> bool:
     """Tells whether `configure` was asked to let everyone speak."""
     return LOGGER.isEnabledFor(logging.DEBUG)
@@ -61,7 +70,7 @@ def configure(verbose: bool) -> None:
     if not verbose:
         _filter_native_stderr()
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
     LOGGER.handlers = [handler]
     LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
     LOGGER.propagate = False

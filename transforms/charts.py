@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax import saxutils
+
+from schemas.printable import printable
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#000000")
 GREY = 6
@@ -176,7 +178,7 @@ def _document(title: str, width: float, height: float, palette: Palette, body: S
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
             f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="system-ui, sans-serif" font-size="12" fill="{palette.ink}" '
-            f"role='img' aria-label={quoteattr(title)}>",
+            f"role='img' aria-label={saxutils.quoteattr(printable(title))}>",
             *body,
             "</svg>\n",
         ]
@@ -383,3 +385,8 @@ def _round_numbers(low: float, high: float) -> list[tuple[float, str]]:
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [(index * step, f"{index * step:,.{digits}f}") for index in range(first, last + 1)]
+
+
+def escape(text: str) -> str:
+    """Returns text for an SVG file, in which control characters are an error."""
+    return saxutils.escape(printable(text))

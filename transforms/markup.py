@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from html import escape
 
+from schemas.printable import printable
+
 _EMPTY = frozenset(["meta", "br", "hr"])
 _LONGEST = 80
 
@@ -21,7 +23,7 @@ def tag(name: str, /, *children: str, **attributes: str) -> Html:
       children: inside it: text, which is escaped, or Html, which is not.
       attributes: a '_' in a name is written as '-', and one at its end is left out: class_, aria_label.
     """
-    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
+    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{_safe(value)}"' for key, value in attributes.items())
     if name in _EMPTY:
         return Html(f"<{name}{written}>")
     return Html(f"<{name}{written}>{join(children)}</{name}>")
@@ -29,7 +31,11 @@ def tag(name: str, /, *children: str, **attributes: str) -> Html:
 
 def join(children: Iterable[str]) -> Html:
     """Returns text and HTML, one after the other, as HTML."""
-    return Html("".join(child if isinstance(child, Html) else escape(child) for child in children))
+    return Html("".join(child if isinstance(child, Html) else _safe(child) for child in children))
+
+
+def _safe(text: str) -> str:
+    return escape(printable(text, "\n"))
 
 
 def foreign(text: str) -> Html:
