@@ -1,9 +1,15 @@
-"""Shows one user's list from the latest release: `python -m pipelines.lookup --output DIR --user 42`."""
+"""Shows users' lists from the latest release, beside what they liked: `python -m pipelines.lookup --output DIR --user 42`.
+
+`--why ITEM` says why an item is in them or is not; `--json` prints the same on one line, for programs.
+"""
 
 import argparse
+import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -12,16 +18,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.command import Output, run_command
+from pipelines.command import OK, Output, run_command, verdict_on
+from pipelines.logs import configure
 from pipelines.settings import OneLineParser, check_root
+from pipelines.why import Explainer, Why
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest
+from schemas.printable import printable
 from schemas.release import Latest, read_latest, read_release
 from schemas.storage import find_rows, join
 from schemas.workspace import Workspace
 from transforms.partition import bucket_of
 from transforms.table import find_lists
 from transforms.write import part_of
+
+SHOWN = 20
+"""Items of a list, and of a history, that are shown where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +45,26 @@ class Published:
       release: its name.
       topk: the full paths of the table's files.
       ingest: the manifest of the stage that knows users and items.
+      manifests: where the manifests of all its stages are, relative to the root, by the stages' names.
     """
 
     workspace: Workspace
     release: str
     topk: list[str]
     ingest: StageManifest
+    manifests: Mapping[str, str]
+
+    def stage(self, name: str) -> StageManifest:
+        """Returns the manifest of one of its stages.
+
+        Raises:
+          InputError: if it is gone.
+        """
+        path = join(self.workspace.root, self.manifests[name])
+        found = read_manifest(path)
+        if found is None:
+            raise InputError(f"release {self.release} needs {path}, which is gone: publish again")
+        return found
 
     def topk_of(self, user_ids: Sequence[str]) -> pa.Table:
         """Returns rows of TOPK of some users, in whatever layout, reading only the files and row groups that can hold them."""
@@ -59,6 +85,11 @@ class Published:
         )
         titled = found.filter(pc.is_valid(found["title"]))
         return dict(zip(titled["item_id"].to_pylist(), titled["title"].to_pylist(), strict=True))
+
+    def items_of(self, item_ids: Sequence[str]) -> list[str]:
+        """Returns those of some items that are in the catalogue."""
+        paths = self.ingest.paths(self.workspace.root, "items")
+        return find_rows(paths, "item_id", pa.array(item_ids, pa.string()), ["item_id"])["item_id"].to_pylist()
 
     def _files_of(self, paths: list[str], user_ids: pa.Array) -> list[str]:
         """Returns the files that can hold some users, at least one."""
@@ -84,11 +115,12 @@ def open_release(workspace: Workspace, latest: Latest, manifest: Mapping[str, An
     Raises:
       InputError: if a file that it needs is gone.
     """
-    path = join(workspace.root, manifest["stages"]["ingest"]["manifest"])
+    manifests = {name: stage["manifest"] for name, stage in manifest["stages"].items()}
+    path = join(workspace.root, manifests["ingest"])
     ingest = read_manifest(path)
     if ingest is None:
         raise InputError(f"release {latest.release} needs {path}, which is gone: publish again")
-    return Published(workspace, latest.release, [join(workspace.root, file) for file in latest.topk], ingest)
+    return Published(workspace, latest.release, [join(workspace.root, file) for file in latest.topk], ingest, manifests)
 
 
 def list_of(published: Published, user_id: str) -> tuple[dict, list[tuple[str, str, float]]]:
@@ -97,40 +129,170 @@ def list_of(published: Published, user_id: str) -> tuple[dict, list[tuple[str, s
     Raises:
       InputError: if the release has no such user.
     """
-    rows = published.topk_of([user_id]).to_pylist()
-    if not rows:
+    (row,) = _rows_of(published, [user_id]).values()
+    titles = published.titles_of([each["item_id"] for each in row["recommendations"]])
+    return row, [(each["item_id"], titles.get(each["item_id"], ""), each["score"]) for each in row["recommendations"]]
+
+
+def _rows_of(published: Published, user_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns the rows of the table of some users, by their ids.
+
+    Raises:
+      InputError: if the release has no such user.
+    """
+    rows = {row["user_id"]: row for row in published.topk_of(user_ids).to_pylist()}
+    unknown = [each for each in user_ids if each not in rows]
+    if unknown:
+        near = near_ids(unknown[0], lambda ids: published.topk_of(ids)["user_id"].to_pylist())
         raise InputError(
-            f"user {user_id!r} is not in release {published.release} ({published.ingest.rows('users'):,} users): "
-            "check --user; ids are text, so 7 and 007 are two users"
+            f"user {', '.join(map(repr, unknown))} is not in release {published.release} ({published.ingest.rows('users'):,} "
+            f"users){near}: check --user; ids are text, so 7 and 007 are two users"
         )
-    titles = published.titles_of([each["item_id"] for each in rows[0]["recommendations"]])
-    items = [(each["item_id"], titles.get(each["item_id"], ""), each["score"]) for each in rows[0]["recommendations"]]
-    return rows[0], items
+    return rows
 
 
-def show(published: Published, user_id: str, top: int, console: Console) -> None:
-    """Prints a user's list."""
-    row, items = list_of(published, user_id)
+@dataclass(frozen=True)
+class FoundUser:
+    """A user of a release.
+
+    Attributes:
+      row: of TOPK.
+      user: of USERS, with one row.
+      titles: of the items in the list and in the history, where they have one.
+      why: why an item is in the list, or is not; None where nobody asked.
+    """
+
+    row: Mapping[str, Any]
+    user: pa.Table
+    titles: Mapping[str, str]
+    why: Why | None = None
+
+    @property
+    def history(self) -> list[str]:
+        """The items in the history, the latest first."""
+        return self.user["history"].to_pylist()[0][::-1]
+
+    def described(self, top: int | None) -> dict[str, Any]:
+        """Returns all of it as JSON; of the list and of the history so many items, or all."""
+        scored_at = self.row["scored_at"]
+        pairs = self.row["recommendations"][:top]
+        return {
+            "user_id": self.row["user_id"],
+            "source": self.row["source"],
+            "scored_at": scored_at.isoformat() if scored_at else None,
+            "history_length": self.row["history_length"],
+            "recommendations": [
+                {"rank": rank, "item_id": each["item_id"], "title": self.titles.get(each["item_id"]), "score": each["score"]}
+                for rank, each in enumerate(pairs, 1)
+            ],
+            "history": [{"item_id": each, "title": self.titles.get(each)} for each in self.history[:top]],
+            **({"why": asdict(self.why)} if self.why else {}),
+        }
+
+
+def look_up(published: Published, user_ids: Sequence[str], why: str | None = None) -> list[FoundUser]:
+    """Finds users in a release, in their order, each once.
+
+    Args:
+      published: the release.
+      user_ids: who, at least one.
+      why: an item: whether each of them has it in the list, and why.
+
+    Raises:
+      InputError: if the release has no such user, or no such item.
+    """
+    user_ids = list(dict.fromkeys(user_ids))
+    rows = _rows_of(published, user_ids)
+    if why is not None and not published.items_of([why]):
+        near = near_ids(why, published.items_of)
+        raise InputError(
+            f"item {why!r} is not in the catalogue of release {published.release} ({published.ingest.rows('items'):,} "
+            f"items){near}: check --why; ids are text, so 7 and 007 are two items"
+        )
+    users = published.users_of(user_ids)
+    place = {user_id: at for at, user_id in enumerate(users["user_id"].to_pylist())}
+    found = [FoundUser(rows[each], users.slice(place[each], 1), {}) for each in user_ids]
+    listed = {pair["item_id"] for each in found for pair in each.row["recommendations"]}
+    titles = published.titles_of(sorted(listed.union(*(each.history for each in found))))
+    explained: list[Why | None] = [None] * len(found)
+    if why is not None:
+        stages = {name: published.stage(name) for name in ("train", "embed", "recommend")}
+        explainer = Explainer(published.workspace.root, stages, why)
+        explained = [explainer.explain(each.row, each.user) for each in found]
+    return [FoundUser(each.row, each.user, titles, reason) for each, reason in zip(found, explained, strict=True)]
+
+
+def near_ids(wanted: str, find: Callable[[list[str]], Iterable[str]]) -> str:
+    """Returns which ids there are that may have been meant, as a part of a sentence; '' where none is.
+
+    Args:
+      wanted: an id that is not there.
+      find: returns those of some ids that are.
+    """
+    plain = wanted.strip()
+    number = plain.removesuffix(".0")
+    spelt = {plain, plain.lower(), plain.upper(), plain.capitalize(), number}
+    spelt |= {unicodedata.normalize(form, plain) for form in ("NFC", "NFD")}
+    if number.isdecimal():
+        spelt |= {number.lstrip("0") or "0", *(number.lstrip("0").zfill(width) for width in range(1, 13))}
+    there = sorted(find(sorted(spelt - {wanted}))) if spelt - {wanted} else []
+    return f"; there is {' and '.join(map(repr, there))}" if there else ""
+
+
+def show(found: FoundUser, top: int, console: Console) -> None:
+    """Prints a user's list beside the history, the latest first."""
+    row = found.row
     table = Table(
-        title=f"user {escape(user_id)}: {row['source']}, {row['history_length']} in the history", title_justify="left"
+        title=f"user {_shown(row['user_id'])}: {row['source']}, {row['history_length']} in the history", title_justify="left"
     )
     for name, justify in (("rank", "right"), ("item", "left"), ("title", "left"), ("score", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for rank, (item, title, score) in enumerate(items[:top], 1):
-        table.add_row(str(rank), escape(item), escape(title), f"{score:.3f}")
+    table.add_column("latest in the history")
+    pairs = enumerate(row["recommendations"][:top], 1)
+    for pair, liked in zip_longest(pairs, found.history[:top]):
+        rank, each = pair or (None, None)
+        cells = ["", "", "", ""]
+        if each:
+            cells = [str(rank), _shown(each["item_id"]), _shown(found.titles.get(each["item_id"], "")), f"{each['score']:.3f}"]
+        title = found.titles.get(liked, "") if liked is not None else ""
+        table.add_row(*cells, _shown(f"{title} ({liked})" if title else liked or ""))
     console.print(table)
+    if found.why:
+        console.print(f"[bold]{_shown(found.why.item_id)}[/] {_shown(found.why.sentence)}", soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    return escape(printable(text))
 
 
 def main(argv: Sequence[str]) -> None:
     parser = OneLineParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", required=True, help="the output root")
-    parser.add_argument("--user", required=True, help="the user's id")
-    parser.add_argument("--top", type=int, default=20, help="how many items to show (default 20)")
+    parser.add_argument("--user", required=True, action="append", help="the user's id; give it again for another user")
+    parser.add_argument("--why", metavar="ITEM", help="say why this item is in the list, or is not")
+    parser.add_argument("--top", type=int, help=f"how many items to show (default {SHOWN}; with --json, all)")
+    parser.add_argument("--json", action="store_true", help="print it on one line, for programs")
     flags: argparse.Namespace = parser.parse_args(list(argv))
-    if flags.top < 1:
-        raise InputError(f"top must be at least 1, got {flags.top}: raise --top")
-    check_root(flags.output)
-    show(open_latest(Workspace(flags.output)), flags.user, flags.top, Output())
+    try:
+        if flags.top is not None and flags.top < 1:
+            raise InputError(f"top must be at least 1, got {flags.top}: raise --top")
+        check_root(flags.output)
+        if flags.why is not None:
+            configure(verbose=False)  # TensorFlow, which a score may need, talks.
+        published = open_latest(Workspace(flags.output))
+        users = look_up(published, flags.user, flags.why)
+    except Exception as error:
+        if flags.json:
+            code, messages = verdict_on(error)
+            print(json.dumps({"exit_status": code, "error": " ".join(messages)}), flush=True)
+        raise
+    if flags.json:
+        described = [each.described(flags.top) for each in users]
+        print(json.dumps({"exit_status": OK, "release": published.release, "users": described}), flush=True)
+        return
+    console = Output()
+    for each in users:
+        show(each, flags.top or SHOWN, console)
 
 
 if __name__ == "__main__":
