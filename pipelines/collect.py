@@ -17,7 +17,9 @@ from pipelines.verify import all_stages
 from schemas.errors import InputError
 from schemas.lease import living, read_leases
 from schemas.manifest import read_manifest
-from schemas.release import FoundRelease, find_releases, find_withdrawals, read_latest
+from schemas.names import ATTEMPT as ATTEMPT_FOLDER
+from schemas.names import STAGE as STAGE_FOLDER
+from schemas.release import FoundRelease, Latest, find_releases, find_withdrawals, read_latest, read_release
 from schemas.storage import delete, delete_folder, join, list_files
 from schemas.workspace import Workspace
 
@@ -79,7 +81,8 @@ def find_garbage(workspace: Workspace, keep: int, min_age_hours: float, used: Co
       used: folders that somebody has a lease on, relative to the output root.
 
     Raises:
-      InputError: if the pointer, or the manifest of a release, cannot be read: nobody knows then what it needs.
+      InputError: if the pointer, or the manifest of a release, cannot be read or is not as it was written: nobody knows then
+        what it needs.
     """
     releases = find_releases(workspace)
     unreadable = next((each for each in releases if each.manifest is None), None)
@@ -93,12 +96,15 @@ def find_garbage(workspace: Workspace, keep: int, min_age_hours: float, used: Co
             f"{workspace.latest} names release {latest.release}, which is not there, so nothing is deleted: point it to one "
             "that is, with python -m pipelines.releases rollback RELEASE"
         )
+    if latest:
+        read_release(workspace, latest)  # Else the two name different tables.
     withdrawn = {each.release for each in find_withdrawals(workspace)}
     kept = kept_releases(releases, latest.release if latest else None, withdrawn, keep)
     names = {each.release for each in kept}
     gone = [workspace.release(each.release) for each in releases if each.release not in names]
     found = [_garbage(workspace, RELEASE, folder, _files_below(workspace, folder)) for folder in gone if folder not in used]
     needed = {str(stage["folder"]) for each in kept for _, stage in all_stages(each.manifest or {})}
+    needed |= folders_of_table(latest)  # Whatever any manifest says.
     return [*found, *_unneeded(workspace, needed, min_age_hours * 3600.0, used)]
 
 
@@ -107,7 +113,9 @@ def _unneeded(workspace: Workspace, needed: Collection[str], min_age_secs: float
     start = len(join(workspace.root, "stages")) - len("stages")
     stages: dict[str, list[FileMetadata]] = defaultdict(list)
     for file in list_files(join(workspace.root, "stages", "**")):
-        stages["/".join(file.path[start:].split("/")[:2])].append(file)
+        folder = "/".join(file.path[start:].split("/")[:2])
+        if STAGE_FOLDER.matches(folder) and file.path[start:] != folder:  # What is no stage is not ours to delete.
+            stages[folder].append(file)
     oldest = time.time() - min_age_secs
     stages_needed = {folder.rpartition("/")[0] for folder in needed}
     for stage, files in stages.items():
@@ -121,7 +129,7 @@ def _unneeded(workspace: Workspace, needed: Collection[str], min_age_secs: float
         attempts: dict[str, list[FileMetadata]] = defaultdict(list)
         for file in files:
             folder = "/".join(file.path[start:].split("/")[:3])
-            if folder.rpartition("/")[2].startswith("attempt-"):
+            if ATTEMPT_FOLDER.matches(folder):
                 attempts[folder].append(file)
         for folder, its in attempts.items():
             is_needed = folder in needed or (manifest is not None and folder == manifest.folder)
@@ -161,7 +169,10 @@ def collect(
         used = lease.announce(dict.fromkeys(each.lease_on for each in found))
         again = {each.folder for each in find_garbage(workspace, keep, min_age_hours, used)}
         found = [each for each in found if each.folder in again]
-        for each in found:
+        for each in list(found):
+            if each.folder in served_folders(workspace):
+                found.remove(each)
+                continue
             # Without its manifest a release is not there, and a stage is not finished: neither is ever half of one.
             delete(join(workspace.root, each.folder, "manifest.json"))
             delete_folder(join(workspace.root, each.folder))
@@ -170,6 +181,20 @@ def collect(
             if not living([expired], now):
                 delete(join(workspace.root, workspace.lease(expired.lease)))
     return found
+
+
+def folders_of_table(latest: Latest | None) -> set[str]:
+    """Returns the attempts whose files a pointer names, relative to the output root."""
+    return {path.partition("/topk/")[0] for path in latest.topk} if latest else set()
+
+
+def served_folders(workspace: Workspace) -> set[str]:
+    """Returns the folders that the pointer names this moment: the release's, and those of its table's stage and attempt."""
+    latest = read_latest(workspace)
+    if latest is None:
+        return set()
+    attempts = folders_of_table(latest)
+    return {workspace.release(latest.release), *attempts, *map(workspace.stage_of, attempts)}
 
 
 def used_by_others(workspace: Workspace) -> set[str]:

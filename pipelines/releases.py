@@ -52,8 +52,8 @@ def served(workspace: Workspace) -> str | None:
     return latest.release if latest else None
 
 
-def resolve(workspace: Workspace, name: str) -> dict[str, Any]:
-    """Reads the manifest of the release that a user named.
+def resolve(workspace: Workspace, name: str, altered: bool = False) -> dict[str, Any]:
+    """Reads the manifest of the release that a user named; with `altered`, though it is not as it was written.
 
     Raises:
       InputError: if there is none of that name, or it cannot be read.
@@ -66,7 +66,7 @@ def resolve(workspace: Workspace, name: str) -> dict[str, Any]:
                 "python -m pipelines.releases list shows, or run python -m pipelines.run first"
             )
         name = found
-    return read_named(workspace, name)
+    return read_named(workspace, name, altered)
 
 
 def describe(found: FoundRelease, latest: str | None, withdrawn: Collection[str] = ()) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def describe(found: FoundRelease, latest: str | None, withdrawn: Collection[str]
 def quality_of(manifest: Mapping[str, Any]) -> dict[str, float]:
     """Returns a release's metrics, of the model that was evaluated, by their names; and the recall of its search."""
     evaluated = (manifest["evaluated"] or {"metrics": manifest["metrics"]})["metrics"]["quality"]
-    recall = manifest["metrics"]["recall_against_exact"]["mean"]
+    recall = manifest["metrics"]["recall_against_exact"].get("mean")
     return dict(evaluated["means"] if evaluated["users"] else {}) | {"recall_against_exact": recall}
 
 
@@ -183,7 +183,7 @@ def verify(workspace: Workspace, flags: argparse.Namespace, console: Console) ->
     Raises:
       InputError: if there are any.
     """
-    release = resolve(workspace, flags.release)
+    release = resolve(workspace, flags.release, altered=True)
     verdict = verify_release(workspace, release)
     result = {"release": verdict.release, "files": verdict.files, "bytes": verdict.bytes, "problems": list(verdict.problems)}
     if not verdict.problems:

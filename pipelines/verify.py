@@ -10,9 +10,9 @@ from apache_beam.io.filesystem import BeamIOError
 
 from pipelines.publish import describe_stage
 from schemas.errors import InputError
-from schemas.manifest import digest_of, fingerprint_of, read_manifest
-from schemas.release import pointer_to, read_latest
-from schemas.storage import WrittenFile, exists, join, list_files, sha256_of
+from schemas.manifest import digest_of, read_manifest
+from schemas.release import files_of, is_altered, pointer_to, read_latest
+from schemas.storage import exists, join, list_files, sha256_of
 from schemas.workspace import Workspace
 from transforms.training import TENSORBOARD
 from transforms.write import SUMMARY
@@ -55,11 +55,12 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serv
     if not before_serving:
         problems += _problems_of_pointer(workspace, release)
     files: dict[str, tuple[Mapping[str, Any], bool]] = {}
-    written: list[Mapping[str, Any]] = []
+    written: dict[str, Mapping[str, Any]] = {}
+    table = {file["path"]: file for file in release["topk"]}
     for name, stage in all_stages(release):
         stage, wrong = _compare_stage(workspace, name, stage)
         problems += wrong
-        written += stage["files"]
+        written |= {file["path"]: file for file in stage["files"]}
         folder = stage["folder"]
         sizes = {each.path: each.size_in_bytes for each in list_files(join(workspace.root, folder, "**"))}
         for file in stage["files"]:
@@ -69,20 +70,20 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serv
             if fault:
                 problems.append(fault)
             else:
-                files[path] = file, not before_serving or file in release["topk"]
+                files[path] = file, not before_serving or table.get(file["path"]) == file
         problems += [
             f"{path} was not written by the stage" for path in sizes if _is_foreign(path, join(workspace.root, folder))
         ]
     report = release.get("report")  # Releases of earlier programs have none.
     if report:
-        written.append(report)
+        written[report["path"]] = report
         path = join(workspace.root, report["path"])
         fault = _compare_size(path, next((each.size_in_bytes for each in list_files(path)), None), report)
         if fault:
             problems.append(fault)
         else:
             files[path] = report, not before_serving
-    if not all(file in written for file in release["topk"]):
+    if not all(written.get(path) == file for path, file in table.items()):
         problems.append(f"{_manifest_of(workspace, release)} names a table that its recommend stage has not written")
     hashed = [(path, file) for path, (file, is_read) in files.items() if is_read]
     with ThreadPoolExecutor(_READERS) as pool:
@@ -107,8 +108,7 @@ def all_stages(release: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]
 
 
 def _problems_of_manifest(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
-    content = {name: value for name, value in release.items() if name != "checksum"}
-    if release.get("checksum", fingerprint_of(content)) != fingerprint_of(content):
+    if is_altered(release):
         return [f"{_manifest_of(workspace, release)} has other contents than were written"]
     return []
 
@@ -146,10 +146,10 @@ def _compare_stage(workspace: Workspace, name: str, stage: Mapping[str, Any]) ->
             problems.append(f"{path} is gone")
         elif manifest.folder == stage["folder"]:  # Else the stage was made again since, in another folder.
             known = json.loads(json.dumps(describe_stage(manifest)))
-            if {each: known[each] for each in stage} != stage:
+            if {each: known.get(each) for each in stage} != stage:
                 problems.append(f"{path} has other contents than were written")
-    stage = known | dict(stage)
-    files = [WrittenFile(**file | {"path": file["path"].removeprefix(f"{stage['folder']}/")}) for file in stage["files"]]
+    stage = known | {each: value for each, value in stage.items() if value is not None}
+    files = files_of(stage)
     if files and digest_of(files) != stage["digest"]:
         problems.append(f"the files of {name} {stage['fingerprint']} are not those of its digest")
     return stage, problems

@@ -7,16 +7,21 @@ made without them carries a digest of the list, not the ids.
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from apache_beam.io.filesystem import BeamIOError
 
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
+from schemas.names import TIME
+from schemas.shape import Text, check_shape
 from schemas.storage import exists, read_json, write_json
 from schemas.workspace import Workspace
 
 SCHEMA_VERSION = 1
+
+_ID = Text("an id, as text that UTF-8 can write", r"[^\ud800-\udfff]+")
+
+_SHAPE = {"users": [{"id": _ID, "asked_at": TIME}], "items": [{"id": _ID, "asked_at": TIME}], "salt": str}
 
 _SALT_BYTES = 16
 
@@ -77,7 +82,10 @@ def read_forgotten(workspace: Workspace) -> Forgotten:
                 f"{path} has schema version {version}, this program knows versions up to {SCHEMA_VERSION}: "
                 "use the program that wrote it"
             )
-        return Forgotten(_times_of(value["users"]), _times_of(value["items"]), _text(value["salt"]))
+        check_shape(value, _SHAPE)
+        return Forgotten(
+            *({each["id"]: each["asked_at"] for each in value[name]} for name in ("users", "items")), value["salt"]
+        )
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
@@ -94,15 +102,3 @@ def write_forgotten(workspace: Workspace, forgotten: Forgotten) -> None:
         for name, ids in (("users", forgotten.users), ("items", forgotten.items))
     }
     write_json(workspace.forgotten, {"schema_version": SCHEMA_VERSION, **lists, "salt": forgotten.salt})
-
-
-def _times_of(entries: Any) -> dict[str, str]:
-    if not isinstance(entries, list):
-        raise TypeError(f"expected a list, got {type(entries).__name__}")
-    return {_text(each["id"]): _text(each["asked_at"]) for each in entries}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected text, got {type(value).__name__}")
-    return value

@@ -11,10 +11,22 @@ from dataclasses import asdict, dataclass
 from apache_beam.io.filesystem import BeamIOError
 
 from schemas.errors import InputError
+from schemas.names import FOLDER, NAME, TIME
+from schemas.shape import check_shape
 from schemas.storage import join, list_files, read_json, write_json
 from schemas.workspace import Workspace
 
 SCHEMA_VERSION = 1
+
+_SHAPE = {
+    "lease": NAME,
+    "command": str,
+    "host": str,
+    "started_at": TIME,
+    "expires_at": TIME,
+    "uses": [FOLDER],
+    "deletes": [FOLDER],
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,9 @@ def read_leases(workspace: Workspace) -> list[Lease]:
             value = read_json(file.path)
             if value.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError("another version of this program wrote it")
+            check_shape(value, _SHAPE)
+            if file.path.split("/")[-1] != f"{value['lease']}.json":
+                raise ValueError(f"it is the lease {value['lease']!r}")
             found.append(Lease(**value | {name: tuple(value[name]) for name in ("uses", "deletes")}))
         except (FileNotFoundError, BeamIOError):
             continue  # It has ended since the files were listed.

@@ -6,10 +6,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from apache_beam.io.filesystem import BeamIOError
+
 from schemas.errors import InputError
+from schemas.names import ATTEMPT, FILE, NAME, SHA256, TIME
+from schemas.shape import AtLeast, Each, check_shape
 from schemas.storage import WrittenFile, exists, join, list_files, read_json, sha256_of, write_json
 
 SCHEMA_VERSION = 1
+
+MADE_FILE = {"path": FILE, "rows": AtLeast(0), "bytes": AtLeast(0), "sha256": SHA256}
+"""The shape of what a manifest says of a file."""
+
+_SHAPE = {
+    "stage": NAME,
+    "fingerprint": NAME,
+    "folder": ATTEMPT,
+    "digest": NAME,
+    "settings": dict,
+    "inputs": Each({"fingerprint": NAME, "datasets": [str], "digest": NAME}, NAME),
+    "sources": [dict],
+    "files": [MADE_FILE],
+    "metrics": dict,
+    "versions": Each(str),
+    "started_at": TIME,
+    "finished_at": TIME,
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,8 @@ def read_manifest(path: str) -> StageManifest | None:
     """Reads a manifest, or returns None where the stage is not finished.
 
     Raises:
-      InputError: if what is there is no manifest of this version.
+      InputError: if what is there is no manifest of this version, not of the folder that it lies in, or altered in what it says
+        of its files.
     """
     if not exists(path):
         return None
@@ -128,14 +151,25 @@ def read_manifest(path: str) -> StageManifest | None:
         value = read_json(path)
         if value["schema_version"] != SCHEMA_VERSION:
             raise InputError(
-                f"{path} has schema version {value['schema_version']}, this program writes {SCHEMA_VERSION}: "
+                f"{path} has schema version {value['schema_version']!r}, this program writes {SCHEMA_VERSION}: "
                 "use the program that made it, or another --output"
             )
+        check_shape(value, _SHAPE)
         value["files"] = [WrittenFile(**file) for file in value["files"]]
-        return StageManifest(**value)
+        manifest = StageManifest(**value)
+        folder = f"stages/{manifest.stage}-{manifest.fingerprint}"
+        if not manifest.folder.startswith(f"{folder}/") or not path.endswith(f"/{folder}/manifest.json"):
+            raise ValueError(f"it is of {manifest.stage} {manifest.fingerprint} in {manifest.folder}")
+        if digest_of(manifest.files) != manifest.digest:
+            raise ValueError("its files are not those of its digest")
+        return manifest
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not a stage's manifest ({error}): delete its folder, so that the stage runs again"
+        ) from error
+    except (OSError, BeamIOError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): mend that, or delete its folder, so that the stage runs again"
         ) from error

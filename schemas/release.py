@@ -9,7 +9,9 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError
 
 from schemas.errors import InputError
-from schemas.manifest import StageManifest
+from schemas.manifest import MADE_FILE, StageManifest, digest_of, fingerprint_of
+from schemas.names import ATTEMPT, FILE_OF_ATTEMPT, NAME, TIME, TOPK
+from schemas.shape import AtLeast, Each, Maybe, check_shape
 from schemas.storage import WrittenFile, exists, join, list_files, read_json, write_json
 from schemas.workspace import Workspace
 
@@ -18,6 +20,68 @@ SCHEMA_VERSION = 2
 
 PASSED, FAILED = "passed", "failed"
 """The status of a release: whether it may be served. A failed one is kept to be looked at; `LATEST` never names one."""
+
+_LATEST = {"release": NAME, "manifest": str, "topk": [TOPK], "rolled_back_from": Maybe(NAME)}
+
+_WITHDRAWAL = {"release": NAME, "digest": Maybe(NAME), "replaced_by": NAME, "at": TIME, "reason": str}
+
+_STAGES = Each(
+    {
+        "fingerprint": NAME,
+        "digest": NAME,
+        "folder": ATTEMPT,
+        "manifest": str,
+        "settings": dict,
+        "metrics": dict,
+        "inputs": Maybe(dict),
+        "sources": Maybe([dict]),
+        "files": Maybe([MADE_FILE | {"path": FILE_OF_ATTEMPT}]),
+        "versions": Maybe(Each(str)),
+        "started_at": TIME,
+        "finished_at": TIME,
+    },
+    NAME,
+)
+"""Of the stages that a release names; version 1 left their files, inputs and sources to their own manifests."""
+
+_QUALITY = {"users": AtLeast(0), "means": Each(Maybe(float))}
+
+_MANIFEST = {
+    "release": NAME,
+    "status": str,
+    "created_at": str,
+    "rows": AtLeast(0),
+    "topk": [MADE_FILE | {"path": TOPK}],
+    "metrics": {"users": AtLeast(0), "items_allowed": AtLeast(0), "recall_against_exact": {"mean": Maybe(float)}},
+    "stages": _STAGES,
+    "evaluated": Maybe(
+        {"model": str, "refitted": Maybe(bool), "split": dict, "metrics": {"quality": _QUALITY}, "stages": _STAGES}
+    ),
+    "gates": Each({"status": str, "reason": str, "forced": Maybe(str)}),
+    "compared_with": Maybe(
+        {"release": NAME, "digest": NAME, "k": AtLeast(1), "num_buckets": AtLeast(1), "topk": [TOPK]},
+    ),
+    "base": Maybe(
+        {
+            "release": NAME,
+            "users": AtLeast(0),
+            "carried": AtLeast(0),
+            "share_carried": float,
+            "compared": AtLeast(0),
+            "new_lists": Each(AtLeast(0)),
+            "why_nobody": str,
+        }
+    ),
+    "job": Maybe(dict),
+    "judged_at": Maybe(str),
+    "report": Maybe(MADE_FILE | {"path": str}),
+}
+
+_TABLE = {
+    "ingest": {"metrics": {"num_buckets": AtLeast(1)}},
+    "recommend": {"settings": {"k": AtLeast(1)}},
+}
+"""Of the stages that every release has: what readers of its table go by."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +155,18 @@ def base_of(manifest: Mapping[str, Any]) -> Base:
 
 
 def _stage_of(name: str, stage: Mapping[str, Any]) -> StageManifest:
-    """Returns the manifest of a stage as the manifest of a release tells it."""
-    known = {each: stage[each] for each in ("fingerprint", "digest", "folder", "settings", "inputs", "sources", "metrics")}
-    files = [WrittenFile(**file | {"path": file["path"].removeprefix(f"{stage['folder']}/")}) for file in stage["files"]]
-    times = {each: stage[each] for each in ("versions", "started_at", "finished_at")}
-    return StageManifest(stage=name, files=files, **known, **times)
+    """Returns the manifest of a stage as the manifest of a release tells it; what version 1 does not tell is empty."""
+    known = {
+        each: stage[each] for each in ("fingerprint", "digest", "folder", "settings", "metrics", "started_at", "finished_at")
+    }
+    others = {each: stage.get(each) or {} for each in ("inputs", "versions")} | {"sources": stage.get("sources") or []}
+    return StageManifest(stage=name, files=files_of(stage), **known, **others)
+
+
+def files_of(stage: Mapping[str, Any]) -> list[WrittenFile]:
+    """Returns the files of a stage as the manifest of a release tells them, with their paths relative to the stage's folder."""
+    start = f"{stage['folder']}/"
+    return [WrittenFile(**file | {"path": file["path"].removeprefix(start)}) for file in stage.get("files") or []]
 
 
 def write_latest(workspace: Workspace, latest: Latest) -> None:
@@ -115,7 +186,7 @@ def read_latest(workspace: Workspace) -> Latest | None:
     """Reads the pointer, or returns None before the first release.
 
     Raises:
-      InputError: if the pointer cannot be understood, or a newer program wrote it.
+      InputError: if the pointer cannot be understood, a newer program wrote it, or it leads out of the output.
     """
     if not exists(workspace.latest):
         return None
@@ -123,6 +194,8 @@ def read_latest(workspace: Workspace) -> Latest | None:
     with _understanding(f"{workspace.latest} is not a pointer to a release", repair):
         value = read_json(workspace.latest)
         _refuse_newer(workspace.latest, value.get("schema_version", 1))
+        check_shape(value, _LATEST)
+        _check_place("manifest", value["manifest"], workspace.release_manifest(value["release"]))
         return Latest(value["release"], value["manifest"], tuple(value["topk"]), value.get("rolled_back_from"))
 
 
@@ -140,13 +213,10 @@ def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
         )
     repair = f"delete {workspace.latest} and publish again, with the command that made the output"
     with _understanding(f"{path} is not the manifest of a release", repair):
-        release = _upgraded(path, read_json(path))
-        _ = release["stages"], release["metrics"]
-        same = release["release"] == latest.release and [file["path"] for file in release["topk"]] == list(latest.topk)
-    if not same or release["status"] != PASSED:
+        release = _understood(workspace, path, latest.release)
+    if [file["path"] for file in release["topk"]] != list(latest.topk) or release["status"] != PASSED:
         raise InputError(
-            f"{workspace.latest} and {latest.manifest} are not of the same table, or it failed its gates: "
-            f"delete {workspace.latest} and publish again, with the command that made the output"
+            f"{workspace.latest} and {latest.manifest} are not of the same table, or it failed its gates: {repair}"
         )
     return release
 
@@ -177,20 +247,25 @@ def find_releases(workspace: Workspace) -> list[FoundRelease]:
     for file in list_files(join(workspace.root, workspace.release_manifest("*"))):
         name = file.path.split("/")[-2]
         try:
-            found.append(FoundRelease(name, _read_manifest(file.path, name)))
+            found.append(FoundRelease(name, _read_manifest(workspace, file.path, name)))
         except InputError as error:
             found.append(FoundRelease(name, None, str(error)))
     return sorted(found, key=lambda each: each.release, reverse=True)
 
 
-def read_named(workspace: Workspace, name: str) -> dict[str, Any]:
+def read_named(workspace: Workspace, name: str, altered: bool = False) -> dict[str, Any]:
     """Reads the manifest of a release by its name, whether it passed or failed.
+
+    Args:
+      workspace: the output.
+      name: the release's.
+      altered: read it too where its checksum says that it is not as it was written: for whoever looks for that himself.
 
     Raises:
       InputError: if there is none of that name, or it cannot be read.
     """
     path = join(workspace.root, workspace.release_manifest(name))
-    if "/" in name or any(each in name for each in "*?[") or not exists(path):
+    if not NAME.matches(name) or not exists(path):
         names = [each.release for each in find_releases(workspace)]
         if not names:
             raise InputError(
@@ -198,7 +273,7 @@ def read_named(workspace: Workspace, name: str) -> dict[str, Any]:
             )
         near = difflib.get_close_matches(name, names, 3) or names[:3]
         raise InputError(f"there is no release {name!r} below {workspace.root}: name one such as {', '.join(near)}, or LATEST")
-    return _read_manifest(path, name)
+    return _read_manifest(workspace, path, name, altered)
 
 
 def pointer_to(workspace: Workspace, release: Mapping[str, Any]) -> Latest:
@@ -225,6 +300,8 @@ def find_withdrawals(workspace: Workspace) -> list[Withdrawal]:
         with _understanding(f"{file.path} does not say which release was rolled back", repair):
             value = read_json(file.path)
             _refuse_newer(file.path, value.pop("schema_version"))
+            check_shape(value, _WITHDRAWAL)
+            _check_place("release", value["release"], file.path.split("/")[-1].removesuffix(".json"))
             found.append(Withdrawal(**value))
     return found
 
@@ -234,13 +311,56 @@ def withdrawals_of(workspace: Workspace, release: str, digest: str) -> list[With
     return [each for each in find_withdrawals(workspace) if release == each.release or digest == each.digest]
 
 
-def _read_manifest(path: str, name: str) -> dict[str, Any]:
+def _read_manifest(workspace: Workspace, path: str, name: str, altered: bool = False) -> dict[str, Any]:
     with _understanding(f"{path} is not the manifest of a release", "delete its folder, it cannot be used"):
-        release = _upgraded(path, read_json(path))
-        _ = release["stages"]["recommend"]["digest"], release["metrics"], release["topk"], release["status"]
-        if release["release"] != name:
-            raise ValueError(f"it is of the release {release['release']!r}")
+        return _understood(workspace, path, name, altered)
+
+
+def _understood(workspace: Workspace, path: str, name: str, altered: bool = False) -> dict[str, Any]:
+    """Returns a release's manifest, once it is sure that it is of that release, and that all that it names lies in the output.
+
+    Raises:
+      ValueError: saying what is wrong with it.
+      InputError: if a newer program wrote it.
+    """
+    written = read_json(path)
+    _refuse_newer(path, written["schema_version"])
+    if not altered and is_altered(written):
+        raise ValueError("it has other contents than were written")
+    release = _upgraded(written)
+    check_shape(release, _MANIFEST)
+    check_shape(release["stages"], _TABLE, "stages")
+    if release["evaluated"] is None:
+        check_shape(release["metrics"], {"quality": _QUALITY}, "metrics")
+    _check_place("release", release["release"], name)
+    if release.get("report"):
+        _check_place("report.path", release["report"]["path"], workspace.release_report(name))
+    for stages in (release["stages"], (release["evaluated"] or {}).get("stages", {})):
+        for each, stage in stages.items():
+            _check_stage(workspace, each, stage, altered)
     return release
+
+
+def is_altered(manifest: Mapping[str, Any]) -> bool:
+    """Tells whether a release's manifest is not as it was written; one of an earlier program has nothing to tell it by."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return "checksum" in manifest and manifest["checksum"] != fingerprint_of(content)
+
+
+def _check_stage(workspace: Workspace, name: str, stage: Mapping[str, Any], altered: bool) -> None:
+    folder = workspace.stage(name, stage["fingerprint"])
+    _check_place(f"stages.{name}.folder", workspace.stage_of(stage["folder"]), folder)
+    _check_place(f"stages.{name}.manifest", stage["manifest"], f"{folder}/manifest.json")
+    for file in stage.get("files") or []:
+        if not file["path"].startswith(f"{stage['folder']}/"):
+            raise ValueError(f"{file['path']} is not in the folder of {name}, {stage['folder']}")
+    if not altered and stage.get("files") and digest_of(files_of(stage)) != stage["digest"]:
+        raise ValueError(f"the files of {name} {stage['fingerprint']} are not those of its digest")
+
+
+def _check_place(where: str, value: Any, expected: str) -> None:
+    if value != expected:
+        raise ValueError(f"{where} must be {expected!r}, got {value!r}")
 
 
 @contextmanager
@@ -251,12 +371,16 @@ def _understanding(problem: str, repair: str) -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
-        raise InputError(f"{problem} ({error!r}): {repair}") from error
+        raise InputError(f"{problem} ({_said(error)}): {repair}") from error
 
 
-def _upgraded(path: str, release: Mapping[str, Any]) -> dict[str, Any]:
+def _said(error: Exception) -> str:
+    """Returns what an error says, with its name where that says nothing by itself."""
+    return str(error) if isinstance(error, ValueError) else repr(error)
+
+
+def _upgraded(release: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a manifest as this version writes it; what version 1 did not know is None."""
-    _refuse_newer(path, release["schema_version"])
     unknown: dict[str, Any] = {"status": PASSED, "gates": {}, "compared_with": None, "evaluated": None, "base": None}
     return {**unknown, **release} if release["schema_version"] == 1 else dict(release)
 

@@ -174,8 +174,15 @@ def write_json(path: str, value: dict[str, Any]) -> None:
 
 
 def read_json(path: str) -> Any:
-    """Returns the JSON value in `path`."""
-    return json.loads(read_bytes(path))
+    """Returns the JSON value in `path`.
+
+    Raises:
+      ValueError: if it is no JSON, or nested too deep to be any of ours.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 class HashingWriter:

@@ -16,7 +16,9 @@ trials/<fingerprint>.json                 (sweep) what one trial found, whicheve
 import uuid
 from dataclasses import dataclass
 
+from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest
+from schemas.names import NAME
 from schemas.storage import join, list_files
 
 
@@ -78,7 +80,15 @@ class Workspace:
         return f"trials/{fingerprint}.json"
 
     def read(self, name: str, fingerprint: str) -> StageManifest | None:
-        """Returns a stage's manifest, or None where it is not finished."""
+        """Returns a stage's manifest, or None where it is not finished.
+
+        Raises:
+          InputError: if its fingerprint is none, or its manifest cannot be used.
+        """
+        if not NAME.matches(fingerprint):
+            raise InputError(
+                f"the fingerprint of {name} must be {NAME.what}, got {fingerprint!r}: run python -m pipelines.run again"
+            )
         return read_manifest(self.manifest(name, fingerprint))
 
     def finished(self, name: str) -> list[StageManifest]:

@@ -19,6 +19,12 @@ Table = Mapping[str, Sequence[str]]
 """The list of each user, best first."""
 
 
+def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a release's manifest with the checksum of what it says: as if it had been written so."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return content | {"checksum": fingerprint_of(content)}
+
+
 def write_stage(
     workspace: Workspace, name: str, fingerprint: str, time: str, files: list[WrittenFile], folder: str, **facts: Any
 ) -> StageManifest:
@@ -135,7 +141,7 @@ def write_release(
         "compared_with": None,
         "stages": stages,
     }
-    manifest["checksum"] = fingerprint_of(manifest)
+    manifest = signed(manifest)
     write_json(join(root, workspace.release_manifest(manifest["release"])), manifest)
     if serve and not failed:
         write_latest(workspace, pointer_to(workspace, manifest))

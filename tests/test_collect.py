@@ -16,7 +16,7 @@ from pipelines.lease import Held, time_in
 from schemas.lease import Lease, living, read_leases, write_lease
 from schemas.storage import delete, exists, join, list_files, read_bytes, read_json, write_file
 from schemas.workspace import Workspace
-from tests.made_releases import write_release
+from tests.made_releases import signed, write_release
 from tests.test_releases import TABLE, ask, overwrite
 
 NOW = "--min_age_hours=0"
@@ -91,7 +91,7 @@ def test_two_releases_that_share_a_stage_keep_it(root: str, capsys: pytest.Captu
     first, second = (write_release(root, day, TABLE) for day in (1, 2))
     path = join(root, Workspace(root).release_manifest(second["release"]))
     second["stages"]["ingest"] = first["stages"]["ingest"]
-    overwrite(path, json.dumps(second).encode())
+    overwrite(path, json.dumps(signed(second)).encode())
     ask(capsys, "gc", f"--output={root}", "--keep=1", NOW)
     assert folders(root, "stages") == stages_of(second)
 

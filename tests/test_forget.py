@@ -22,7 +22,7 @@ from schemas.users import USERS
 from schemas.workspace import Workspace
 from tests import test_run
 from tests.made_data import ratings, write_csv, write_items
-from tests.made_releases import write_release
+from tests.made_releases import signed, write_release
 from tests.test_releases import TABLE, ask
 from transforms.embed import UserTower
 from transforms.training import USER_TOWER
@@ -228,7 +228,7 @@ def test_a_job_that_cannot_run_or_fails_its_gates_keeps_what_is_served_and_the_l
         shutil.copy2(path, sources / path.name)
     latest = (copy / "LATEST").read_text()
     manifest = copy / read_json(str(copy / "LATEST"))["manifest"]
-    manifest.write_text(manifest.read_text().replace(f'"{served}/', '"'))
+    manifest.write_text(json.dumps(signed(json.loads(manifest.read_text().replace(f'"{served}/', '"')))))
     users = [f"u{number}" for number in range(10, 20)]
     command = ["forget", *(f"--user={user}" for user in users), f"--output={copy}"]
     still = "is still served, with those to be forgotten; the list of them is kept for every later run"
@@ -255,7 +255,7 @@ def test_a_job_that_cannot_run_or_fails_its_gates_keeps_what_is_served_and_the_l
 
 def test_a_release_that_does_not_say_how_it_was_made_names_the_repair(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = copy / read_json(str(copy / "LATEST"))["manifest"]
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "job": None}))
+    manifest.write_text(json.dumps(signed({**json.loads(manifest.read_text()), "job": None})))
     error = ask(capsys, "forget", "--user=u7", f"--output={copy}", code=MISTAKE)["error"]
     assert "does not say which flags made it" in error
     assert "run the command that made it again with --reuse_model_from LATEST" in error

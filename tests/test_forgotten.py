@@ -20,7 +20,7 @@ from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten, write_forgotten
 from schemas.manifest import StageManifest
 from schemas.rejected import REJECTED
-from schemas.storage import join, list_files, read_json, write_json
+from schemas.storage import join, list_files, read_json, write_file, write_json
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, write_csv, write_items
 from transforms.leave_out import TEXT_LEFT_OUT, LeaveOut, Unwanted
@@ -93,11 +93,14 @@ def test_a_list_that_cannot_be_understood_never_means_that_nobody_is_forgotten(r
         good | {"users": ["u"]},
         good | {"users": [{"id": 7, "asked_at": ASKED}]},
         good | {"users": [{"id": "u"}]},
+        good | {"users": [{"id": "", "asked_at": ASKED}]},
+        good | {"users": [{"id": "\ud800", "asked_at": ASKED}]},
+        good | {"users": [{"id": "u", "asked_at": "tomorrow"}]},
         good | {"salt": None},
         good | {"schema_version": "1"},
     ]
     for value in damaged:
-        write_json(workspace.forgotten, value)
+        write_file(root, "forgotten.json", json.dumps(value).encode())
         with pytest.raises(
             InputError, match=r"forgotten.json does not say which users .* restore it from a copy; to delete it"
         ):

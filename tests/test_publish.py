@@ -19,6 +19,7 @@ from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
 from pipelines.settings import parse_command
 from schemas.manifest import fingerprint_of
 from tests.made_data import ratings, write_csv, write_items, write_ratings
+from tests.made_releases import signed
 from transforms.gates import GATES
 from transforms.recency import Blend
 
@@ -408,13 +409,17 @@ def manifest_of(output: Path) -> Path:
         (lambda output: (output / "LATEST").write_bytes(b"\xff\xfe"), "LATEST is not a pointer to a release"),
         (lambda output: manifest_of(output).write_text("not JSON"), "is not the manifest of a release"),
         (lambda output: manifest_of(output).write_text("[1]"), "is not the manifest of a release"),
+        (
+            lambda output: manifest_of(output).write_text(json.dumps(release_of(output) | {"rows": 1})),
+            "it has other contents than were written",
+        ),
         (lambda output: manifest_of(output).unlink(), "which does not exist: delete"),
         (
-            lambda output: manifest_of(output).write_text(json.dumps(release_of(output) | {"status": "failed"})),
+            lambda output: manifest_of(output).write_text(json.dumps(signed(release_of(output) | {"status": "failed"}))),
             "are not of the same table, or it failed its gates",
         ),
         (
-            lambda output: manifest_of(output).write_text(json.dumps(release_of(output) | {"topk": []})),
+            lambda output: manifest_of(output).write_text(json.dumps(signed(release_of(output) | {"topk": []}))),
             "are not of the same table",
         ),
     ],
@@ -448,7 +453,7 @@ def test_a_release_of_the_first_schema_version_is_read_and_replaced(
 ) -> None:
     output, flags = job
     release = release_of(output)
-    for name in ("status", "gates", "compared_with", "evaluated", "gate_settings"):
+    for name in ("status", "gates", "compared_with", "evaluated", "gate_settings", "checksum"):
         del release[name]
     manifest_of(output).write_text(json.dumps(release | {"schema_version": 1}))
     (output / "LATEST").write_text(

@@ -18,6 +18,7 @@ from pipelines.command import MISTAKE, OK, run_command
 from pipelines.verify import verify_release
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, write_items, write_ratings
+from tests.made_releases import signed
 from transforms.curves import CurveRow
 from transforms.describe_table import DATASETS
 from transforms.gates import GATES
@@ -341,7 +342,7 @@ def test_a_report_of_another_version_is_not_replaced(job: Job, capsys: pytest.Ca
     manifest = output / json.loads((output / "LATEST").read_text())["manifest"]
     release = json.loads(manifest.read_text())
     path = output / release["report"]["path"]
-    manifest.write_text(json.dumps(changed(release, "report/sha256", "0" * 64)))
+    manifest.write_text(json.dumps(signed(changed(release, "report/sha256", "0" * 64))))
     code, _, error = told(capsys, f"--output={output}")
     assert (code, error) == (
         MISTAKE,
@@ -350,11 +351,11 @@ def test_a_report_of_another_version_is_not_replaced(job: Job, capsys: pytest.Ca
     )
     old = changed(release, "stages/judge", None)
     del old["stages"]["judge"]
-    manifest.write_text(json.dumps(old))
+    manifest.write_text(json.dumps(signed(old)))
     code, _, error = told(capsys, f"--output={output}", f"--to={output / 'x.html'}")
     assert code == MISTAKE
     assert error.endswith("was made by a program without gates, which measured too little for a report: publish again")
-    manifest.write_text(json.dumps(changed(release, "report", None)))
+    manifest.write_text(json.dumps(signed(changed(release, "report", None))))
     code, _, error = told(capsys, f"--output={output}")
     assert (code, error) == (
         MISTAKE,

@@ -16,6 +16,7 @@ from schemas.release import Withdrawal, write_withdrawal
 from schemas.storage import exists, join, read_json
 from schemas.workspace import Workspace
 from tests.made_data import ratings, write_csv, write_items
+from tests.made_releases import signed
 from tests.test_run import topk_of
 
 QUICK = [
@@ -244,7 +245,7 @@ def test_a_release_that_cannot_be_built_on_is_refused(today: tuple[Path, list[st
         file.write_bytes(whole)
 
     path = folder / "out" / "releases" / manifest["release"] / "manifest.json"
-    path.write_text(json.dumps(manifest | {"status": "failed"}))
+    path.write_text(json.dumps(signed(manifest | {"status": "failed"})))
     assert run_command(run.main, [*command[:-1], f"--reuse_model_from={manifest['release']}"]) == MISTAKE
     assert "did not pass its gates" in capsys.readouterr().err
 
