@@ -217,6 +217,7 @@ def test_flags_in_the_documentation_exist() -> None:
         "--direct_num_workers",
         "--user",
         "--top",
+        "--why",
         "--release",
         "--to",
         "--logdir",
