@@ -233,10 +233,16 @@ def check_split(metrics: Mapping[str, Any], ask: SplitSettings) -> None:
             if ask.min_rating is not None
             else ""
         )
-        raise InputError(
+        found = (
             f"there is nothing to train on: {forgotten}{below}{holdout:,} positives are held out by --split {ask.split} "
-            f"--holdout {ask.holdout:g}: lower --min_rating or --holdout, or use --split none"
+            f"--holdout {ask.holdout:g}"
         )
+        if ask.split == "temporal" and not below:
+            raise InputError(
+                f"{found}, since {1 - ask.holdout:.0%} of the ratings or more have one and the same time, the earliest: check "
+                "that the timestamp column has the time of each rating (--columns timestamp=NAME), or use --split random"
+            )
+        raise InputError(f"{found}: lower --min_rating or --holdout, or use --split none")
     share = holdout / (train + holdout)
     if ask.split == "temporal" and not 0.5 < share / ask.holdout < 2:
         LOGGER.warning("--holdout %g holds out %.3f of the positives: many share a time, or repeat", ask.holdout, share)

@@ -11,14 +11,13 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from apache_beam.io.filesystem import BeamIOError
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, WorkerOptions
 from apache_beam.runners.runner import create_runner
 
 from pipelines.command import called_as
 from schemas.errors import InputError
 from schemas.release import Base
-from schemas.storage import exists, read_bytes
+from schemas.storage import check_file_system, exists, read_bytes
 from schemas.topk import LAYOUTS, NESTED
 from transforms.calibrate import REORDER_FACTORS, TARGET_RECALL
 from transforms.describe_table import MAX_EXAMPLES
@@ -497,10 +496,7 @@ def check_root(output: str) -> None:
     wild = next((each for each in "*?[" if each in output), None)
     if wild:
         raise InputError(f"the output {output!r} has a {wild!r}, which means a pattern in a path: choose another --output")
-    try:
-        FileSystems.get_filesystem(output)
-    except ValueError as error:
-        raise InputError(f"the output {output!r} is on no file system that is installed ({error}): check --output") from error
+    check_file_system(output, "write to")
 
 
 def columns_of(flag: str, text: str) -> dict[str, str]:

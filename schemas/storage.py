@@ -6,6 +6,8 @@ to rename onto an existing file (HDFS), the old one is deleted first.
 """
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
 import shutil
 import tempfile
@@ -44,13 +46,66 @@ def join(root: str, *parts: str) -> str:
     return FileSystems.join(root, *parts) if parts else root
 
 
+_EXTRAS = {
+    "s3": ("aws", "boto3"),
+    "gs": ("gcp", "google.cloud.storage"),
+    "azfs": ("azure", "azure.storage.blob"),
+    "hdfs": ("hadoop", "hdfs"),
+}
+"""Schemes of URIs: the extra of apache-beam that reads them, and the module that comes with it."""
+
+
+def check_file_system(path: str, verb: str = "read") -> None:
+    """Checks that something is installed that reads and writes where a path points to.
+
+    Args:
+      path: a path, a pattern or a URI.
+      verb: what is to be done with it, for the message.
+
+    Raises:
+      InputError: if not, naming what to install, or what to do instead.
+    """
+    scheme, is_uri, rest = path.partition("://")
+    if not is_uri:
+        return
+    cannot = f"cannot {verb} {path!r}:"
+    if scheme in _EXTRAS:
+        extra, module = _EXTRAS[scheme]
+        if not _is_installed(module):
+            package = f"apache-beam[{extra}]=={importlib.metadata.version('apache-beam')}"
+            raise InputError(f"{cannot} {scheme}:// needs a package that is not installed: pip install '{package}'")
+    elif scheme in ("http", "https", "ftp"):
+        raise InputError(
+            f"{cannot} Beam has no file system for {scheme}://: download it (curl -LO URL), and give the file's path"
+        )
+    elif scheme == "file":
+        raise InputError(f"{cannot} Beam has no file system for file://: give the path alone, /{rest.lstrip('/')}")
+    else:
+        try:
+            FileSystems.get_filesystem(path)
+        except ValueError as error:
+            raise InputError(
+                f"{cannot} it is on no file system that is installed: {scheme}:// is none of "
+                f"{', '.join(f'{name}://' for name in _EXTRAS)}: check what stands before ://"
+            ) from error
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def exists(path: str) -> bool:
     """Tells whether there is a file at `path`."""
+    check_file_system(path)
     return FileSystems.exists(path)
 
 
 def list_files(pattern: str) -> list[FileMetadata]:
     """Returns the files that match a glob (path, size, time of change), by path; an empty list where there are none."""
+    check_file_system(pattern)
     try:
         (match,) = FileSystems.match([pattern])
     except (BeamIOError, FileNotFoundError):

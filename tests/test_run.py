@@ -415,6 +415,13 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
             ],
             "there is nothing to train on: 9 positives are held out by --split temporal --holdout 0.1",
         ),
+        "one time": (
+            [
+                f"--ratings={write_csv(folder / 'once.csv', header, [(f'u{i}', f'i{i % 3}', 1, 5) for i in range(9)])}",
+                "--split=temporal",
+            ],
+            "since 90% of the ratings or more have one and the same time, the earliest: check that the timestamp column has",
+        ),
         "unknown dataset": (["--ratings=tfds:movielenz/100k-ratings"], "did you mean movielens"),
         "k of 0": ([f"--ratings={good}", "--k=0"], "k must be at least 1, got 0"),
         "all rejected": (

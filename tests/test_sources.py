@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import gzip
+import importlib.metadata
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import ingest
+from schemas import storage
 from schemas.blocks import MAX_ROWS, Block
 from schemas.errors import InputError
 from schemas.rejected import REJECTED
@@ -40,6 +42,8 @@ from transforms.sources import (
     resolve_ratings,
     text_bytes_of,
 )
+
+BEAM = importlib.metadata.version("apache-beam")
 
 HEADER = ["user_id", "item_id", "rating", "timestamp"]
 ROWS = [
@@ -355,13 +359,78 @@ def test_files_that_cannot_be_used(tmp_path, name, data, expected):
     assert name in text or "has no rows" in text
 
 
-@pytest.mark.parametrize(
-    "data", [b"user_id,item_id\n1,2\n", gzip.compress(b"user_id,item_id\n1,2\n")[:-12], b"\x1f\x8bxxxxxxxxxxxxxxxxxxx"]
-)
+@pytest.mark.parametrize("data", [gzip.compress(b"user_id,item_id\n1,2\n")[:-12], b"\x1f\x8bxxxxxxxxxxxxxxxxxxx"])
 def test_damaged_gzip(tmp_path, data):
     path = tmp_path / "r.csv.gz"
     path.write_bytes(data)
     assert "is damaged, or not gzip" in mistake(path)
+
+
+def parquet_bytes() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["i"]}), sink)
+    return sink.getvalue()
+
+
+TEXT = b"user_id,item_id\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("r.csv", parquet_bytes(), "r.csv is Parquet, though its name ends in .csv: rename it to {folder}/r.parquet"),
+        ("R.TSV", parquet_bytes(), "R.TSV is Parquet, though its name ends in .tsv: rename it to {folder}/R.parquet"),
+        ("r.csv.gz", parquet_bytes(), "r.csv.gz is Parquet, though its name ends in .csv.gz: rename it to {folder}/r.parquet"),
+        ("r.csv", gzip.compress(TEXT), "r.csv is gzip, though its name ends in .csv: rename it to {folder}/r.csv.gz"),
+        ("r.inter", gzip.compress(TEXT), "r.inter is gzip, though its name ends in .inter: unpack it"),
+        ("r.parquet", gzip.compress(parquet_bytes()), "r.parquet is gzip, though its name ends in .parquet: unpack it"),
+        ("r.csv.gz", TEXT, "r.csv.gz is not compressed, though its name ends in .csv.gz: rename it to {folder}/r.csv"),
+        ("r.csv", b"PK\x03\x04 and so on", "r.csv is a zip archive (as .xlsx is), though its name ends in .csv: unpack it"),
+        ("r.csv", b"\x28\xb5\x2f\xfd and so on", "r.csv is Zstandard, though its name ends in .csv: unpack it"),
+    ],
+)
+def test_a_file_of_another_format_than_its_name_says_is_told_its_right_name(tmp_path, name, data, expected):
+    (tmp_path / name).write_bytes(data)
+    assert expected.format(folder=tmp_path) in mistake(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "expected"),
+    [
+        (
+            "r.csv",
+            "user_id;item_id;rating",
+            "r.csv has no column for user_id; its only column, 'user_id;item_id;rating', has a semi",
+        ),
+        ("r.csv", "user_id\titem_id\trating", "has a tab: if that is what separates its columns, rename it to end in .tsv"),
+        ("r.tsv", "user_id,item_id,rating", "has a comma: if that is what separates its columns, rename it to end in .csv"),
+        ("r.csv", "user_id|item_id|rating", "has a bar: if that is what separates its columns, write it again with commas"),
+    ],
+)
+def test_another_delimiter_is_named(tmp_path, name, header, expected):
+    text = mistake(write(tmp_path / name, f"{header}\n1,2,3\n"))
+    assert expected in text
+    assert "the first line" not in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        (
+            "https://host/ratings.csv",
+            "Beam has no file system for https://: download it (curl -LO URL), and give the file's path",
+        ),
+        ("file:///data/ratings.csv", "Beam has no file system for file://: give the path alone, /data/ratings.csv"),
+        ("s3://bucket/r.csv", f"s3:// needs a package that is not installed: pip install 'apache-beam[aws]=={BEAM}'"),
+        ("gs://bucket/d/*.csv", f"gs:// needs a package that is not installed: pip install 'apache-beam[gcp]=={BEAM}'"),
+        ("hdfs://host/r.csv", f"hdfs:// needs a package that is not installed: pip install 'apache-beam[hadoop]=={BEAM}'"),
+        ("azfs://a/b/r.csv", f"azfs:// needs a package that is not installed: pip install 'apache-beam[azure]=={BEAM}'"),
+        ("zz://x/r.csv", "it is on no file system that is installed: zz:// is none of s3://, gs://, azfs://, hdfs://"),
+    ],
+)
+def test_a_file_system_that_is_not_there_is_told_what_to_install(monkeypatch, uri, expected):
+    monkeypatch.setattr(storage, "_is_installed", lambda module: False)
+    assert mistake(uri) == f"cannot read {uri!r}: {expected}" + (": check what stands before ://" if uri[:2] == "zz" else "")
 
 
 def test_gzip_that_is_damaged_further_on(tmp_path):
@@ -419,7 +488,10 @@ def test_messages_stay_short_where_columns_are_many():
 def test_files_of_a_folder_must_be_alike(tmp_path):
     write_csv(tmp_path / "d/0.csv")
     write_csv(tmp_path / "d/1.csv", [("u", "i")], ["user_id", "item_id"])
-    assert re.search(r"1\.csv has no column 'rating'", mistake(tmp_path / "d"))
+    text = mistake(tmp_path / "d")
+    assert re.search(r"1\.csv has no column 'rating'", text)
+    assert re.search(r", as .*0\.csv has; it has 'user_id', 'item_id': make the files alike, or name those to read", text)
+    assert "--columns" not in text
     write_parquet(tmp_path / "e/0.parquet", {"item_id": [1], "year": [1]})
     write_parquet(tmp_path / "e/1.parquet", {"item_id": ["1"], "year": ["1"]})
     assert "has no column 'year' of type int64" in mistake(tmp_path / "e", resolve=resolve_items)

@@ -372,6 +372,7 @@ def _look_into(metadata: FileMetadata, file_format: Format) -> _Contents:
         raise InputError(f"{path} has {metadata.size_in_bytes} bytes, a file may have {1 << POSITION_BITS}: split it")
     if not metadata.size_in_bytes:
         raise InputError(f"{path} is empty (0 bytes): write it again, or leave it out")
+    _check_begins_as(path, file_format)
     if file_format.dialect is None:
         with _reading_parquet(path) as parquet:
             rows = parquet.metadata.num_rows
@@ -379,6 +380,58 @@ def _look_into(metadata: FileMetadata, file_format: Format) -> _Contents:
     with _reading(path, file_format) as file:
         names, _, has_rows = _text_header(file, file_format)
     return _Contents(pa.schema([(name, pa.string()) for name in names]), has_rows)
+
+
+_BEGINNINGS = {
+    b"PAR1": ("parquet", "Parquet"),
+    b"\x1f\x8b": ("gzip", "gzip"),
+    b"PK\x03\x04": (None, "a zip archive (as .xlsx is)"),
+    b"\x28\xb5\x2f\xfd": (None, "Zstandard"),
+    b"BZh": (None, "bzip2"),
+    b"\xfd7zXZ": (None, "xz"),
+}
+"""What files begin with: the kind, where such a file can be read under another name, and what people call it."""
+
+
+def _check_begins_as(path: str, file_format: Format) -> None:
+    """Raises InputError if a file begins as one of another format than its name says, naming the name that it should have."""
+    expected = "parquet" if file_format.name == "parquet" else "gzip" if file_format.is_gzip else "text"
+    with open_file(path) as file:
+        beginning = file.read(8)
+    kind, said = next(
+        (known for start, known in _BEGINNINGS.items() if beginning.startswith(start)), ("text", "not compressed")
+    )
+    if kind == expected:
+        return
+    ending = next(each for each in FORMATS if path.lower().endswith(each))
+    stem = path[: -len(ending)]
+    if kind == "parquet":
+        repair = f"rename it to {stem}.parquet"
+    elif kind == "gzip" and expected == "text" and f"{ending}.gz" in FORMATS:
+        repair = f"rename it to {path}.gz"
+    elif kind == "text" and file_format.is_gzip:
+        repair = f"rename it to {path[: -len('.gz')]}"
+    elif kind == "text":
+        return  # It may be a damaged Parquet file as well, and is read as one.
+    else:
+        repair = "unpack it, and give the file that comes out of it"
+    raise InputError(f"{path} is {said}, though its name ends in {ending}: {repair}")
+
+
+_DELIMITERS = {
+    ",": "a comma: if that is what separates its columns, rename it to end in .csv",
+    "\t": "a tab: if that is what separates its columns, rename it to end in .tsv",
+    ";": "a semicolon: if that is what separates its columns, write it again with commas",
+    "|": "a bar: if that is what separates its columns, write it again with commas",
+}
+
+
+def _wrong_delimiter(names: list[str]) -> str | None:
+    """Returns what to do where a header came out as one column because something else separates its columns, or None."""
+    if len(names) != 1:
+        return None
+    found = max(_DELIMITERS, key=names[0].count)
+    return f"its only column, {names[0][:100]!r}, has {_DELIMITERS[found]}" if found in names[0] else None
 
 
 def _listed(names: list[str]) -> str:
@@ -428,6 +481,9 @@ def map_columns(roles: Roles, names: list[str], given: Mapping[str, str], where:
         if candidates:
             mapping[role] = candidates[0]
         elif role in roles.required:
+            wrong = _wrong_delimiter(names)
+            if wrong:
+                raise InputError(f"{where} has no column for {role}; {wrong}")
             raise InputError(
                 f"{where} has no column for {role} (looked for {', '.join((role, *others))}); it has {_listed(names)}: "
                 f"name it with {flag} {role}=NAME; the first line of a text file must name its columns"
@@ -473,15 +529,23 @@ def _check_schema(
     Raises:
       InputError: if not.
     """
+    missing = [name for name in [*mapping.values(), *others.names] if name not in schema.names]
+    if missing:
+        raise InputError(
+            f"{path} has no column {_listed(missing)}, as {first} has; it has {_listed(schema.names)}: make the files alike, "
+            "or name those to read, as in folder/*.csv"
+        )
     map_columns(roles, schema.names, {role: mapping.get(role, "") for role in roles.aliases}, path)
     for role, column in mapping.items():
         dtype = _stored_type(schema.field(column).type)
         if pa.types.is_nested(dtype) or isinstance(dtype, pa.BaseExtensionType):
             raise InputError(f"column {column!r} of {path} has type {dtype}: {role} must be text, a number or a time")
     for column in others:
-        if column.name not in schema.names or _stored_type(schema.field(column.name).type) != column.type:
+        found = _stored_type(schema.field(column.name).type)
+        if found != column.type:
             raise InputError(
-                f"{path} has no column {column.name!r} of type {column.type}, as {first} has: make the files alike"
+                f"{path} has no column {column.name!r} of type {column.type}, as {first} has, but one of {found}: "
+                "make the files alike"
             )
 
 
