@@ -4,12 +4,12 @@ import argparse
 import difflib
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar, cast
 
-import yaml
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, WorkerOptions
 from apache_beam.runners.runner import create_runner
@@ -19,6 +19,7 @@ from schemas.errors import InputError
 from schemas.release import Base
 from schemas.storage import check_file_system, exists, read_bytes
 from schemas.topk import LAYOUTS, NESTED
+from schemas.yaml_text import read_yaml
 from transforms.calibrate import REORDER_FACTORS, TARGET_RECALL
 from transforms.describe_table import MAX_EXAMPLES
 from transforms.features import features_of
@@ -371,11 +372,49 @@ class Settings:
             )
 
 
+_SEVERAL_FILES = "one is read: give a folder or a glob to read several"
+_WITH_COMMAS = "one counts: put all into one, with commas between them"
+_ONCE = {
+    **dict.fromkeys(("ratings", "items", "users", "exclude", "block_items", "allow_items"), _SEVERAL_FILES),
+    **dict.fromkeys(("columns", "item_columns", "list_columns", "features"), _WITH_COMMAS),
+    **dict.fromkeys(("config", "trials", "release", "to", "users_file", "items_file"), "one is read: give one"),
+    **dict.fromkeys(("user",), "one is shown: ask once for each"),
+}
+"""Flags that somebody who gives them twice means to add up, and what to do instead."""
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other mistake is said, and how the command was called."""
+    """Says what is wrong in one line, and how the command was called; a flag that is given twice is not dropped unsaid."""
 
     def __init__(self, prog: str | None = None, **settings: Any) -> None:
         super().__init__(prog=prog or called_as(), **settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if namespace is None:
+            self._check_repeated(list(sys.argv[1:] if args is None else args))
+        return super().parse_known_args(args, namespace)
+
+    def _check_repeated(self, argv: Sequence[str]) -> None:
+        """Raises InputError for a flag given twice that is read once; warns where the last one counts."""
+        taken = {
+            option: action.dest
+            for action in self._actions
+            if type(action) is argparse._StoreAction
+            for option in action.option_strings
+        }
+        given: dict[str, list[str]] = {}
+        for at, word in enumerate(argv):
+            option, equals, value = word.partition("=")
+            if option in taken:
+                given.setdefault(option, []).append(value if equals else next(iter(argv[at + 1 : at + 2]), ""))
+        for option, values in given.items():
+            if len(values) > 1 and taken[option] in _ONCE:
+                raise InputError(
+                    f"{option} is given {'twice' if len(values) == 2 else f'{len(values)} times'} "
+                    f"({' and '.join(map(repr, values))}), and {_ONCE[taken[option]]}"
+                )
+            if len(set(values)) > 1:
+                print(f"warning: {option} is given as {', then '.join(values)}: the last one counts", file=sys.stderr)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}: see --help")
@@ -394,9 +433,28 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     parser = OneLineParser(description=description, allow_abbrev=False, epilog="Any Beam option may follow, such as --runner.")
     ShortlistOptions._add_argparse_args(parser)
     flags, others = parser.parse_known_args(list(argv))
-    if flags.config:
-        flags, others = parser.parse_known_args([*flags_of_config(flags.config, parser), *argv])
-    return settings_of(flags), options_of(others, parser, flags.verbose)
+    if not flags.config:
+        return settings_of(flags), options_of(others, parser, flags.verbose)
+    in_config = flags_of_config(flags.config, parser)
+    try:
+        flags, of_config = parser.parse_known_args(in_config)
+        flags, of_command = parser.parse_known_args(list(argv), flags)
+        return settings_of(flags), options_of([*of_config, *of_command], parser, flags.verbose)
+    except InputError as error:
+        if _is_mistake_without_config(argv, parser, flags.output, error):
+            raise
+        raise InputError(f"in the config {flags.config}: {error}") from error
+
+
+def _is_mistake_without_config(argv: Sequence[str], parser: argparse.ArgumentParser, output: str, error: InputError) -> bool:
+    """Tells whether what was given directly leads to the same mistake, without the config."""
+    flags, others = parser.parse_known_args(list(argv), argparse.Namespace(output=output))
+    try:
+        settings_of(flags)
+        options_of(others, parser, flags.verbose)
+    except InputError as other:
+        return str(other) == str(error)
+    return False
 
 
 def options_of(argv: Sequence[str], parser: argparse.ArgumentParser, verbose: bool = False) -> PipelineOptions:
@@ -437,11 +495,10 @@ def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
     if not exists(path):
         raise InputError(f"the config {path} does not exist: check --config")
     try:
-        config = yaml.safe_load(read_bytes(path))
+        text = read_bytes(path)
     except (OSError, BeamIOError) as error:
         raise InputError(f"the config {path} cannot be read ({error}): check --config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the config {path} is not YAML ({error}): repair it") from error
+    config = read_yaml(text, f"the config {path}")
     if not isinstance(config, dict):
         raise InputError(f"the config {path} must be a mapping of flags to values, got {type(config).__name__}: repair it")
     actions = {option: action for action in parser._actions for option in action.option_strings}
@@ -454,6 +511,8 @@ def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
             argv.append(f"--{name}={_WORDS[name][not value]}")
         elif isinstance(value, bool):
             argv += [f"--{name}"] if value else []
+        elif value is not None and action and action.nargs == 0:
+            raise InputError(f"{name} in the config {path} is true or false, got {value!r}: write {name}: true, without quotes")
         elif isinstance(value, dict) and name == "force":
             argv += [f"--{name}={gate}={reason}" for gate, reason in value.items()]
         elif isinstance(value, dict) and any(isinstance(each, dict) for each in value.values()):

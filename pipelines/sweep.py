@@ -12,7 +12,6 @@ from pathlib import PurePath
 from typing import Any
 
 import apache_beam as beam
-import yaml
 from apache_beam.io.filesystem import BeamIOError
 from rich.markup import escape
 from rich.table import Table
@@ -29,6 +28,7 @@ from schemas.manifest import StageManifest, fingerprint_of
 from schemas.storage import check_writable, exists, join, read_bytes, read_parquet_blocks
 from schemas.trials import FAILED
 from schemas.workspace import Workspace
+from schemas.yaml_text import read_yaml
 from transforms.search_space import SPACE, trials_of
 from transforms.training import TrainingPaths, TrainingSettings
 from transforms.trials import CHART_FILE, TRIALS, WINNER_FILE, RunTrials, Trial
@@ -89,11 +89,10 @@ def read_trials(ask: SweepSettings, base: TrainingSettings) -> list[TrainingSett
     if not exists(path):
         raise InputError(f"the trials {path} do not exist: check --trials")
     try:
-        declared = yaml.safe_load(read_bytes(path))
+        text = read_bytes(path)
     except (OSError, BeamIOError) as error:
         raise InputError(f"the trials {path} cannot be read ({error}): check --trials") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the trials {path} are not YAML ({error}): repair them") from error
+    declared = read_yaml(text, f"the trials {path}", many=True)
     return trials_of(declared, base, ask.num_trials, PurePath(path).name)
 
 

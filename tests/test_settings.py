@@ -172,7 +172,14 @@ def test_words_that_yaml_takes_for_true_and_false_are_values(tmp_path: Path) -> 
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
         ("dim: true", "dim in the config .* takes a value, got true: repair it, or quote it"),
         ("dim: [32, 64]", "dim in the config .* takes one value, got a list: put its parts into one text"),
-        ("nun_shards: 3", "unknown flag --nun_shards: did you mean --num_shards"),
+        ("nun_shards: 3", "in the config .*job.yaml: unknown flag --nun_shards: did you mean --num_shards"),
+        ("k: 0", "in the config .*job.yaml: k must be at least 1, got 0: raise --k"),
+        ("k: many", "in the config .*job.yaml: argument --k: invalid int value: 'many'"),
+        ("index_kind: forest", "in the config .*job.yaml: the kind of index must be one of"),
+        ("k: 5\nseed: 1\nk: 6", "the config .*job.yaml has k twice, on lines 1 and 3: keep one"),
+        ("columns:\n  user_id: a\n  user_id: b", "the config .*job.yaml has user_id twice, on lines 2 and 3: keep one"),
+        ('refit: "yes"', "refit in the config .*job.yaml is true or false, got 'yes': write refit: true, without quotes"),
+        ("refit: 1", "refit in the config .*job.yaml is true or false, got 1: write refit: true"),
     ],
 )
 def test_a_bad_config_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -180,3 +187,46 @@ def test_a_bad_config_is_named(tmp_path: Path, text: str, message: str) -> None:
     config.write_text(text)
     with pytest.raises(InputError, match=message):
         parse_command([*OUTPUT, f"--config={config}"], "")
+
+
+def test_a_mistake_in_a_flag_is_not_laid_to_the_config(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("output: out\nk: 5\n")
+    with pytest.raises(InputError, match=r"^k must be at least 1, got 0"):
+        parse_command([f"--config={config}", "--k=0"], "")
+    with pytest.raises(InputError, match=r"^dim must be between"):
+        parse_command([f"--config={config}", "--dim=0"], "")
+    config.write_text("k: 0\n")
+    assert parse_command([*OUTPUT, f"--config={config}", "--k=7"], "")[0].recommend.k == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ratings=a", "--ratings=b"], r"--ratings is given twice \('a' and 'b'\), and one is read: give a folder or a glob"),
+        (["--ratings", "a", "--k=5", "--ratings=a"], r"--ratings is given twice \('a' and 'a'\)"),
+        (["--block_items=a", "--block_items=b", "--block_items=c"], r"--block_items is given 3 times \('a' and 'b' and 'c'\)"),
+        (
+            ["--columns=user_id=a", "--columns=item_id=b"],
+            "--columns is given twice .* one counts: put all into one, with commas",
+        ),
+        (["--config=a", "--config=b"], "--config is given twice .* one is read: give one"),
+    ],
+)
+def test_a_flag_that_is_read_once_is_not_taken_twice(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_command([*OUTPUT, *flags], "")
+
+
+def test_of_other_flags_the_last_one_counts_and_that_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("k: 9\nratings: a\nforce: {overlap: why}\n")
+    flags = [*OUTPUT, f"--config={config}", "--k=5", "--k", "6", "--seed=1", "--seed=1", "--runner=X", "--runner=DirectRunner"]
+    settings, _ = parse_command([*flags, "--ratings=b", "--force=users=so", "--force=items=so"], "")
+    assert settings.recommend.k == 6
+    assert settings.ingest.ratings == "b"
+    assert set(settings.gates.forced) == {"overlap", "users", "items"}
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --k is given as 5, then 6: the last one counts",
+        "warning: --runner is given as X, then DirectRunner: the last one counts",
+    ]

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import yaml
-
 from schemas.errors import InputError
+from schemas.yaml_text import read_yaml
 
 CATEGORY, CATEGORIES, NUMBER, TEXT = KINDS = ("category", "categories", "number", "text")
 
@@ -120,10 +119,7 @@ def features_of(text: str) -> tuple[Feature, ...]:
     """
     declared: dict[str, Any] = {}
     if text.lstrip().startswith("{"):
-        try:
-            declared = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--features is not YAML ({' '.join(str(error).split())}): repair it") from error
+        declared = read_yaml(text, "--features")
     else:
         for pair in filter(None, (each.strip() for each in text.split(","))):
             column, equals, kind = (each.strip() for each in pair.rpartition("="))
