@@ -529,7 +529,7 @@ class _MergeFindings(beam.CombineFn):
     def create_accumulator(self) -> Findings | None:
         return None
 
-    def add_input(self, merged: Findings | None, findings: Findings) -> Findings:
+    def add_input(self, merged: Findings | None, findings: Findings) -> Findings | None:
         return self.merge_accumulators([merged, findings])
 
     def merge_accumulators(self, accumulators: Iterable[Findings | None]) -> Findings | None:
