@@ -11,13 +11,12 @@ import apache_beam as beam
 from pipelines import logs
 from pipelines.command import run_command
 from pipelines.lease import Held
+from pipelines.lists import check_same_lists, items_of, reads_of
 from pipelines.progress import Progress
-from pipelines.recommend import item_lists_of
 from pipelines.reuse import with_base
 from pipelines.settings import Settings, parse_command
 from pipelines.stage import Reports, Stage, run_stage
-from schemas.errors import InputError
-from schemas.manifest import StageManifest
+from schemas.manifest import StageManifest, users_of
 from schemas.storage import check_writable, join
 from schemas.workspace import Workspace
 from transforms.export_model import MODEL, ExportJob, ExportModel
@@ -30,33 +29,27 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     """Returns the stage, which reads users, the user tower and the index, and takes its settings from the table.
 
     Raises:
-      InputError: if the lists of items are not those of the table.
+      InputError: if lists are named that are not those of the table.
     """
-    ingested, trained, indexed, recommended = (done[name] for name in ("ingest", "train", "index", "recommend"))
+    trained, indexed, recommended = (done[name] for name in ("train", "index", "recommend"))
     made = {name: recommended.settings[name] for name in ("k", "recommend_seen", "search")}
-    item_lists = item_lists_of(settings.recommend)
-    sources = [source.description() for source in item_lists.given]
-    if sources != list(recommended.sources):
-        raise InputError(
-            "the table was made with other lists of items than --block_items and --allow_items name now, or they have changed: "
-            "give those of the table, or run python -m pipelines.recommend again"
-        )
+    check_same_lists(settings, done)
+    reads = {**reads_of(done), "train": [USER_TOWER], "index": ["shards"]}
     job = ExportJob(
-        users=ingested.paths(settings.output, "users"),
+        users=users_of(done).paths(settings.output, "users"),
         tower=join(settings.output, trained.folder, USER_TOWER),
         index_root=join(settings.output, indexed.folder),
         index_files=indexed.dataset("shards"),
         num_shards=indexed.metrics["num_shards"],
         settings=ListSettings(made["k"], made["recommend_seen"], SearchSettings(**made["search"]), checked_fraction=0.0),
-        lists=item_lists,
+        lists=items_of(settings.output, done),
     )
     return Stage(
         name="export",
         module=__name__,
         settings=made,
-        sources=sources,
-        inputs={name: done[name] for name in ("ingest", "train", "index")},
-        reads={"ingest": ["users"], "train": [USER_TOWER], "index": ["shards"]},
+        inputs={name: done[name] for name in reads},
+        reads=reads,
         build=lambda root, attempt: build(root, attempt, job),
     )
 

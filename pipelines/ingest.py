@@ -19,7 +19,7 @@ from pipelines.stage import Reports, Stage
 from schemas.blocks import Block, one_block
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
-from schemas.interactions import EXCLUSIONS, INTERACTIONS, SERVED_USERS
+from schemas.interactions import INTERACTIONS
 from schemas.items import with_features
 from schemas.manifest import StageManifest
 from schemas.rejected import REJECTED
@@ -28,20 +28,13 @@ from schemas.workspace import Workspace
 from transforms.catalogue import BuildCatalogue
 from transforms.features import in_catalogue
 from transforms.histories import SplitByUser
+from transforms.id_forms import Forms, odd_forms
+from transforms.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
 from transforms.leave_out import LeaveOut, Unwanted
 from transforms.progress import CountBlocks
-from transforms.sources import (
-    EXCLUSIONS_ROLES,
-    SERVED_USERS_ROLES,
-    ReadBlocks,
-    Source,
-    resolve_items,
-    resolve_list,
-    resolve_ratings,
-    text_bytes_of,
-)
+from transforms.sources import ReadBlocks, Source, resolve_items, resolve_ratings, text_bytes_of
 from transforms.split import FindCut, FindLatest, SplitSettings
-from transforms.validate import ValidateIds, ValidateItems, ValidateRatings, check_rejected
+from transforms.validate import ValidateItems, ValidateRatings, check_rejected
 from transforms.write import Part, WriteParts
 
 DAY_SECONDS = 86_400
@@ -50,7 +43,7 @@ FORGOTTEN = "forgotten"
 """The setting that stands for those who were left out, where anyone was."""
 
 BUCKET_BYTES = 64 << 20
-"""About how much of the rows of users, as text, goes to one bucket: a worker holds a bucket in memory."""
+"""About how much of the ratings, as text, goes to one bucket of users: a worker holds a bucket in memory."""
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
@@ -66,16 +59,20 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     check_columns(sources.ratings, ask)
     if settings.training.looks_at_features:
         in_catalogue(settings.training.features, sources.items.description() if sources.items else None)
-    num_buckets = ask.num_buckets or kept_buckets(settings) or default_buckets(sources)
+    num_buckets = ask.num_buckets or kept_buckets(settings) or default_buckets(sources.ratings)
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         try:
             for source in sources.given:
                 if metrics[rows_read(source.dataset)]["rows"] == 0 < metrics.get(rows_forgotten(source.dataset), 0):
-                    continue  # What is left of the ratings is judged below; a list may well have named no one else.
+                    continue  # What is left of the ratings is judged below; a catalogue may well have named nothing else.
                 check_rejected(metrics[rows_read(source.dataset)], ask.max_rejected_fraction, source.dataset)
         except InputError as error:
             raise InputError(f"{error}. They are in {folder}/rejected") from error
+        for source in sources.given:
+            warn_of_forms(source.dataset, metrics)
+        if sources.items:
+            check_described(metrics, sources.items.uri)
         check_split(metrics, ask.split)
 
     return Stage(
@@ -100,8 +97,6 @@ class Sources(NamedTuple):
 
     ratings: Source
     items: Source | None
-    users: Source | None
-    exclusions: Source | None
 
     @property
     def given(self) -> list[Source]:
@@ -119,8 +114,6 @@ def resolve_sources(ask: IngestSettings) -> Sources:
     return Sources(
         ratings=resolve_ratings(str(ask.ratings), ask.columns, where),
         items=resolve_items(ask.items, ask.item_columns, where) if ask.items else None,
-        users=resolve_list(ask.users, SERVED_USERS_ROLES, ask.list_columns, where) if ask.users else None,
-        exclusions=resolve_list(ask.exclude, EXCLUSIONS_ROLES, ask.list_columns, where) if ask.exclude else None,
     )
 
 
@@ -128,12 +121,7 @@ def build(
     root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettings, num_buckets: int, forgotten: Forgotten
 ) -> Reports:
     """Adds the stage's steps: ratings are read, validated and split by user; items are merged with what was rated."""
-    checks = {
-        "ratings": ValidateRatings(ask.rules),
-        "items": ValidateItems(),
-        "users": ValidateIds(SERVED_USERS, "served users"),
-        "exclusions": ValidateIds(EXCLUSIONS, "exclusions"),
-    }
+    checks = {"ratings": ValidateRatings(ask.rules), "items": ValidateItems()}
     read = {name: root | f"Read{name.title()}" >> ReadBlocks(source) for name, source in sources._asdict().items() if source}
     left_out = {}
     if forgotten.digest:
@@ -148,12 +136,15 @@ def build(
     cut = None
     if ask.split.split == "temporal":
         cut = beam.pvalue.AsSingleton(valid | "FindCut" >> beam.CombineGlobally(FindCut(ask.split.holdout)))
-    lists = [checked[name].valid for name in ("users", "exclusions") if name in checked]
     split = SplitByUser(ask.split, num_buckets, ask.recency_half_life_days * DAY_SECONDS, latest, cut)
-    parts = [valid, *lists] | "GatherUsers" >> beam.Flatten() | "SplitByUser" >> split
+    parts = valid | "SplitByUser" >> split
     described = [parts.item_counts, *(checked[name].valid for name in ("items",) if name in checked)]
     features = list(sources.items.other_columns) if sources.items else []
     catalogue = described | "GatherItems" >> beam.Flatten() | "BuildCatalogue" >> BuildCatalogue(features)
+    joined = []
+    if "items" in checked:
+        sides = {"rated_items": parts.item_counts, OTHERS: checked["items"].valid}
+        joined.append(sides | "JoinItems" >> JoinIds("item_id", num_buckets))
     rejected = [each.rejected for each in checked.values()]
     kept = rejected | "GatherRejected" >> beam.Flatten() | "PartRejected" >> beam.FlatMap(key_rejected, num_buckets)
     return [
@@ -163,6 +154,11 @@ def build(
             each.summary | f"Report{name.title()}" >> beam.Map(name_summary, sources._asdict()[name].dataset)
             for name, each in checked.items()
         ),
+        *(
+            each.forms | f"ReportIdsOf{name.title()}" >> beam.Map(name_forms, sources._asdict()[name].dataset)
+            for name, each in checked.items()
+        ),
+        *joined,
         *(
             rows | f"ReportForgotten{name.title()}" >> beam.Map(name_forgotten, sources._asdict()[name].dataset)
             for name, rows in left_out.items()
@@ -193,6 +189,36 @@ def rows_forgotten(dataset: str) -> str:
 def name_forgotten(rows: int, dataset: str) -> dict[str, int]:
     """Returns how many rows of a source were left out, under its name among the metrics."""
     return {rows_forgotten(dataset): rows}
+
+
+def id_forms(dataset: str) -> str:
+    """Returns the name of the metric that says what the ids of a source look like: see `transforms.id_forms`."""
+    return f"{dataset.replace(' ', '_')}_id_forms"
+
+
+def name_forms(forms: Forms, dataset: str) -> dict[str, Forms]:
+    """Returns what the ids of a source look like, under its name among the metrics."""
+    return {id_forms(dataset): forms}
+
+
+def warn_of_forms(dataset: str, metrics: Mapping[str, Any]) -> None:
+    """Warns of ids of a source that are likely not what was meant."""
+    for line in odd_forms(dataset, metrics[id_forms(dataset)]):
+        LOGGER.warning("%s", line)
+
+
+def check_described(metrics: Mapping[str, Any], uri: str) -> None:
+    """Says how many of the items that were rated the catalogue describes; raises InputError if it is none."""
+    joined = metrics[JOINED]["rated_items"]
+    if joined["ids"] and not joined["known"]:
+        repair = (
+            f"check that {uri} is of the same data, and that --columns item_id=NAME and --item_columns item_id=NAME name the "
+            "right columns"
+        )
+        raise InputError(nothing_joins(joined, "item ids of the ratings", "the items", repair))
+    few = joined["ids"] and joined["share"] < FEW
+    log = LOGGER.warning if few or joined["spelled_otherwise"] else LOGGER.info
+    log("item ids of the ratings: in the items, %s", in_words(joined))
 
 
 def check_forgotten(output: str, ingested: StageManifest) -> None:
@@ -267,10 +293,12 @@ def kept_buckets(settings: Settings) -> int | None:
     return settings.base.stages["ingest"].metrics["num_buckets"] if settings.base else None
 
 
-def default_buckets(sources: Sources) -> int:
-    """Returns how many buckets of users give each worker about `BUCKET_BYTES` of text, of ratings, users and exclusions."""
-    of_users = [source for source in (sources.ratings, sources.users, sources.exclusions) if source]
-    return max(1, math.ceil(sum(map(text_bytes_of, of_users)) / BUCKET_BYTES))
+def default_buckets(ratings: Source) -> int:
+    """Returns how many buckets of users give each worker about `BUCKET_BYTES` of text.
+
+    The lists do not count: another list must not make ingest run again.
+    """
+    return max(1, math.ceil(text_bytes_of(ratings) / BUCKET_BYTES))
 
 
 if __name__ == "__main__":

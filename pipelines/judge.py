@@ -12,11 +12,10 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines.recommend import item_lists_of
+from pipelines.lists import check_same_lists, items_of, reads_of
 from pipelines.settings import Settings
 from pipelines.stage import Reports, Stage
-from schemas.errors import InputError
-from schemas.manifest import StageManifest
+from schemas.manifest import StageManifest, users_of
 from schemas.release import read_latest, read_release
 from schemas.storage import join
 from schemas.workspace import Workspace
@@ -87,15 +86,10 @@ def stage(
       evaluated: where another model was evaluated than this table's, the verdict on its table: the two belong together.
 
     Raises:
-      InputError: if the lists of items are not those that the table was made with.
+      InputError: if lists are named that are not those that the table was made with.
     """
     ingested, embedded, recommended = (done[name] for name in ("ingest", "embed", "recommend"))
-    lists = item_lists_of(settings.recommend)
-    if [source.description() for source in lists.given] != list(recommended.sources):
-        raise InputError(
-            "the table was made with other lists of items than are named now, or they have changed since: give the same "
-            "--block_items and --allow_items, or run python -m pipelines.recommend again"
-        )
+    check_same_lists(settings, done)
     root = settings.output
     rules = TableRules(
         k=recommended.settings["k"],
@@ -108,13 +102,13 @@ def stage(
     last_paths = [join(root, path) for path in last.topk] if last else []
     job: dict[str, Any] = {
         "buckets": buckets_of(
-            ingested.paths(root, "users"), recommended.paths(root, "topk"), last_paths if same_buckets else []
+            users_of(done).paths(root, "users"), recommended.paths(root, "topk"), last_paths if same_buckets else []
         ),
         "items": ingested.paths(root, "items"),
         "num_items": ingested.rows("items"),
         "examples": settings.report.users,
         "embeddings": embedded.paths(root, "embeddings"),
-        "lists": lists,
+        "lists": items_of(root, done),
         "rules": rules,
         "regrouped": [] if same_buckets else last_paths,
     }
@@ -128,9 +122,8 @@ def stage(
             "evaluated": evaluated.fingerprint if evaluated else None,
             "examples": settings.report.users,
         },
-        inputs={name: done[name] for name in ("ingest", "embed", "recommend")},
-        reads={"ingest": ["users", "items"], "embed": ["embeddings"], "recommend": ["topk"]},
-        sources=recommended.sources,
+        inputs={name: done[name] for name in ("ingest", "lists", "embed", "recommend")},
+        reads={**reads_of(done, "items"), "embed": ["embeddings"], "recommend": ["topk"]},
         build=lambda root, attempt: build(root, attempt, **job),
     )
 

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipelines.logs import configure
 from pipelines.settings import OneLineParser, check_root
 from pipelines.why import Explainer, Why
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, read_manifest
+from schemas.manifest import StageManifest, read_manifest, users_of
 from schemas.printable import printable
 from schemas.release import Latest, read_latest, read_release
 from schemas.storage import find_rows, join
@@ -44,7 +45,7 @@ class Published:
       workspace: where it is.
       release: its name.
       topk: the full paths of the table's files.
-      ingest: the manifest of the stage that knows users and items.
+      ingest: the manifest of the stage that knows items.
       manifests: where the manifests of all its stages are, relative to the root, by the stages' names.
     """
 
@@ -66,6 +67,12 @@ class Published:
             raise InputError(f"release {self.release} needs {path}, which is gone: publish again")
         return found
 
+    @cached_property
+    def users(self) -> StageManifest:
+        """The manifest of the stage that knows users: that of the lists, where one of them names any."""
+        lists = {"lists": self.stage("lists")} if "lists" in self.manifests else {}
+        return users_of({"ingest": self.ingest, **lists})
+
     def topk_of(self, user_ids: Sequence[str]) -> pa.Table:
         """Returns rows of TOPK of some users, in whatever layout, reading only the files and row groups that can hold them."""
         ids = pa.array(user_ids, pa.string())
@@ -74,7 +81,7 @@ class Published:
     def users_of(self, user_ids: Sequence[str]) -> pa.Table:
         """Returns the histories of some users."""
         ids = pa.array(user_ids, pa.string())
-        return find_rows(self._files_of(self.ingest.paths(self.workspace.root, "users"), ids), "user_id", ids)
+        return find_rows(self._files_of(self.users.paths(self.workspace.root, "users"), ids), "user_id", ids)
 
     def titles_of(self, item_ids: Sequence[str]) -> dict[str, str]:
         """Returns the title of each item that has one."""
@@ -145,7 +152,7 @@ def _rows_of(published: Published, user_ids: Sequence[str]) -> dict[str, dict[st
     if unknown:
         near = near_ids(unknown[0], lambda ids: published.topk_of(ids)["user_id"].to_pylist())
         raise InputError(
-            f"user {', '.join(map(repr, unknown))} is not in release {published.release} ({published.ingest.rows('users'):,} "
+            f"user {', '.join(map(repr, unknown))} is not in release {published.release} ({published.users.rows('users'):,} "
             f"users){near}: check --user; ids are text, so 7 and 007 are two users"
         )
     return rows
@@ -216,7 +223,9 @@ def look_up(published: Published, user_ids: Sequence[str], why: str | None = Non
     titles = published.titles_of(sorted(listed.union(*(each.history for each in found))))
     explained: list[Why | None] = [None] * len(found)
     if why is not None:
-        stages = {name: published.stage(name) for name in ("train", "embed", "recommend")}
+        stages = {
+            name: published.stage(name) for name in ("lists", "train", "embed", "recommend") if name in published.manifests
+        }
         explainer = Explainer(published.workspace.root, stages, why)
         explained = [explainer.explain(each.row, each.user) for each in found]
     return [FoundUser(each.row, each.user, titles, reason) for each, reason in zip(found, explained, strict=True)]

@@ -35,6 +35,9 @@ from transforms.gates import Evaluation, Facts, Gate, GateSettings, LastRelease,
 
 Done = dict[str, StageManifest]
 
+READERS = ("ingest", "lists")
+"""The stages that read what comes from outside."""
+
 
 class AnotherPublished(InputError):
     """A table that was compared with the one served then; another is served now."""
@@ -107,15 +110,19 @@ def evaluation_of(made: Made) -> dict[str, Any]:
 
 def facts_of(made: Made, last: LastRelease | None, withdrawals: Sequence[Withdrawal] = ()) -> Facts:
     """Returns what the stages found, as the gates need it."""
-    ingested = made.published["ingest"]
-    read, evaluated = ingested.metrics, evaluation_of(made)
+    readers = [made.published[name] for name in READERS]
+    evaluated = evaluation_of(made)
     return Facts(
         table=made.published["judge"].metrics[FOUND],
         recall=made.published["recommend"].metrics["recall_against_exact"],
         target_recall=made.published["index"].settings["calibration"]["target_recall"],
         evaluation=Evaluation(evaluated["split"], evaluated["metrics"]["quality"]),
         against_popularity=evaluated["metrics"]["against_popularity"],
-        rejected={source["dataset"]: rejected_of(read[rows_read(source["dataset"])]) for source in ingested.sources},
+        rejected={
+            source["dataset"]: rejected_of(reader.metrics[rows_read(source["dataset"])])
+            for reader in readers
+            for source in reader.sources
+        },
         last=last,
         withdrawn="; ".join(map(words_on, withdrawals)) or None,
     )
@@ -218,7 +225,7 @@ def release_manifest(
         "gate_settings": asdict(settings),
         "compared_with": asdict(last) if last else None,
         "last": asdict(before) if before else None,
-        "sources": [source for name in ("ingest", "recommend") for source in made.published[name].sources],
+        "sources": [source for name in READERS for source in made.published[name].sources],
         "stages": stages,
     }
 
@@ -265,7 +272,8 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings, job: Mappi
     failed = failures(gates)
     path = join(workspace.root, latest.manifest)
     was_served = is_served or (any(each.release == release for each in withdrawals) and exists(path))
-    check_forgotten(workspace.root, made.published["ingest"])
+    for name in READERS:
+        check_forgotten(workspace.root, made.published[name])
     if not (failed and was_served):  # The manifest and the report of what was once served stay as they were.
         page = report_of(workspace, manifest).encode()
         manifest |= {"report": asdict(write_file(workspace.root, workspace.release_report(release), page))}
@@ -283,7 +291,8 @@ def served_already(workspace: Workspace, made: Made) -> Latest | None:
     latest = read_latest(workspace)
     if made.base is None or latest is None or latest.release != made.base.release:
         return None
-    same = all(made.published[name].digest == made.base.stages[name].digest for name in ("ingest", "recommend"))
+    then = made.base.stages
+    same = all(name in then and made.published[name].digest == then[name].digest for name in (*READERS, "recommend"))
     return latest if same else None
 
 

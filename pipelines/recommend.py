@@ -10,16 +10,17 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.index import settings_of_index
+from pipelines.lists import items_of, reads_of
 from pipelines.logs import LOGGER
-from pipelines.settings import RecommendSettings, Settings
+from pipelines.settings import Settings
 from pipelines.stage import Reports, Stage
 from schemas.errors import InputError
-from schemas.manifest import StageManifest
+from schemas.manifest import StageManifest, users_of
 from schemas.storage import WrittenFile, join
 from transforms.canaries import NUM_CANARIES, JudgeRun, Listed
 from transforms.carry_over import CarryOver, CarryRules, LastRelease, nothing_carried
 from transforms.embed import EmbedUsers
-from transforms.item_lists import BLOCKED, CountItems, ItemLists, WriteBlocked
+from transforms.item_lists import BLOCKED, CountItems, ItemLists
 from transforms.load_index import files_of_shards
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
@@ -28,7 +29,6 @@ from transforms.recommend import ListSettings, RecommendFused
 from transforms.recommend_by_shard import RecommendByShard
 from transforms.search import SearchSettings
 from transforms.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
-from transforms.sources import ITEM_LIST_ROLES, resolve_list
 from transforms.table import FOLDER, DateRows, WriteTable
 from transforms.training import USER_TOWER
 from transforms.write import part_of
@@ -38,9 +38,10 @@ CHECKED_USERS = 1_000
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
-    """Returns the stage, which reads users, the user tower and the index."""
+    """Returns the stage, which reads users, the user tower, the index, and what must not be recommended."""
     job, lists = job_of(settings, done)
-    item_lists = item_lists_of(settings.recommend)
+    item_lists = items_of(settings.output, done)
+    num_users = users_of(done).rows("users")
     shards = files_of_shards(job["index_files"], job["num_shards"])
     plan = choose_plan([bytes_of_shard(files) for files in shards.values()], settings.recommend.max_worker_bytes)
     if settings.recommend.plan != "auto":
@@ -48,16 +49,16 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     how: dict[str, Any] = {
         "plan": plan,
         "max_worker_bytes": settings.recommend.max_worker_bytes,
-        "num_slices": choose_slices(done["ingest"].rows("users")),
+        "num_slices": choose_slices(num_users),
     }
     base = base_lists(settings, done, lists)
-    how |= {"base": base, "num_users": done["ingest"].rows("users")}
+    how |= {"base": base, "num_users": num_users}
     scored_at, layout = settings.recommend.as_of or newest_of(done["ingest"]), settings.recommend.layout
     how |= {"scored_at": scored_at, "layout": layout}
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         check_canaries(metrics["canaries"])
-        check_items(metrics, settings.recommend)
+        check_items(metrics)
 
     return Stage(
         name="recommend",
@@ -65,10 +66,9 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         settings=asdict(lists)
         | {"layout": layout, "scored_at": scored_at.isoformat() if scored_at else None}
         | ({"base": base.described if isinstance(base, BaseLists) else {"why_nobody": base}} if base else {}),
-        sources=[source.description() for source in item_lists.given],
         check=check,
-        inputs={name: done[name] for name in ("ingest", "train", "embed", "index")},
-        reads={"ingest": ["users", "items"], "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
+        inputs={name: done[name] for name in ("ingest", "lists", "train", "embed", "index")},
+        reads={**reads_of(done, "items"), "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
         build=lambda root, attempt: build(root, attempt, **job, **how, lists=lists, item_lists=item_lists),
     )
 
@@ -101,13 +101,14 @@ def base_lists(settings: Settings, done: Mapping[str, StageManifest], lists: Lis
         return f"the index of release {base.release} was built in another way"
     if ingested.metrics["num_buckets"] != done["ingest"].metrics["num_buckets"]:
         return f"release {base.release} has {ingested.metrics['num_buckets']} buckets of users"
-    if recommended.sources and not recommended.dataset(BLOCKED):
-        return f"release {base.release} does not say which items were blocked"
-    root, digests = settings.output, {"users": ingested, "embeddings": embedded, FOLDER: recommended, BLOCKED: recommended}
+    if "lists" not in base.stages:
+        return f"release {base.release} was made by an earlier version of this program"
+    lists_then, users_then = base.stages["lists"], users_of(base.stages)
+    root, digests = settings.output, {"users": users_then, "embeddings": embedded, FOLDER: recommended, BLOCKED: lists_then}
     by_bucket = {name: _by_bucket(digests[name].paths(root, name)) for name in ("users", FOLDER)}
     return BaseLists(
         last=LastRelease(
-            by_bucket["users"], by_bucket[FOLDER], embedded.paths(root, "embeddings"), recommended.paths(root, BLOCKED)
+            by_bucket["users"], by_bucket[FOLDER], embedded.paths(root, "embeddings"), lists_then.paths(root, BLOCKED)
         ),
         rules=CarryRules(
             by_history=done["train"].settings["user_tower"] != "id",
@@ -138,6 +139,7 @@ def newest_of(ingested: StageManifest) -> datetime | None:
 def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[str, Any], ListSettings]:
     """Settles k, and returns where everything is that `build` reads, and what a list holds."""
     ingested, trained, embedded, indexed = (done[name] for name in ("ingest", "train", "embed", "index"))
+    served = users_of(done)
     num_candidates = embedded.rows("embeddings")
     k = settings.recommend.k
     if k > num_candidates:
@@ -147,10 +149,10 @@ def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[
         k=k,
         recommend_seen=settings.recommend.recommend_seen,
         search=SearchSettings(**indexed.metrics["search"]),
-        checked_fraction=min(1.0, CHECKED_USERS / max(1, ingested.rows("users"))),
+        checked_fraction=min(1.0, CHECKED_USERS / max(1, served.rows("users"))),
     )
     job = {
-        "users": {part_of(path): path for path in ingested.paths(settings.output, "users")},
+        "users": {part_of(path): path for path in served.paths(settings.output, "users")},
         "tower": join(settings.output, trained.folder, USER_TOWER),
         "index_root": join(settings.output, indexed.folder),
         "index_files": indexed.dataset("shards"),
@@ -205,7 +207,6 @@ def build(
         made.topk | "WriteTable" >> WriteTable(attempt, lists.k, layout),
         made.reports,
         *reports,
-        root | "WriteBlocked" >> WriteBlocked(attempt, embeddings, item_lists),
         Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
         (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(embeddings, lists.checked_fraction),
         root | "CountItems" >> CountItems(embeddings, item_lists),
@@ -213,25 +214,12 @@ def build(
     ]
 
 
-def item_lists_of(ask: RecommendSettings) -> ItemLists:
-    """Finds the lists of items that were asked for.
-
-    Raises:
-      InputError: if one cannot be read.
-    """
-    block, allow = (
-        resolve_list(uri, ITEM_LIST_ROLES, ask.list_columns, ask.tfds_data_dir) if uri else None
-        for uri in (ask.block_items, ask.allow_items)
-    )
-    return ItemLists(block, allow)
-
-
-def check_items(metrics: Mapping[str, Any], ask: RecommendSettings) -> None:
+def check_items(metrics: Mapping[str, Any]) -> None:
     """Raises InputError if no item is left to recommend."""
     if not metrics["items_allowed"]:
-        flags = " and ".join(flag for flag in ("--block_items", "--allow_items") if getattr(ask, flag[2:]))
         raise InputError(
-            f"none of the {metrics['items_indexed']:,} items in the index may be recommended: check the ids in {flags}"
+            f"none of the {metrics['items_indexed']:,} items in the index may be recommended: check the ids in "
+            "--block_items and --allow_items"
         )
 
 

@@ -84,7 +84,7 @@ def check_split(settings: Settings, base: Base) -> None:
             )
 
 
-_READ = {"ingest": "users", "train": None, "embed": "embeddings", "index": None, "recommend": "topk"}
+_READ = {"ingest": "users", "lists": "users", "train": None, "embed": "embeddings", "index": None, "recommend": "topk"}
 """The stages of a release that are built on, and what of them is read as it is; the index is hashed as it is copied."""
 
 
@@ -95,6 +95,8 @@ def check_files(workspace: Workspace, base: Base) -> None:
       InputError: naming the first one.
     """
     for name, dataset in _READ.items():
+        if name not in base.stages:
+            continue  # Releases of earlier programs have no lists.
         damage = damage_of(workspace.root, base.stages[name], dataset)
         if damage:
             raise InputError(

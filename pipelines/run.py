@@ -1,6 +1,6 @@
 """Runs the whole job: `python -m pipelines.run --ratings URI --items URI --output DIR`.
 
-Ratings in, the top-k of every user out: ingest, train, embed, index, recommend, judge, publish. A stage that is done is
+Ratings in, the top-k of every user out: ingest, lists, train, embed, index, recommend, judge, publish. A stage that is done is
 skipped. With --refit, the stages up to recommend run twice: see `pipelines.refit`; with --export_saved_model, the published
 table's model and index become one SavedModel too.
 """
@@ -9,17 +9,19 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import embed, export, index, ingest, judge, logs, recommend, results, train
+from pipelines import embed, export, index, ingest, judge, lists, logs, recommend, results, train
+from pipelines.check import check_job
 from pipelines.command import Output, run_command, verdict_on
 from pipelines.judge import last_table
 from pipelines.lease import LEFT_SECS, Held
 from pipelines.logs import LOGGER
 from pipelines.progress import Progress
-from pipelines.publish import AnotherPublished, Done, Made, Outcome, publish
+from pipelines.publish import READERS, AnotherPublished, Done, Made, Outcome, publish
 from pipelines.refit import check_same_sources, settings_of_refit
 from pipelines.reuse import kept_model, with_base
 from pipelines.settings import Settings, parse_command
@@ -32,6 +34,7 @@ from schemas.workspace import Workspace
 
 STAGES: Mapping[str, ModuleType] = {
     "ingest": ingest,
+    "lists": lists,
     "train": train,
     "embed": embed,
     "index": index,
@@ -81,8 +84,11 @@ def run_stages(
                 done[name] = kept_model(settings, ask.base, done["ingest"])
                 progress.skipped(name, f"kept from release {ask.base.release}")
                 continue
-            done[name] = run_stage(STAGES[name].stage(ask, done), workspace, options, progress, lease)
-            if name == "ingest" and made.evaluated:
+            stage = STAGES[name].stage(ask, done)
+            if name == "ingest":
+                lists.resolve_lists(ask.lists)  # Nobody should hear that a list is not there once the ratings have been read.
+            done[name] = run_stage(stage, workspace, options, progress, lease)
+            if name in READERS and done is not made.evaluated and name in made.evaluated:
                 check_same_sources(made.evaluated[name], done[name])
 
 
@@ -148,13 +154,17 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
     if settings.refit or settings.base:
         flag = "--refit" if settings.refit else "--reuse_model_from"
         raise InputError(f"to {asker} with {flag}, all stages must be known: give --ratings and all other flags again")
-    newest = workspace.finished(before[-1])
+    # What does not read the lists does not wait for them; what does may find them made before or after the index.
+    last = next(each for each in reversed(before) if each != "lists")
+    newest = workspace.finished(last)
     if not newest:
-        raise InputError(
-            f"{asker} needs {before[-1]}, which is not done below {workspace.root}: run python -m pipelines.{before[-1]}"
-        )
+        raise InputError(f"{asker} needs {last}, which is not done below {workspace.root}: run python -m pipelines.{last}")
     published = _with_inputs(newest[-1], workspace)
-    ingest.check_forgotten(workspace.root, published["ingest"])
+    if name == "recommend":
+        published["lists"] = _newest_lists(workspace, settings, published)
+    for reader in READERS:
+        if reader in published:
+            ingest.check_forgotten(workspace.root, published[reader])
     evaluated = newest[-1].settings["evaluated"] if name == "publish" else None
     if evaluated is None:
         return Made(published, published)
@@ -164,6 +174,20 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
             f"the evaluation that belongs to the newest table is gone (judge {evaluated}): run python -m pipelines.run again"
         )
     return Made(_with_inputs(judged, workspace), published)
+
+
+def _newest_lists(workspace: Workspace, settings: Settings, done: Done) -> StageManifest:
+    """Returns the newest lists for what ingest has read; where flags name lists, those."""
+    named = [source.description() for source in lists.resolve_lists(settings.lists).given.values()]
+    for found in reversed(workspace.finished("lists")):
+        facts = found.inputs["ingest"]
+        of_ingest = done["ingest"].digest_of_datasets(facts["datasets"]) == facts["digest"]
+        if of_ingest and (not named or named == list(found.sources)):
+            return found
+    raise InputError(
+        f"recommend needs lists, which is not done for the newest ingest{' and the lists that are named' if named else ''}: "
+        "run python -m pipelines.lists with the same flags"
+    )
 
 
 def keep_finished(workspace: Workspace, made: Made, lease: Held) -> None:
@@ -225,10 +249,14 @@ def main(argv: Sequence[str]) -> None:
     """
     settings, options = _prepare(argv, str(__doc__))
     started = time.monotonic()
+    if settings.check:
+        with _telling_programs(settings):
+            _check_ratings(settings)
+            check_job(settings, options)
+        return
 
     def make() -> tuple[Made, Outcome]:
-        if not settings.ingest.ratings:
-            raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
+        _check_ratings(settings)
         with Held(Workspace(settings.output), "run") as lease:
             made = run(settings, options, lease)
             return made, publish_when_judged(settings, made, options, lease)
@@ -236,15 +264,27 @@ def main(argv: Sequence[str]) -> None:
     _make_and_tell(settings, started, make)
 
 
-def _make_and_tell(settings: Settings, started: float, make: Callable[[], tuple[Made, Outcome]]) -> None:
-    """Publishes and prints the results: for people, and with --json for programs, whatever happens."""
+def _check_ratings(settings: Settings) -> None:
+    if not settings.ingest.ratings:
+        raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
+
+
+@contextmanager
+def _telling_programs(settings: Settings) -> Iterator[None]:
+    """Prints, with --json, what went wrong."""
     try:
-        made, outcome = make()
+        yield
     except (Exception, KeyboardInterrupt) as error:
         if settings.json:
             code, messages = verdict_on(error)
             print(json.dumps({"exit_status": code, "error": " ".join(messages)}), flush=True)
         raise
+
+
+def _make_and_tell(settings: Settings, started: float, make: Callable[[], tuple[Made, Outcome]]) -> None:
+    """Publishes and prints the results: for people, and with --json for programs, whatever happens."""
+    with _telling_programs(settings):
+        made, outcome = make()
     workspace, seconds = Workspace(settings.output), time.monotonic() - started
     try:
         results.show(workspace, made, outcome, seconds, Output(highlight=False, stderr=settings.json))
@@ -270,8 +310,8 @@ def _alone(name: str) -> Callable[[Sequence[str]], None]:
         if name == "publish":
             _make_and_tell(settings, started, lambda: _publish(settings))
             return
-        if name == "ingest" and not settings.ingest.ratings:
-            raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
+        if name == "ingest":
+            _check_ratings(settings)
         workspace = Workspace(settings.output)
         with Held(workspace, name, LEFT_SECS) as lease:
             made = finished_before(name, settings) if name != "ingest" else nothing_made(settings)

@@ -65,6 +65,11 @@ class ShortlistOptions(PipelineOptions):
             action="store_true",
             help="one line of JSON with the results on standard output; the rest to standard error",
         )
+        job.add_argument(
+            "--check",
+            action="store_true",
+            help="read the sources and lists, say what came in and what would be done, and stop (pipelines.run)",
+        )
         job.add_argument("--verbose", action="store_true", help="let Beam and TensorFlow speak, and show tracebacks")
 
         data = parser.add_argument_group("data")
@@ -229,9 +234,6 @@ class IngestSettings:
     columns: Mapping[str, str]
     items: str | None
     item_columns: Mapping[str, str]
-    users: str | None
-    exclude: str | None
-    list_columns: Mapping[str, str]
     tfds_data_dir: str | None
     rules: RatingRules
     max_rejected_fraction: float
@@ -252,6 +254,19 @@ class IngestSettings:
             )
         if self.num_buckets is not None and self.num_buckets < 1:
             raise InputError(f"num_buckets must be at least 1, got {self.num_buckets}: change --num_buckets")
+
+
+@dataclass(frozen=True)
+class ListsSettings:
+    """The lists that say whom to serve, and what must not be recommended; each a source or None."""
+
+    users: str | None
+    exclude: str | None
+    block_items: str | None
+    allow_items: str | None
+    columns: Mapping[str, str]
+    tfds_data_dir: str | None
+    max_rejected_fraction: float
 
 
 @dataclass(frozen=True)
@@ -293,10 +308,6 @@ class RecommendSettings:
 
     k: int
     recommend_seen: bool
-    block_items: str | None
-    allow_items: str | None
-    list_columns: Mapping[str, str]
-    tfds_data_dir: str | None
     plan: str
     max_worker_bytes: int
     as_of: datetime | None
@@ -341,6 +352,7 @@ class Settings:
 
     output: str
     ingest: IngestSettings
+    lists: ListsSettings
     training: TrainingSettings
     sweep: SweepSettings
     index: IndexSettings
@@ -353,6 +365,8 @@ class Settings:
     checkpoint_secs: float
     json: bool
     verbose: bool
+    check: bool
+    """Only read the sources, and say what would be done."""
     job: Mapping[str, Any] | None = field(compare=False)
     """The flags as they were given, so that the same can be asked for again; None without ratings. Two may mean the same."""
     reuse_model_from: str | None = None
@@ -638,7 +652,7 @@ def _search_of(flags: argparse.Namespace) -> SearchSettings | None:
     return SearchSettings(flags.leaves_to_search, flags.reorder_per_neighbor)
 
 
-_NOT_OF_JOB = ("output", "config", "json", "verbose", "force", "reuse_model_from")
+_NOT_OF_JOB = ("output", "config", "json", "verbose", "check", "force", "reuse_model_from")
 """Flags that say where, how loudly and under which exceptions a job runs, not what it makes."""
 
 
@@ -698,15 +712,21 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             columns=columns_of("--columns", flags.columns),
             items=flags.items,
             item_columns=columns_of("--item_columns", flags.item_columns),
-            users=flags.users,
-            exclude=flags.exclude,
-            list_columns=columns_of("--list_columns", flags.list_columns),
             tfds_data_dir=flags.tfds_data_dir,
             rules=RatingRules(rating_range=_range_of(flags.rating_range), timestamp_unit=flags.timestamp_unit),
             max_rejected_fraction=flags.max_rejected_fraction,
             recency_half_life_days=flags.recency_half_life_days,
             num_buckets=flags.num_buckets,
             split=SplitSettings(flags.split, holdout, flags.min_rating, flags.seed),
+        ),
+        lists=ListsSettings(
+            users=flags.users,
+            exclude=flags.exclude,
+            block_items=flags.block_items,
+            allow_items=flags.allow_items,
+            columns=columns_of("--list_columns", flags.list_columns),
+            tfds_data_dir=flags.tfds_data_dir,
+            max_rejected_fraction=flags.max_rejected_fraction,
         ),
         training=TrainingSettings(
             user_tower=flags.user_tower,
@@ -753,10 +773,6 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         recommend=RecommendSettings(
             k=flags.k,
             recommend_seen=flags.recommend_seen,
-            block_items=flags.block_items,
-            allow_items=flags.allow_items,
-            list_columns=columns_of("--list_columns", flags.list_columns),
-            tfds_data_dir=flags.tfds_data_dir,
             plan=flags.plan,
             max_worker_bytes=flags.max_worker_bytes,
             as_of=time_of("--as_of", flags.as_of) if flags.as_of else None,
@@ -777,6 +793,7 @@ def settings_of(flags: argparse.Namespace) -> Settings:
         checkpoint_secs=flags.checkpoint_secs,
         json=flags.json,
         verbose=flags.verbose,
+        check=flags.check,
         job=job_of(flags),
         reuse_model_from=flags.reuse_model_from,
     )

@@ -20,6 +20,7 @@ PROGRAM = "shortlist"
 COMMANDS = (
     "run",
     "ingest",
+    "lists",
     "train",
     "embed",
     "index",

@@ -16,7 +16,7 @@ _OF_USERS = ("user_id",)
 _OF_ITEMS = ("item_id", "history", "excluded", "below_min_rating", "holdout", "recommendations")
 """Columns of ids, and of lists of ids."""
 
-_DATASETS = {"ingest": ("users", "items", "rejected"), "recommend": ("topk",)}
+_DATASETS = {"ingest": ("users", "items", "rejected"), "lists": ("users", "blocked", "rejected"), "recommend": ("topk",)}
 """What is looked through of a stage; whatever else a release holds, beside its towers, is made of these."""
 
 

@@ -132,7 +132,7 @@ class Explainer:
 
     @cached_property
     def _is_withheld(self) -> bool:
-        paths = self._stages["recommend"].paths(self._root, BLOCKED)
+        paths = self._stages.get("lists", self._stages["recommend"]).paths(self._root, BLOCKED)  # As earlier programs had it.
         ids = pa.array([self._item_id], pa.string())
         return bool(paths) and len(find_rows(paths, "item_id", ids)) > 0
 

@@ -21,5 +21,8 @@ SERVED_USERS = pa.schema([USER_ID])
 EXCLUSIONS = pa.schema([USER_ID, ITEM_ID])
 """Pairs that must not be recommended."""
 
+ITEM_IDS = pa.schema([ITEM_ID])
+"""Items that a list names."""
+
 VALID = pa.schema([USER_ID, ITEM_ID, RATING, TIMESTAMP, POSITION])
 """A validated block inside `ingest`: it still knows where each row stood, which decides between repeated pairs."""

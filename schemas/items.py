@@ -29,3 +29,14 @@ def with_features(features: list[pa.Field]) -> pa.Schema:
     for field in features:
         schema = schema.append(field.with_nullable(True))
     return schema
+
+
+BLOCKED_ITEMS = dataset_schema(
+    "blocked_items",
+    1,
+    [
+        documented("item_id", pa.string(), "an item of the catalogue that must not be recommended to anyone"),
+        documented("code", pa.int32(), "its code in the catalogue"),
+    ],
+)
+"""What --block_items names, and what --allow_items does not, of the catalogue."""

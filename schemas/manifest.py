@@ -81,6 +81,12 @@ class StageManifest:
         return sum(file.rows for file in self.dataset(dataset))
 
 
+def users_of(done: Mapping[str, StageManifest]) -> StageManifest:
+    """Returns the stage that has the users to serve, in its dataset `users`: that of the lists, unless none names a user."""
+    lists = done.get("lists")  # Releases of earlier programs have none.
+    return lists if lists and lists.dataset("users") else done["ingest"]
+
+
 def check_complete(root: str, manifest: StageManifest, dataset: str | None = None) -> None:
     """Makes sure that a stage's files are as they were written: see `damage_of`.
 

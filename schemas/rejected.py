@@ -8,7 +8,9 @@ REJECTED = dataset_schema(
     "rejected",
     1,
     [
-        documented("dataset", pa.string(), "'ratings', 'items', 'served users' or 'exclusions'"),
+        documented(
+            "dataset", pa.string(), "'ratings', 'items', 'served users', 'exclusions', 'blocked items' or 'allowed items'"
+        ),
         documented("reason", pa.string(), "the rule that the row breaks, such as 'user_id is missing'"),
         documented("source", pa.string(), "the file or dataset that the row came from"),
         documented("position", pa.int64(), "where in the source: grows along a file; low 40 bits: about the byte or row"),

@@ -11,7 +11,9 @@ USERS = dataset_schema(
         documented("user_id", pa.string(), "the user; files are hash buckets of users, sorted by user_id"),
         documented("history", pa.list_(pa.string()), "training positives, oldest first, no item twice"),
         documented(
-            "excluded", pa.list_(pa.string()), "items that must not be recommended to this user, from --exclude, in their order"
+            "excluded",
+            pa.list_(pa.string()),
+            "items that must not be recommended to this user, from --exclude, in their order; none until that is read",
         ),
         documented("below_min_rating", pa.list_(pa.string()), "items rated below --min_rating: seen, but no positives"),
         documented("holdout", pa.list_(pa.string()), "positives held out of training, oldest first"),

@@ -10,16 +10,15 @@ import pytest
 
 from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
+from schemas.items import BLOCKED_ITEMS
 from schemas.storage import WrittenFile, join, parquet_writer
 from schemas.users import USERS
-from tests.made_data import write_csv
 from transforms.build_indexes import write_shard
 from transforms.embed import vector_column
-from transforms.item_lists import ItemLists
+from transforms.item_lists import BLOCKED, ItemLists
 from transforms.partition import key_by_shard
 from transforms.scann_index import plan_shard
-from transforms.sources import ITEM_LIST_ROLES, resolve_list
-from transforms.write import part_path
+from transforms.write import part_path, write_part
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,16 @@ def write_index(root: str, items: MadeItems, num_shards: int, num_leaves: int | 
     return files
 
 
-def item_lists(folder: Path, **lists: list[str]) -> ItemLists:
-    """Writes a `block` or an `allow` list, or both, to files."""
-    return ItemLists(
-        **{
-            name: resolve_list(str(write_csv(folder / f"{name}.csv", ["item_id"], [(each,) for each in ids])), ITEM_LIST_ROLES)
-            for name, ids in lists.items()
-        }
-    )
+def item_lists(folder: Path, ids: list[str], block: list[str] | None = None, allow: list[str] | None = None) -> ItemLists:
+    """Writes which items of a catalogue, whose i-th item has code i, must not be recommended."""
+    rows = [
+        {"item_id": each, "code": code}
+        for code, each in enumerate(ids)
+        if each in (block or []) or (allow is not None and each not in allow)
+    ]
+    blocked = pa.RecordBatch.from_pylist(rows, BLOCKED_ITEMS)
+    written = write_part(str(folder), BLOCKED, BLOCKED_ITEMS, 0, [blocked])
+    return ItemLists((f"{folder}/{written.path}",), len(ids))
 
 
 def make_users(items: MadeItems, num_users: int, seed: int = 1) -> list[dict]:

@@ -94,13 +94,14 @@ def test_the_release_names_the_model(job: tuple[Path, list[str]]) -> None:
 
 
 def test_other_lists_of_items_than_those_of_the_table_are_a_mistake(
-    job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+    job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     output, _ = job
-    assert run_command(export.main, [f"--output={output}"]) == MISTAKE
-    assert (
-        "the table was made with other lists of items than --block_items and --allow_items name now" in capsys.readouterr().err
-    )
+    other = write_csv(tmp_path / "other.csv", ["item_id"], [("i4",)])
+    assert run_command(export.main, [f"--output={output}", f"--block_items={other}"]) == MISTAKE
+    assert "the table was made with other lists than --users, --exclude, --block_items and" in capsys.readouterr().err
+    assert run_command(export.main, [f"--output={output}"]) == OK  # Where none is named, those of the table are meant.
+    assert len(Workspace(str(output)).finished("export")) == 1
 
 
 def test_a_tree_with_soar_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def test_no_file_that_the_new_release_names_has_them_but_the_model(served: Path,
     assert found == {}
     # The same look sees them where they were, and in the model that is kept.
     before = latest_of(served / "out")
-    for name, word in {"ingest": GONE, "recommend": EXTRA, "embed": ITEM, "index": ITEM, "train": GONE}.items():
+    for name, word in {"ingest": GONE, "lists": GONE, "recommend": EXTRA, "embed": ITEM, "index": ITEM, "train": GONE}.items():
         assert any(word.encode() in content_of(served / "out" / file["path"]) for file in before["stages"][name]["files"]), name
     assert kept == before["stages"]["train"]
     assert release["evaluated"]["stages"] == {}
@@ -126,7 +126,7 @@ def test_every_list_is_full_and_as_exact_search_has_it_or_as_it_was(served: Path
     embeddings = [row for path in folders["embed"].glob("embeddings/*") for row in pq.read_table(path).to_pylist()]
     vectors = np.array([row["embedding"] for row in embeddings], np.float32)
     item_ids = [row["item_id"] for row in embeddings]
-    users = one_block([block for path in folders["ingest"].glob("users/*") for block in read_parquet_blocks(str(path))], USERS)
+    users = one_block([block for path in folders["lists"].glob("users/*") for block in read_parquet_blocks(str(path))], USERS)
     queries, known = UserTower(str(folders["train"] / USER_TOWER)).embed(users)
     personalised = 0
     for row, query, is_known in zip(users.to_pylist(), queries, known, strict=True):
@@ -139,7 +139,7 @@ def test_every_list_is_full_and_as_exact_search_has_it_or_as_it_was(served: Path
             best = np.argsort(-(vectors[eligible] @ query), kind="stable")[:6]
             assert after[user] == [item_ids[eligible[at]] for at in best]
     assert personalised == 59
-    was = latest_of(served / "out")["stages"]["ingest"]["folder"]
+    was = latest_of(served / "out")["stages"]["lists"]["folder"]
     known_before = [row for path in (served / "out" / was).glob("users/*") for row in pq.read_table(path).to_pylist()]
     had = {row["user_id"] for row in known_before if ITEM in [*row["history"], *row["excluded"]]} | {"new"}  # Has no history.
     held = {user for user, items in before.items() if ITEM in items}

@@ -53,6 +53,13 @@ def ingested(output: Path, *flags: str) -> StageManifest:
     return done
 
 
+def listed(output: Path, *flags: str) -> StageManifest:
+    """Runs ingest and the stage that reads the lists, and returns the latter."""
+    ingested(output, *flags)
+    assert run_command(run._alone("lists"), [f"--output={output}", "--num_buckets=2", *flags]) == OK
+    return Workspace(str(output)).finished("lists")[-1]
+
+
 def test_the_list_survives_with_odd_ids_and_the_first_time_that_was_asked(root: str) -> None:
     workspace = Workspace(root)
     assert read_forgotten(workspace) == Forgotten()
@@ -245,10 +252,19 @@ def test_forgotten_rows_leave_what_a_source_without_them_would(sources: Path, tm
         {name: value["rows"] for name, value in each.items() if name.endswith("_read")} for each in (metrics, expected.metrics)
     ]
     assert summaries[0] == summaries[1]
+    lists, expected_lists = (
+        listed(tmp_path / out, *flags_of(folder, f"--split={split}"))
+        for out, folder in (("out", sources), ("less", sources / "less"))
+    )
+    assert lists.rows("users") == done.rows("users") + 1
+    assert lists.digest == expected_lists.digest
+    assert lists.metrics["ids_joined"] == expected_lists.metrics["ids_joined"]
     gone = sum(user in USERS or item in ITEMS for user, item, *_ in ratings()) + 3
     assert {name: value for name, value in done.metrics.items() if name not in metrics} == {
         "ratings_forgotten": gone,
         "items_forgotten": 3,
+    }
+    assert {name: value for name, value in lists.metrics.items() if name.endswith("_forgotten")} == {
         "served_users_forgotten": 2,
         "exclusions_forgotten": 2,
     }
@@ -300,7 +316,7 @@ def test_a_list_of_nobody_else_is_no_error_and_ratings_of_nobody_else_are(
     served = write_csv(tmp_path / "u.csv", ["user_id"], [("a",)])
     flags = [f"--ratings={source}", f"--users={served}", "--split=none"]
     forget(str(tmp_path / "out"), ["a"])
-    done = ingested(tmp_path / "out", *flags)
+    done = listed(tmp_path / "out", *flags)
     assert (done.rows("users"), done.metrics["served_users_forgotten"]) == (1, 1)
     forget(str(tmp_path / "out"), items=["x"])
     ingest(tmp_path / "out", *flags, code=MISTAKE)

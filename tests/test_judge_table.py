@@ -18,8 +18,7 @@ from schemas.embeddings import embeddings_schema
 from schemas.items import ITEMS
 from schemas.topk import LONG, LONG_TOPK, RECOMMENDATION, TOPK
 from schemas.users import USERS
-from tests.test_item_lists import list_of
-from transforms.item_lists import ItemLists
+from tests.made_index import item_lists
 from transforms.judge_table import (
     FAULTS,
     LAST_LISTS,
@@ -373,7 +372,7 @@ def test_a_whole_table_is_judged_from_its_files(tmp_path: Path, last_buckets: in
             buckets,
             [f"{tmp_path}/items/part-000000.parquet"],
             [f"{tmp_path}/embeddings/part-000000.parquet"],
-            ItemLists(block=list_of(tmp_path / "block.csv", ["blocked"])),
+            item_lists(tmp_path, [*COUNTS, "blocked"], block=["blocked"]),
             TableRules(K, False, 3, K),
             [] if same else last,
         )

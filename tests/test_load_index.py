@@ -59,7 +59,7 @@ def test_shards_come_back_one_by_one(root: str, items: MadeItems, num_leaves: in
 
 @pytest.mark.parametrize("num_leaves", [None, 3])
 def test_blocked_items_are_not_there(root: str, items: MadeItems, num_leaves: int | None, tmp_path: Path) -> None:
-    lists = item_lists(tmp_path, block=[*items.ids[::3], "nothing of ours"])
+    lists = item_lists(tmp_path, items.ids, block=[*items.ids[::3], "nothing of ours"])
     eligible = [code for code in range(70) if code % 3]
     files = write_index(root, items, NUM_SHARDS, num_leaves)
     index = load_index(root, files, NUM_SHARDS, lists)

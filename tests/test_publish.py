@@ -18,6 +18,7 @@ from pipelines import lookup, releases, run
 from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
 from pipelines.settings import parse_command
 from schemas.manifest import fingerprint_of
+from schemas.workspace import Workspace
 from tests.made_data import ratings, write_csv, write_items, write_ratings
 from tests.made_releases import signed
 from transforms.gates import GATES
@@ -84,7 +85,7 @@ def test_the_manifest_of_a_release_reaches_every_file_and_says_what_it_was_made_
             Path(file["path"]).stat().st_size,
             pytest.approx(Path(file["path"]).stat().st_mtime),
         )
-    assert list(release["stages"]) == ["ingest", "train", "embed", "index", "recommend", "judge"]
+    assert list(release["stages"]) == ["ingest", "lists", "train", "embed", "index", "recommend", "judge"]
     reached = set()
     for stage in release["stages"].values():
         assert read(output / stage["manifest"])["fingerprint"] == stage["fingerprint"]
@@ -140,7 +141,7 @@ def test_a_release_that_fails_a_gate_is_kept_beside_the_one_that_is_served(
     capsys.readouterr()
     assert run_command(run.main, [*other, "--min_overlap=1", "--force", "overlap=a new seed"]) == OK
     captured = capsys.readouterr()
-    assert captured.err.count("done before") == 6
+    assert captured.err.count("done before") == 7
     assert "1 forced (overlap)" in captured.out
     release = release_of(output)
     assert release["release"] == failed["release"]
@@ -328,7 +329,7 @@ def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evalua
     assert run_command(run.main, [*flags, "--refit"]) == OK
     captured = capsys.readouterr()
     # The evaluation is the plain run, done before but for its verdict, which belongs to the plain release.
-    assert captured.err.count("done before") >= 5
+    assert captured.err.count("done before") >= 6
     assert "before the refit" in captured.out
     release = release_of(output)
     evaluated = release["evaluated"]
@@ -354,8 +355,8 @@ def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evalua
     assert f"{len([1 for user, _ in rated if user == 'u3'])} in the history" in capsys.readouterr().out
     # Stage by stage, as a scheduler runs it, it is the same release; a second run finds all done.
     assert run_command(run.main, [*flags, "--refit"]) == OK
-    assert capsys.readouterr().err.count("done before") == 12
-    for name in ("ingest", "train", "embed", "index", "recommend", "judge", "publish"):
+    assert capsys.readouterr().err.count("done before") == 14
+    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge", "publish"):
         assert run_command(run._alone(name), [*flags, "--refit"]) == OK, name
     assert run_command(run._alone("publish"), [f"--output={output}"]) == OK
     assert release_of(output) == release
@@ -488,7 +489,7 @@ def test_a_table_judged_beside_another_release_is_judged_again(
 ) -> None:
     output, flags = job
     other = [*flags, "--seed=8"]
-    for name in ("ingest", "train", "embed", "index", "recommend", "judge"):
+    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
         assert run_command(run._alone(name), other) == OK
     (output / "LATEST").unlink()  # As if something else had been published, or withdrawn.
     capsys.readouterr()
@@ -509,6 +510,12 @@ def test_lists_of_items_must_be_those_that_the_table_was_made_with(
     block = write_csv(tmp_path / "block.csv", ["item_id"], [("i1",)])
     assert run_command(run.main, [*flags, f"--block_items={block}"]) == OK
     capsys.readouterr()
-    assert run_command(run._alone("judge"), [f"--output={output}"]) == MISTAKE
-    assert "the table was made with other lists of items than are named now" in capsys.readouterr().err
-    assert run_command(run._alone("judge"), [f"--output={output}", f"--block_items={block}"]) == OK
+    other = write_csv(tmp_path / "other.csv", ["item_id"], [("i2",)])
+    assert run_command(run._alone("judge"), [f"--output={output}", f"--block_items={other}"]) == MISTAKE
+    assert "the table was made with other lists than --users, --exclude, --block_items and" in capsys.readouterr().err
+    write_csv(block, ["item_id"], [("i1",), ("i2",)])
+    assert run_command(run._alone("judge"), [f"--output={output}", f"--allow_items={block}"]) == MISTAKE
+    # Where none is named, those of the table are meant.
+    assert run_command(run._alone("judge"), [f"--output={output}"]) == OK
+    judged = Workspace(str(output)).finished("judge")[-1]
+    assert judged.inputs["lists"]["fingerprint"] == Workspace(str(output)).finished("lists")[-1].fingerprint

@@ -106,7 +106,7 @@ def test_both_plans_make_the_same(case: dict[str, Any], tmp_path: Path, monkeypa
     users = write_users(str(tmp_path), made_users, PARTS, case.get("block_rows", 10))
     settings = ListSettings(k, case.get("recommend_seen", False), case.get("search", SearchSettings()), checked_fraction=0.5)
     blocked = [items.ids[code] for code in case.get("blocked", [])]
-    lists = item_lists(tmp_path, block=blocked) if blocked else EVERY_ITEM
+    lists = item_lists(tmp_path, items.ids, block=blocked) if blocked else EVERY_ITEM
     job = (str(tmp_path), files, num_shards, len(items.ids), settings, lists)
 
     outputs = {name: str(tmp_path / name) for name in ("fused", "by_shard")}

@@ -189,7 +189,7 @@ def test_stages_can_run_one_by_one(today: tuple[Path, list[str]], capsys: pytest
     folder, flags = today
     base = latest_of(folder / "out")["release"]
     given = [*QUICK, *flags, f"--reuse_model_from={base}"]
-    for name in ("ingest", "train", "embed", "index", "recommend", "judge", "publish"):
+    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge", "publish"):
         assert run_command(run._alone(name), given) == OK, name
     made = latest_of(folder / "out")
     assert made["base"]["release"] == base

@@ -111,7 +111,7 @@ def test_a_second_run_finds_all_done(job: tuple[Path, Path], capsys: pytest.Capt
     assert run_job(f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv", f"--output={output}") == OK
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == files
     captured = capsys.readouterr()
-    assert captured.err.count("done before") == 6
+    assert captured.err.count("done before") == 7
     assert "already published" in captured.out
 
 
@@ -134,7 +134,7 @@ def test_the_release_and_the_pointer_say_what_was_published(job: tuple[Path, Pat
     assert set(latest) == {"schema_version", "release", "manifest", "topk"}
     assert [file["path"] for file in release["topk"]] == latest["topk"]
     assert release["rows"] == 60
-    assert list(release["stages"]) == ["ingest", "train", "embed", "index", "recommend", "judge"]
+    assert list(release["stages"]) == ["ingest", "lists", "train", "embed", "index", "recommend", "judge"]
     assert release["metrics"]["recall_against_exact"]["mean"] == 1.0
     assert release["metrics"]["users"] == 60
 
@@ -147,7 +147,7 @@ def test_a_long_table_holds_the_same_and_passes_the_same_gates(
     sources = [f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv"]
     assert run_job(*sources, f"--output={tmp_path}/out", "--layout=long", "--as_of=2026-11-24") == OK
     captured = capsys.readouterr()
-    assert captured.err.count("done before") == 4
+    assert captured.err.count("done before") == 5
     assert "Title of" in captured.out
     rows = topk_of(tmp_path / "out")
     assert {row["scored_at"] for row in rows} == {datetime(2026, 11, 24, tzinfo=UTC)}
@@ -183,7 +183,7 @@ def test_stages_run_one_by_one_like_the_whole(job: tuple[Path, Path], tmp_path: 
     flags = [*QUICK, f"--output={tmp_path}"]
     sources = [f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv"]
     assert run_command(run._alone("ingest"), [*flags, *sources]) == OK
-    for name in ("train", "embed", "index"):
+    for name in ("lists", "train", "embed", "index"):
         assert run_command(run._alone(name), flags) == OK
     # With the sources, a stage finds exactly what those flags made.
     assert run_command(run._alone("recommend"), [*flags, *sources]) == OK
@@ -314,7 +314,10 @@ def test_allowed_items_are_the_only_ones_and_none_is_a_mistake(tmp_path: Path, c
     write_csv(allow, ["item_id"], [("elsewhere",)])
     capsys.readouterr()
     assert run_job(*flags, f"--allow_items={allow}") == MISTAKE
-    assert "none of the 40 items in the index may be recommended: check the ids in --allow_items" in capsys.readouterr().err
+    assert (
+        "none of the 1 ids of --allow_items is in the catalogue: they are such as 'elsewhere', the catalogue has"
+        in capsys.readouterr().err
+    )
 
 
 def test_stages_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,6 @@ from schemas.blocks import MAX_ROWS, Block
 from schemas.errors import InputError
 from schemas.rejected import REJECTED
 from transforms.sources import (
-    EXCLUSIONS_ROLES,
     PIECE_BYTES,
     RATING_ROLES,
     ReadBlocks,
@@ -38,7 +37,6 @@ from transforms.sources import (
     read_piece,
     resolve,
     resolve_items,
-    resolve_list,
     resolve_ratings,
     text_bytes_of,
 )
@@ -548,11 +546,9 @@ def test_text_is_estimated_by_what_it_comes_to_and_not_by_how_it_is_stored(tmp_p
     assert text_bytes_of(resolve_ratings(str(path))) == pytest.approx(expected, rel=0.1)
 
 
-def test_buckets_are_sized_by_all_that_meets_in_them(tmp_path, monkeypatch):
+def test_buckets_are_sized_by_the_text_of_the_ratings(tmp_path, monkeypatch):
     monkeypatch.setattr(ingest, "BUCKET_BYTES", 100_000)
-    (tmp_path / "ratings.csv").write_text("user_id,item_id\nu,i\n")
-    (tmp_path / "exclude.csv").write_text("user_id,item_id\n" + "u,i\n" * 100_000)
-    ratings = resolve_ratings(str(tmp_path / "ratings.csv"))
-    exclusions = resolve_list(str(tmp_path / "exclude.csv"), EXCLUSIONS_ROLES)
-    assert ingest.default_buckets(ingest.Sources(ratings, None, None, None)) == 1
-    assert ingest.default_buckets(ingest.Sources(ratings, None, None, exclusions)) == 5
+    (tmp_path / "few.csv").write_text("user_id,item_id\nu,i\n")
+    (tmp_path / "many.csv").write_text("user_id,item_id\n" + "u,i\n" * 100_000)
+    assert ingest.default_buckets(resolve_ratings(str(tmp_path / "few.csv"))) == 1
+    assert ingest.default_buckets(resolve_ratings(str(tmp_path / "many.csv"))) == 5

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
-from schemas.interactions import EXCLUSIONS, SERVED_USERS, VALID
+from schemas.interactions import VALID
 from transforms.histories import MILLION, Times, latest_of_each_pair, sorted_unique, split_bucket
 from transforms.split import FindCut, FindLatest, SplitSettings, split_rows, user_rows
 
@@ -171,29 +171,6 @@ def test_find_cut_runs_in_a_pipeline() -> None:
 def test_bad_settings_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SplitSettings(**arguments)
-
-
-@given(
-    ROWS,
-    st.lists(st.sampled_from(["a", "new", "z"])),
-    st.lists(st.tuples(st.sampled_from(["a", "b", "new", "x"]), st.text("xyz"))),
-)
-def test_served_users_and_exclusions_join_the_users(rows: list[Row], served: list[str], pairs: list[tuple[str, str]]) -> None:
-    blocks = [
-        block_of(rows),
-        pa.RecordBatch.from_arrays([pa.array(served, pa.string())], schema=SERVED_USERS),
-        pa.RecordBatch.from_arrays([pa.array([pair[at] for pair in pairs], pa.string()) for at in (0, 1)], schema=EXCLUSIONS),
-    ]
-    bucket = split_bucket(blocks, SplitSettings("none", 0), NOW)
-    found = [r for b in bucket.users for r in b.to_pylist()]
-    histories = deduplicated(rows)
-    assert [r["user_id"] for r in found] == sorted({*histories, *served}, key=str.encode)
-    for r in found:
-        assert r["history"] == [row[1] for row in histories.get(r["user_id"], [])]
-        assert r["excluded"] == sorted(item for user, item in pairs if user == r["user_id"])
-    known = {*histories, *served}
-    assert bucket.metrics["users_without_ratings"] == len(known - {*histories})
-    assert bucket.metrics["exclusions_of_unknown_users"] == sum(user not in known for user, _ in pairs)
 
 
 @given(ROWS, st.sampled_from([None, 3, 9]))

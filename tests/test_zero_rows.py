@@ -12,7 +12,7 @@ from pipelines.ingest import key_rejected
 from schemas.blocks import Block, in_blocks, one_block, text_lengths
 from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.interactions import EXCLUSIONS, SERVED_USERS, VALID
-from schemas.items import with_features
+from schemas.items import BLOCKED_ITEMS, with_features
 from schemas.rejected import REJECTED
 from schemas.topk import LONG, LONG_TOPK, NESTED, TOPK
 from schemas.users import USERS
@@ -21,14 +21,17 @@ from transforms.build_indexes import vectors_of
 from transforms.calibrate import CalibrationSettings, SampleUsers, sample_of, wanted_rows
 from transforms.carry_over import LISTS, CarryRules, KeptItems, SomeItems, carried_keys, carry_over
 from transforms.embed import embed_items, embed_users
+from transforms.id_forms import forms_of_block
 from transforms.id_map import IdMap, list_lengths
-from transforms.item_lists import ItemLists
+from transforms.item_lists import ItemLists, blocked_items
+from transforms.join_ids import find_spellings, join_ids
 from transforms.judge_table import Bucket, EligibleItems, KnownItems, TableRules, judge_bucket, last_lists, num_left
 from transforms.leave_out import Unwanted
 from transforms.popular import OVERALL, PopularItems, most_popular
 from transforms.ranking_metrics import metrics_of_users, recall_of_rows
 from transforms.recommend import ListSettings, asked_of, unwanted_of
 from transforms.search import SearchSettings
+from transforms.served_users import add_lists
 from transforms.split import FindCut, FindLatest, SplitSettings
 from transforms.top_k import Lists
 from transforms.validate import RatingRules, validate_ids, validate_items, validate_ratings
@@ -108,15 +111,22 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
     "range_of": (ID_MAP, lambda block: catalogue.range_of(block["item_id"], ["a", "b"])),
     "merge_range": (histories.ITEM_COUNTS, lambda block: catalogue.merge_range([block], []).items),
     **{
-        f"split_bucket_{split}_{kind}": (
-            schema,
+        f"split_bucket_{split}": (
+            VALID,
             lambda block, split=split, holdout=holdout: histories.split_bucket(
                 [block], SplitSettings(split, holdout), histories.Times(5, 9, 1.0)
             )[:4],
         )
         for split, holdout in (("random", 0.5), ("temporal", 0.5), ("last", 1), ("none", 0))
-        for kind, schema in (("ratings", VALID), ("users", SERVED_USERS), ("exclusions", EXCLUSIONS))
     },
+    **{
+        f"add_lists_{kind}": (schema, lambda block: add_lists(none_of(USERS), [block])[0])
+        for kind, schema in (("users", SERVED_USERS), ("exclusions", EXCLUSIONS))
+    },
+    "forms_of": (ID_MAP, forms_of_block),
+    "join_ids": (ID_MAP, lambda block: join_ids(block["item_id"], block["item_id"])),
+    "find_spellings": (ID_MAP, lambda block: find_spellings(block["item_id"], ["a"])),
+    "blocked_items": (BLOCKED_ITEMS, lambda block: blocked_items(block, block["item_id"], block["item_id"])),
     "embed_items": (with_features([]), lambda block: embed_items(block, KnowsNobody(), DIM)),
     "embed_users": (USERS, lambda block: embed_users(block, KnowsNobody())),
     "some_items": (EMBEDDINGS, lambda block: SomeItems.of(block, ItemLists())),

@@ -104,7 +104,7 @@ class SomeItems(NamedTuple):
     @classmethod
     def of(cls, embeddings: Block, lists: ItemLists) -> "SomeItems":
         """Returns those of a block of embeddings that may be recommended."""
-        may = embeddings.filter(pa.array(~lists.blocked(embeddings["item_id"])))
+        may = embeddings.filter(pa.array(~lists.blocked(embeddings["code"].to_numpy())))
         rows = hash_vectors(may["item_id"], may["embedding"])
         return cls(hash_ids(may["item_id"], _ID_SEED), rows, may["code"].to_numpy())
 

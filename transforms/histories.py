@@ -1,7 +1,7 @@
 """Turns a bucket of validated rows into users with their histories, training and holdout interactions, and item counts.
 
-Three kinds of blocks meet in a bucket: ratings (VALID), users to serve whether they have ratings or not (SERVED_USERS), and
-pairs that must not be recommended (EXCLUSIONS). Everyone of the first two kinds becomes a user.
+Everyone who has a rating becomes a user. Who else is to be served, and what must not be recommended to whom, is said by lists
+that change without the ratings: see `transforms.served_users`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import FEWER_USERS, Block, in_blocks, joined, one_block
-from schemas.interactions import EXCLUSIONS, INTERACTIONS, SERVED_USERS, VALID
+from schemas.interactions import INTERACTIONS, VALID
 from schemas.users import USERS
 from transforms.partition import key_by_user
 from transforms.split import Parts, SplitSettings, UserRows, split_rows, user_rows
@@ -79,7 +79,7 @@ def latest_of_each_pair(block: Block, users: pa.Array, cut: int | None = None) -
     Returns:
       The m rows kept, and [m] int64: the place of each row's user in `users`.
     """
-    user = _places(block["user_id"], users)
+    user = places_of(block["user_id"], users)
     item = block["item_id"].dictionary_encode().indices.to_numpy()
     timestamp = block["timestamp"].fill_null(0).to_numpy(zero_copy_only=False)
     position = block["position"].to_numpy()
@@ -103,7 +103,7 @@ def sorted_unique(*ids: pa.Array) -> pa.Array:
     return unique.take(pc.sort_indices(unique))
 
 
-def _places(ids: pa.Array, users: pa.Array) -> np.ndarray:
+def places_of(ids: pa.Array, users: pa.Array) -> np.ndarray:
     """Returns [n] int64: the place of each id in `users`, -1 for others."""
     encoded = ids.dictionary_encode()
     places = pc.index_in(encoded.dictionary, users).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -114,24 +114,19 @@ def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: Times)
     """Deduplicates, sorts and splits the rows of a bucket of users.
 
     Args:
-      blocks: rows of VALID, SERVED_USERS and EXCLUSIONS; all rows of each of their users.
+      blocks: rows of VALID; all rows of each of their users.
       settings: how to split.
       times: when to cut, and what is recent.
     """
-    by_kind: dict[tuple[str, ...], list[Block]] = {tuple(kind.names): [] for kind in (VALID, SERVED_USERS, EXCLUSIONS)}
-    for each in blocks:
-        by_kind[tuple(each.schema.names)].append(each)
-    found, served, excluded = (
-        one_block(by_kind[tuple(kind.names)], kind, FEWER_USERS) for kind in (VALID, SERVED_USERS, EXCLUSIONS)
-    )
-    users = sorted_unique(found["user_id"], served["user_id"])
+    found = one_block(blocks, VALID, FEWER_USERS)
+    users = sorted_unique(found["user_id"])
     block, user = latest_of_each_pair(found, users, times.cut)
     rows = user_rows(block, user, settings)
     parts = split_rows(rows, settings, times.cut)
     train = parts.train & rows.positive
     interactions = block.select(INTERACTIONS.names)
     return Bucket(
-        users=list(in_blocks(_users(users, block, rows, parts, excluded), USERS_A_BLOCK)),
+        users=list(in_blocks(_users(users, block, rows, parts), USERS_A_BLOCK)),
         train=list(in_blocks(interactions.filter(pa.array(train)))),
         holdout=list(in_blocks(interactions.filter(pa.array(parts.holdout)))),
         item_counts=list(
@@ -144,33 +139,31 @@ def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: Times)
             "rows_below_min_rating": int((~rows.positive).sum()),
             "users_without_history": int((np.bincount(user, train, minlength=len(users)) == 0).sum()),
             "users_with_holdout": int((np.bincount(user, parts.holdout) > 0).sum()),
-            "users_without_ratings": len(users) - len(np.unique(user)),
-            "exclusions_of_unknown_users": int((_places(excluded["user_id"], users) < 0).sum()),
         },
     )
 
 
-def _users(users: pa.Array, block: Block, rows: UserRows, parts: Parts, excluded: Block) -> Block:
-    """Returns one row of USERS for each of `users`, of the sorted `block` and the pairs that are `excluded`."""
-
-    def lists(user: np.ndarray, items: pa.Array) -> pa.ListArray:
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(users)))])
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items)
+def _users(users: pa.Array, block: Block, rows: UserRows, parts: Parts) -> Block:
+    """Returns one row of USERS for each of `users`, of the sorted `block`; nothing is excluded yet."""
 
     def lists_of(mask: np.ndarray) -> pa.ListArray:
-        return lists(rows.user[mask], block["item_id"].filter(pa.array(mask)))
+        return group_lists(rows.user[mask], block["item_id"].filter(pa.array(mask)), len(users))
 
-    unwanted = _places(excluded["user_id"], users)
-    item = _places(excluded["item_id"], sorted_unique(excluded["item_id"]))
-    order = np.lexsort((item, unwanted))[(unwanted < 0).sum() :]
+    nothing = group_lists(np.zeros(0, np.int64), pa.array([], pa.string()), len(users))
     columns = {
         "user_id": users,
         "history": lists_of(parts.train & rows.positive),
-        "excluded": lists(unwanted[order], excluded["item_id"].take(pa.array(order))),
+        "excluded": nothing,
         "below_min_rating": lists_of(parts.train & ~rows.positive),
         "holdout": lists_of(parts.holdout),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in USERS.names], schema=USERS)
+
+
+def group_lists(row: np.ndarray, items: pa.Array, num_rows: int) -> pa.ListArray:
+    """Returns [num_rows] lists: row i holds, in their order, the items whose `row`, [n] int64 ascending, is i."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=num_rows))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items)
 
 
 def _item_counts(items: pa.Array, *weights: np.ndarray) -> Block:

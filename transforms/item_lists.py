@@ -1,124 +1,130 @@
-"""Which items may be recommended at all: a list of items that must not be, and a list of the only ones that may be."""
+"""Which items may be recommended at all: a list of items that must not be, and a list of the only ones that may be.
 
-from collections.abc import Iterator
+    catalogue ────────> by a hash of the id ──┐
+    items to block ──>  likewise ─────────────┼─> the items of the catalogue that must not be recommended, with their codes
+    the only items ──>  likewise ─────────────┘
+
+This is done once, when the lists are read. Whoever searches, judges or carries over reads what came of it, once a process.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.blocks import Block, one_block
-from schemas.errors import InputError
-from schemas.storage import WrittenFile
+from schemas.blocks import Block, in_blocks, one_block
+from schemas.items import BLOCKED_ITEMS
+from schemas.storage import WrittenFile, read_parquet_blocks
+from transforms.partition import key_by_shard
 from transforms.read import ReadParquet
-from transforms.sources import Source, cut_file, read_piece
-from transforms.validate import as_text
 from transforms.write import Part, WriteParts
+
+BLOCKED = "blocked"
+"""The folder, below a stage's, that holds the items of the catalogue that must not be recommended."""
+
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class ItemLists:
-    """Lists of items that hold for every user; they may change from day to day without a new model or index.
+    """The items of a catalogue that nobody may get; they may change from day to day without a new model or index.
 
     Attributes:
-      block: items that must not be recommended; None blocks none.
-      allow: the only items that may be; None allows all.
+      paths: files of BLOCKED_ITEMS, which are never written again; none blocks nothing.
+      num_items: in the catalogue.
     """
 
-    block: Source | None = None
-    allow: Source | None = None
+    paths: tuple[str, ...] = ()
+    num_items: int = 0
 
-    @property
-    def given(self) -> list[Source]:
-        """The lists that there are."""
-        return [source for source in (self.block, self.allow) if source]
-
-    def blocked(self, item_ids: pa.Array) -> np.ndarray:
-        """Returns [n] bool: which of the items must not be recommended. The lists are read a block at a time.
-
-        Raises:
-          InputError: if a list has a row without an item: what should be blocked must not slip through.
-        """
-        blocked = np.zeros(len(item_ids), bool)
-        if self.allow:
-            blocked[:] = True
-            for listed in ids_of(self.allow):
-                blocked &= ~_is_in(item_ids, listed)
-        if self.block:
-            for listed in ids_of(self.block):
-                blocked |= _is_in(item_ids, listed)
-        return blocked
+    def blocked(self, codes: np.ndarray) -> np.ndarray:
+        """Returns [n] bool: which of the items with these codes, [n] integers, must not be recommended."""
+        if not self.paths:
+            return np.zeros(len(codes), bool)
+        with _LOADING:  # One thread reads, the others wait for what it has read.
+            mask = _load(self.paths, self.num_items)
+        return mask[codes]
 
 
-def _is_in(ids: pa.Array, listed: pa.Array) -> np.ndarray:
-    return pc.is_in(ids, listed).to_numpy(zero_copy_only=False)
+@lru_cache(maxsize=2)
+def _load(paths: tuple[str, ...], num_items: int) -> np.ndarray:
+    """Returns [num_items] bool, by code; a process keeps the lists of now and of a release that it builds on."""
+    mask = np.zeros(num_items, bool)
+    for path in paths:
+        for block in read_parquet_blocks(path, ["code"]):
+            mask[block["code"].to_numpy()] = True
+    return mask
 
 
-def ids_of(source: Source) -> Iterator[pa.Array]:
-    """Yields the item ids of a list, some thousands at a time, as text.
+def blocked_items(catalogue: Block, block: pa.Array | None, allow: pa.Array | None) -> Block:
+    """Returns the rows of BLOCKED_ITEMS, in ascending order of code, among some items of the catalogue.
 
-    Raises:
-      InputError: if a row has no item, or cannot be read.
+    Args:
+      catalogue: item_id and code.
+      block: the ids that must not be recommended; None blocks none.
+      allow: the only ids that may be; None allows all.
     """
-    for ordinal in range(len(source.files)):
-        for piece in cut_file(ordinal, source):
-            for found in read_piece(piece, source):
-                if not isinstance(found, pa.RecordBatch):
-                    row = found.value.slice(0, 1).to_pylist()[0]
-                    raise InputError(
-                        f"{row['source']} has a line that cannot be read ({row['reason']}): {row['text']!r}: mend it"
-                    )
-                ids = as_text(found["item_id"])
-                missing = pc.or_kleene(pc.is_null(ids), pc.equal(pc.utf8_trim_whitespace(ids), "")).fill_null(True)
-                if pc.any(missing).as_py():
-                    first = int(np.flatnonzero(missing.to_numpy(zero_copy_only=False))[0])
-                    raise InputError(
-                        f"{found['source'][first].as_py()} has a row without an item_id (position "
-                        f"{found['position'][first].as_py()}): a list of items must name one in every row: remove the row"
-                    )
-                yield ids
+    ids = catalogue["item_id"]
+    blocked = pa.array(np.zeros(len(ids), bool))
+    if allow is not None:
+        blocked = pc.invert(pc.is_in(ids, allow))
+    if block is not None:
+        blocked = pc.or_(blocked, pc.is_in(ids, block))
+    found = catalogue.filter(blocked)
+    return found.take(pc.sort_indices(found["code"])).cast(BLOCKED_ITEMS)
 
 
-BLOCKED = "blocked"
-"""The folder, below a stage's, that holds the ids of indexed items that may not be recommended."""
-
-BLOCKED_ITEMS = pa.schema([pa.field("item_id", pa.string(), nullable=False)])
+CATALOGUE = "catalogue"
+"""The name of all items among what `WriteBlocked` is applied to."""
 
 
 @dataclass
 class WriteBlocked(beam.PTransform):
-    """Writes which indexed items may not be recommended, so that a later release knows; one file, and none without lists.
+    """Writes which items of the catalogue must not be recommended, a file a partition of the catalogue.
+
+    What it is applied to are blocks by name: CATALOGUE, with item_id and code; `block_items`, ITEM_IDS that must not be
+    recommended, and `allow_items`, the only ones that may be, where there are such lists.
 
     Attributes:
       root: the folder of the attempt.
-      embeddings: paths of the stored embeddings: all that is indexed.
-      lists: which items may be recommended at all.
+      num_partitions: how many workers may share the catalogue.
     """
 
     root: str
-    embeddings: list[str]
-    lists: ItemLists
+    num_partitions: int
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[WrittenFile]:
-        blocked = root | "ReadItems" >> ReadParquet(self.embeddings if self.lists.given else [], ["item_id"])
+    def expand(self, named: Mapping[str, beam.PCollection[Block]]) -> beam.PCollection[WrittenFile]:
+        keyed = {
+            name: blocks | f"Key {name}" >> beam.FlatMap(key_by_shard, self.num_partitions).with_output_types(tuple[int, Block])
+            for name, blocks in named.items()
+        }
         return (
-            root
-            | "OneFile" >> beam.Create([0] if self.lists.given else [])
-            | "GatherBlocked" >> beam.Map(_part_of_blocked, beam.pvalue.AsList(blocked | beam.Map(self._blocked)))
+            keyed
+            | "GroupByPartition" >> beam.CoGroupByKey()
+            | "FindBlocked" >> beam.FlatMapTuple(_part_of_blocked)
             | "WriteFile" >> WriteParts(self.root, BLOCKED, BLOCKED_ITEMS)
         )
 
-    def _blocked(self, block: Block) -> Block:
-        return block.filter(pa.array(self.lists.blocked(block["item_id"]))).cast(BLOCKED_ITEMS)
 
+def _part_of_blocked(part: int, found: dict[str, Iterable[Block]]) -> Iterator[Part]:
+    def ids_of(name: str) -> pa.Array | None:
+        nothing = pa.array([], pa.string())
+        return pa.concat_arrays([nothing, *(block["item_id"] for block in found[name])]) if name in found else None
 
-def _part_of_blocked(part: int, blocks: list[Block]) -> Part:
-    items = one_block(blocks, BLOCKED_ITEMS)
-    return part, [items.take(pc.sort_indices(items["item_id"]))]
+    names = ["item_id", "code"]
+    schema = pa.schema([BLOCKED_ITEMS.field(name) for name in names])
+    catalogue = one_block((block.select(names).cast(schema) for block in found[CATALOGUE]), schema)
+    blocked = blocked_items(catalogue, ids_of("block_items"), ids_of("allow_items"))
+    if blocked.num_rows:
+        yield part, list(in_blocks(blocked))
 
 
 @dataclass
@@ -137,7 +143,8 @@ class CountItems(beam.PTransform):
         super().__init__()
 
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[dict[str, int]]:
-        return root | "ReadItems" >> ReadParquet(self.embeddings, ["item_id"]) | "CountBlock" >> beam.Map(self._count)
+        return root | "ReadItems" >> ReadParquet(self.embeddings, ["code"]) | "CountBlock" >> beam.Map(self._count)
 
     def _count(self, block: Block) -> dict[str, int]:
-        return {"items_indexed": block.num_rows, "items_allowed": int((~self.lists.blocked(block["item_id"])).sum())}
+        may = ~self.lists.blocked(block["code"].to_numpy())
+        return {"items_indexed": block.num_rows, "items_allowed": int(may.sum())}

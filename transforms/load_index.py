@@ -92,7 +92,7 @@ def load_items(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemL
         for file in of_items:
             check_file(str(folder / file.path), file)
         items = _read_items(folder / path)
-        return items.filter(pa.array(~lists.blocked(items["item_id"])))
+        return items.filter(pa.array(~lists.blocked(items["code"].to_numpy())))
 
 
 def _read_items(path: Path) -> Block:
@@ -117,7 +117,7 @@ def load_shard(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemL
             check_file(str(folder / file.path), file)
         at = folder / shard_path(shard)
         items = _read_items(at / ID_MAP_FILE)
-        blocked = lists.blocked(items["item_id"])
+        blocked = lists.blocked(items["code"].to_numpy())
         try:
             shard_to_search = Shard(load(at / INDEX_FOLDER), items["code"].to_numpy(), blocked)
         except ValueError as error:

@@ -390,7 +390,7 @@ def _stages(manifest: Mapping[str, Any]) -> Iterator[Html]:
         for name, stage in stages.items()
     ]
     yield _table(["stage", "time", "files", "rows", "size", "fingerprint", "finished"], rows, "Stages", words=(5, 6))
-    read = manifest["stages"]["ingest"]["metrics"]
+    read = {name: value for stage in stages.values() for name, value in stage["metrics"].items() if name.endswith("_read")}
     sources: list[list[str]] = []
     for source in manifest["sources"]:
         summary = read.get(f"{source['dataset']}_read")

@@ -113,7 +113,8 @@ ITEM_ROLES = Roles(
 
 SERVED_USERS_ROLES = Roles("served users", "--list_columns", {"user_id": _USER_ID}, {})
 EXCLUSIONS_ROLES = Roles("exclusions", "--list_columns", {"user_id": _USER_ID, "item_id": _ITEM_ID}, {})
-ITEM_LIST_ROLES = Roles("item list", "--list_columns", {"item_id": _ITEM_ID}, {})
+BLOCKED_ITEMS_ROLES = Roles("blocked items", "--list_columns", {"item_id": _ITEM_ID}, {})
+ALLOWED_ITEMS_ROLES = Roles("allowed items", "--list_columns", {"item_id": _ITEM_ID}, {})
 
 
 @dataclass(frozen=True)
@@ -209,19 +210,26 @@ def resolve_items(uri: str, columns: Mapping[str, str] | None = None, tfds_data_
 
 
 def resolve_list(uri: str, roles: Roles, columns: Mapping[str, str] | None = None, tfds_data_dir: str | None = None) -> Source:
-    """Finds a list of ids behind a URI; of `columns`, only the roles that the list has count.
+    """Finds a list of ids behind a URI; of `columns`, only the roles that the list has count. A list may have no rows.
 
     Raises:
       InputError: if there is nothing there, or nothing that can be read so.
     """
-    return resolve(uri, roles, {role: name for role, name in (columns or {}).items() if role in roles.aliases}, tfds_data_dir)
+    known = {role: name for role, name in (columns or {}).items() if role in roles.aliases}
+    return resolve(uri, roles, known, tfds_data_dir, may_be_empty=True)
 
 
-def resolve(uri: str, roles: Roles, columns: Mapping[str, str] | None = None, tfds_data_dir: str | None = None) -> Source:
+def resolve(
+    uri: str,
+    roles: Roles,
+    columns: Mapping[str, str] | None = None,
+    tfds_data_dir: str | None = None,
+    may_be_empty: bool = False,
+) -> Source:
     """Finds what a URI names, and which column plays which role; `resolve_ratings` and `resolve_items` for any roles.
 
     Raises:
-      InputError: if there is nothing there, or nothing that can be read so.
+      InputError: if there is nothing there, or nothing that can be read so; no rows, unless it may be empty.
     """
     columns = columns or {}
     if uri.startswith(TFDS):
@@ -233,7 +241,7 @@ def resolve(uri: str, roles: Roles, columns: Mapping[str, str] | None = None, tf
     with ThreadPoolExecutor(_CHECKED_AT_ONCE) as pool:
         contents = list(pool.map(lambda metadata: _look_into(metadata, file_format), found))
         files = list(pool.map(_source_file, found, contents))
-    if not any(content.has_rows for content in contents):
+    if not may_be_empty and not any(content.has_rows for content in contents):
         raise InputError(f"{uri} has no rows: there is nothing to read")
     first = contents[0].schema
     mapping = map_columns(roles, first.names, columns, found[0].path)

@@ -20,6 +20,7 @@ from schemas.blocks import Block
 from schemas.errors import InputError
 from schemas.interactions import VALID
 from schemas.rejected import REJECTED
+from transforms.id_forms import Forms, MergeForms, forms_of_block
 
 LAST_SECOND = 4_102_444_800
 """2100-01-01 in Unix seconds: no rating is younger, and a millisecond clock passed it in February 1970."""
@@ -66,6 +67,8 @@ class Validated(NamedTuple):
     """REJECTED, malformed lines included."""
     summary: beam.PCollection[Summary]
     """One element."""
+    forms: beam.PCollection[Forms]
+    """One element: what the ids that passed look like."""
 
 
 @dataclass(frozen=True)
@@ -510,6 +513,7 @@ class _ValidateBlock(beam.DoFn):
         Metrics.counter(self._dataset, "valid").inc(valid.num_rows)
         yield from _noted(self._dataset, element.num_rows, rejected)
         if valid.num_rows:
+            yield beam.pvalue.TaggedOutput("forms", forms_of_block(valid))
             yield valid
 
 
@@ -530,8 +534,8 @@ def _note_malformed(block: Block, dataset: str) -> Iterator[Any]:
 def _validated(raw: RawBlocks, dataset: str, validate: Callable[..., tuple[Block, Block]], *arguments: Any) -> Validated:
     """Wires a validation."""
     checked = raw.blocks | "Validate" >> beam.ParDo(_ValidateBlock(validate, dataset, *arguments)).with_output_types(
-        Block, rejected=Block, summaries=dict[str, Any]
-    ).with_outputs("rejected", "summaries", main="valid")
+        Block, rejected=Block, summaries=dict[str, Any], forms=dict[str, Any]
+    ).with_outputs("rejected", "summaries", "forms", main="valid")
     malformed = raw.malformed | "NoteMalformed" >> beam.FlatMap(_note_malformed, dataset).with_output_types(
         Block, rejected=Block, summaries=dict[str, Any]
     ).with_outputs("rejected", "summaries", main="none")
@@ -541,7 +545,8 @@ def _validated(raw: RawBlocks, dataset: str, validate: Callable[..., tuple[Block
         | "AllSummaries" >> beam.Flatten()
         | "Summarise" >> beam.CombineGlobally(MergeSummaries())
     )
-    return Validated(checked.valid, rejected, summary)
+    forms = checked.forms | "DescribeIds" >> beam.CombineGlobally(MergeForms())
+    return Validated(checked.valid, rejected, summary, forms)
 
 
 @dataclass

@@ -151,7 +151,7 @@ SUMMARY = "summary.json"
 
 
 class MergeReports(beam.CombineFn):
-    """Merges what the workers report: files are listed by path, metrics of the same name add up."""
+    """Merges what the workers report: files are listed by path, metrics of the same name add up, in dicts too."""
 
     def create_accumulator(self) -> dict[str, Any]:
         return {"files": [], "metrics": {}}
@@ -176,7 +176,11 @@ class MergeReports(beam.CombineFn):
 
 def _add_metrics(total: dict[str, Any], metrics: dict[str, Any]) -> None:
     for name, value in metrics.items():
-        total[name] = total[name] + value if name in total else value
+        if isinstance(value, dict) and isinstance(total.get(name), dict):
+            total[name] = dict(total[name])
+            _add_metrics(total[name], value)
+        else:
+            total[name] = total[name] + value if name in total else value
 
 
 @dataclass
