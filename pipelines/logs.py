@@ -50,7 +50,12 @@ def _filter_native_stderr() -> None:
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Writes out what is no mark, so that an id in a message cannot act on the terminal."""
+    """Writes out what is no mark, so that an id in a message cannot act on the terminal; a warning says that it is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.WARNING:
+            record.message = f"{record.levelname.lower()}: {record.message}"
+        return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), "\n\t")
