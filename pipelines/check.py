@@ -7,6 +7,7 @@ finds them done. Nothing is trained, judged or published, and `LATEST` stays as 
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,7 +45,7 @@ def check_job(settings: Settings, options: PipelineOptions) -> None:
     with Held(workspace, "check") as lease:
         # A job that refits reads all twice, in two splits; the first time tells what came in.
         ask, read = next(chains(settings, made))
-        run_stages(READERS, ask, Made(read, read, made.base), options, lease)
+        run_stages(READERS, replace(ask, refit=False), Made(read, read, made.base), options, lease)
         plan = {model: dict(stages) for model, stages in plan_of(settings, made, workspace)}
     found = what_came_in(read)
     found |= {"stages": plan, "compared_with": latest.release if latest else None}
