@@ -30,7 +30,12 @@ _LOOK_SECS = 1.0
 
 def time_in(seconds: float) -> str:
     """Returns the time so many seconds from now: UTC, ISO 8601, to the millisecond."""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return as_time(datetime.now(UTC) + timedelta(seconds=seconds))
+
+
+def as_time(moment: datetime) -> str:
+    """Returns a moment, in UTC, as times are written: ISO 8601, to the millisecond."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Held:

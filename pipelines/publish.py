@@ -2,28 +2,34 @@
 
 A release is one manifest that names everything the table came from; its files stay where the stages wrote them. `LATEST` is
 written last, in one piece: a run that dies before changes nothing that readers see. A table that fails a gate becomes a release
-too, marked as failed, so that it can be looked at; `LATEST` stays.
+too, marked as failed, so that it can be looked at; `LATEST` stays. A table that passed once and is judged again, beside another
+or by other limits, becomes another release: what was said of the first stays as it was.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from itertools import count
 from typing import Any, NamedTuple
 
 from pipelines.ingest import FORGOTTEN, check_forgotten, rows_read
 from pipelines.judge import FOUND, LastTable, last_table
+from pipelines.lease import Held, as_time, time_in
 from pipelines.report import report_of
 from pipelines.stage import now, versions
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, check_complete, fingerprint_of
+from schemas.manifest import StageManifest, check_complete, fingerprint_of, plain
 from schemas.release import (
     FAILED,
     PASSED,
     SCHEMA_VERSION,
     Base,
     Latest,
+    NewerError,
     Withdrawal,
     read_latest,
+    read_named,
     read_release,
     withdrawals_of,
     write_latest,
@@ -82,8 +88,13 @@ class Outcome:
 
 def release_of(recommended: StageManifest) -> str:
     """Returns a release's name: the time its table was finished, and the start of the table's digest."""
-    time = "".join(each for each in recommended.finished_at.split(".")[0] if each not in "-:")
-    return f"{time}Z-{recommended.digest[:8]}"
+    return name_at(recommended.finished_at, recommended.digest)
+
+
+def name_at(time: str, digest: str) -> str:
+    """Returns the name of a release, given a time, ISO 8601, and the digest of its table."""
+    digits = "".join(each for each in time.split(".")[0] if each not in "-:")
+    return f"{digits}Z-{digest[:8]}"
 
 
 def evaluation_of(made: Made) -> dict[str, Any]:
@@ -230,31 +241,34 @@ def release_manifest(
     }
 
 
-def publish(workspace: Workspace, made: Made, settings: GateSettings, job: Mapping[str, Any] | None = None) -> Outcome:
+def publish(
+    workspace: Workspace,
+    made: Made,
+    settings: GateSettings,
+    job: Mapping[str, Any] | None = None,
+    lease: Held | None = None,
+) -> Outcome:
     """Makes the release of a finished table, and points `LATEST` to it if all its gates pass or are overridden.
 
-    What `LATEST` already names is left alone.
+    What `LATEST` already names is left alone, and so is what passed once: another verdict on the same table is another release.
 
     Args:
       workspace: the output.
       made: the finished stages, `judge` among them.
       settings: the gates' limits.
       job: the flags that asked for the table, which its release keeps.
+      lease: keeps the release from being deleted before `LATEST` names it.
 
     Raises:
-      AnotherPublished: if the table was compared with another than `LATEST` names now.
+      AnotherPublished: if the table was compared with another than `LATEST` names now, or something was rolled back meanwhile.
       InputError: if a file is missing, or others are to be forgotten now than when the sources were read.
     """
     table = made.published["recommend"]
-    release = release_of(table)
-    topk = tuple(f"{table.folder}/{file.path}" for file in table.dataset("topk"))
-    latest = Latest(release, workspace.release_manifest(release), topk)
-    is_served = read_latest(workspace) == latest
-    if is_served:
-        known = read_release(workspace, latest)
-        if known["stages"]["ingest"]["settings"].get(FORGOTTEN) == made.published["ingest"].settings.get(FORGOTTEN):
-            return Outcome(latest, known, False, [])
-        # Else it is the same table, made without others: its manifest must not name any longer what was read of them.
+    served = read_latest(workspace)
+    known = read_release(workspace, served) if served else None
+    is_served = served is not None and served.topk == topk_of(table)
+    if served and known and is_served and is_without_the_same(known, made):
+        return Outcome(served, known, False, [])
     same = served_already(workspace, made)
     if same:
         return Outcome(same, read_release(workspace, same), False, [])
@@ -265,25 +279,143 @@ def publish(workspace: Workspace, made: Made, settings: GateSettings, job: Mappi
         )
     for stage in made.published.values():
         check_complete(workspace.root, stage, "topk" if stage.stage == "recommend" else None)
-    withdrawals = withdrawals_of(workspace, release, table.digest)
+    seen = Seen(served, withdrawals_of(workspace, release_of(table), table.digest))
     before = last_release(workspace, last)
-    gates = judge_release(facts_of(made, before, withdrawals), settings)
-    manifest = release_manifest(release, made, gates, settings, last, before, job)
+    gates = judge_release(facts_of(made, before, seen.withdrawals), settings)
     failed = failures(gates)
-    path = join(workspace.root, latest.manifest)
-    was_served = is_served or (any(each.release == release for each in withdrawals) and exists(path))
-    for name in READERS:
-        check_forgotten(workspace.root, made.published[name])
-    if not (failed and was_served):  # The manifest and the report of what was once served stay as they were.
+    manifest = release_manifest(release_of(table), made, gates, settings, last, before, job)
+    # The same table, made without others, takes the place of what is served, which must not name what was read of them.
+    replaced = served.release if served and is_served and not failed else None
+    release, kept = record_for(workspace, manifest, names_of(made, known), replaced)
+    manifest["release"] = release
+    if lease:
+        lease.use([workspace.release(release)])
+    path = join(workspace.root, workspace.release_manifest(release))
+    if kept is None or not exists(path):  # It might have been deleted until then.
         page = report_of(workspace, manifest).encode()
+        check_nothing_happened(workspace, made, seen)
         manifest |= {"report": asdict(write_file(workspace.root, workspace.release_report(release), page))}
         manifest |= {"checksum": fingerprint_of(manifest)}
         write_json(path, manifest)
+    latest = Latest(release, workspace.release_manifest(release), topk_of(table))
     if not failed:
+        check_nothing_happened(workspace, made, seen)
         write_latest(workspace, latest)
-        for each in withdrawals:
+        for each in seen.withdrawals:
             delete(join(workspace.root, workspace.withdrawal(each.release)))
-    return Outcome(latest, manifest, not failed, failed)
+    return Outcome(latest, kept or manifest, not failed, failed)
+
+
+def topk_of(table: StageManifest) -> tuple[str, ...]:
+    """Returns the files of a table, relative to the output root."""
+    return tuple(f"{table.folder}/{file.path}" for file in table.dataset("topk"))
+
+
+def is_without_the_same(release: Mapping[str, Any], made: Made) -> bool:
+    """Tells whether the same users and items were left out of a release as of what is to be published."""
+    then = release["stages"]
+    return all(
+        then[name]["settings"].get(FORGOTTEN) == made.published[name].settings.get(FORGOTTEN) for name in READERS if name in then
+    )
+
+
+def names_of(made: Made, served: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yields names for the release of a table, for as long as one is taken by another verdict on it.
+
+    The first is the name of the table. A later verdict sorts after what it was compared with, so that going back from it leads
+    there: its name has the time when the table was judged, or a second after what is served was, if that is later. The same
+    command comes to the same name. Where that is taken too, it has the time now.
+
+    Args:
+      made: the finished stages.
+      served: the manifest of what is served.
+    """
+    table, judged_at = made.published["recommend"], made.published["judge"].finished_at
+    yield release_of(table)
+    if served:
+        judged_at = max(judged_at, a_second_after(served.get("judged_at") or served["created_at"]))
+    yield name_at(judged_at, table.digest)
+    for seconds in count():
+        yield name_at(time_in(seconds), table.digest)
+
+
+def a_second_after(time: str) -> str:
+    """Returns the time a second after another; UTC, ISO 8601, to the millisecond."""
+    return as_time(datetime.fromisoformat(time) + timedelta(seconds=1))
+
+
+def record_for(
+    workspace: Workspace, manifest: Mapping[str, Any], names: Iterable[str], replaced: str | None
+) -> tuple[str, dict[str, Any] | None]:
+    """Finds the release that is to hold a verdict, so that nothing is written over what passed.
+
+    Args:
+      workspace: the output.
+      manifest: what the release's manifest is to say, whatever its name.
+      names: for the release, the best first.
+      replaced: one to write in place of, None for none.
+
+    Returns:
+      The name; and the manifest that is there already, if it says the very same, as after a run that died just before it wrote
+      the pointer.
+    """
+    if replaced:
+        return replaced, None
+    for name in names:
+        there = _passed_at(workspace, name)
+        if there is None:
+            return name, None
+        if verdict_in(there) == verdict_in(manifest):
+            return name, there
+    raise AssertionError("names never end")
+
+
+def _passed_at(workspace: Workspace, name: str) -> dict[str, Any] | None:
+    """Returns the manifest of a release that passed its gates; None where none is there, it failed, or it is damaged."""
+    if not exists(join(workspace.root, workspace.release_manifest(name))):
+        return None
+    try:
+        found = read_named(workspace, name)
+    except NewerError:
+        raise
+    except InputError:
+        return None
+    return found if found["status"] == PASSED else None
+
+
+def verdict_in(manifest: Mapping[str, Any]) -> Any:
+    """Returns what the manifest of a release says, but for its name, for when it was said, and for the report on it."""
+    return plain(
+        {name: value for name, value in manifest.items() if name not in ("release", "judged_at", "report", "checksum")}
+    )
+
+
+class Seen(NamedTuple):
+    """What a table was judged beside.
+
+    Attributes:
+      latest: what was served.
+      withdrawals: what said that the very table had been rolled back.
+    """
+
+    latest: Latest | None
+    withdrawals: list[Withdrawal]
+
+
+def check_nothing_happened(workspace: Workspace, made: Made, seen: Seen) -> None:
+    """Looks again, right before the pointer is written, whether the verdict still holds: it took its time.
+
+    Raises:
+      AnotherPublished: if another release is served now, or the table has been rolled back.
+      InputError: if others are to be forgotten now.
+    """
+    table = made.published["recommend"]
+    if read_latest(workspace) != seen.latest:
+        raise AnotherPublished("another release has been published or rolled back while this one was judged: run this again")
+    if withdrawals_of(workspace, release_of(table), table.digest) != seen.withdrawals:
+        raise AnotherPublished("this very table has been rolled back while it was judged: run this again")
+    for name in READERS:
+        check_forgotten(workspace.root, made.published[name])
 
 
 def served_already(workspace: Workspace, made: Made) -> Latest | None:

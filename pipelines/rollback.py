@@ -12,7 +12,7 @@ from pipelines.stage import now
 from pipelines.still_named import still_named
 from pipelines.verify import verify_release
 from schemas.errors import InputError
-from schemas.forgotten import read_forgotten
+from schemas.forgotten import Forgotten, read_forgotten
 from schemas.release import (
     PASSED,
     Latest,
@@ -66,6 +66,7 @@ def roll_back(workspace: Workspace, name: str | None = None, reason: str = "") -
 
 def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Held) -> RolledBack:
     latest = _pointer(workspace, must_be_read=name is None)
+    seen = _Seen(latest, find_withdrawals(workspace), read_forgotten(workspace))
     before = latest.release if latest else None
     name = name or last_good(workspace, before)
     if latest and name == before and problem_of_pointer(workspace, latest) is None:
@@ -80,7 +81,7 @@ def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Held)
             f"release {name} failed its gates ({', '.join(failed)}) and may not be served: name another, or run the command "
             f"that made it with --force {(failed or ['GATE'])[0]}=REASON"
         )
-    named = still_named(workspace, release, read_forgotten(workspace))
+    named = still_named(workspace, release, seen.forgotten)
     if named:
         raise InputError(
             f"release {name} still has {len(named.users):,} users and {len(named.items):,} items that were forgotten since, so "
@@ -92,18 +93,43 @@ def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Held)
             f"release {name} is damaged and cannot be served: {verdict.problems[0]}: name another, or restore "
             "its files from a copy"
         )
-    if _pointer(workspace, must_be_read=False) != latest:
-        raise InputError("another release has been published in the meantime: look at it, and repeat this if need be")
+    if _Seen(_pointer(workspace), find_withdrawals(workspace), read_forgotten(workspace)) != seen:
+        raise InputError(_MEANWHILE)
     withdrawn = before if before is not None and name < before else None
     if withdrawn:
         write_withdrawal(workspace, Withdrawal(withdrawn, _digest_of(workspace, withdrawn), name, now(), reason))
+        if _pointer(workspace) != latest:
+            if withdrawn not in {each.release for each in seen.withdrawals}:
+                delete(join(workspace.root, workspace.withdrawal(withdrawn)))
+            raise InputError(_MEANWHILE)
     write_latest(workspace, replace(pointer_to(workspace, release), rolled_back_from=before if before != name else None))
     delete(join(workspace.root, workspace.withdrawal(name)))
     return RolledBack(name, before, withdrawn)
 
 
+_MEANWHILE = (
+    "another release has been published or rolled back in the meantime, or somebody is to be forgotten since: look at it, and "
+    "repeat this if need be"
+)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a rollback goes by, to be looked at again right before the pointer is written.
+
+    Attributes:
+      latest: what is served; None where the pointer cannot be read.
+      withdrawals: what was rolled back.
+      forgotten: who is to be left out.
+    """
+
+    latest: Latest | None
+    withdrawals: list[Withdrawal]
+    forgotten: Forgotten
+
+
 def last_good(workspace: Workspace, before: str | None) -> str:
-    """Returns the newest release before another one that passed its gates and was not withdrawn.
+    """Returns the newest release before another one that passed its gates, and whose table was not withdrawn.
 
     Args:
       workspace: the output.
@@ -112,9 +138,12 @@ def last_good(workspace: Workspace, before: str | None) -> str:
     Raises:
       InputError: if there is none.
     """
-    withdrawn = {each.release for each in find_withdrawals(workspace)}
+    withdrawals = find_withdrawals(workspace)
+    releases, tables = {each.release for each in withdrawals}, {each.digest for each in withdrawals}
     for found in find_releases(workspace):
-        if found.passed and found.release not in withdrawn and (before is None or found.release < before):
+        its_table = found.manifest["stages"]["recommend"]["digest"] if found.manifest else None
+        is_withdrawn = found.release in releases or its_table in tables
+        if found.passed and not is_withdrawn and (before is None or found.release < before):
             return found.release
     where = f"before {before}" if before else f"below {workspace.root}"
     raise InputError(
@@ -132,7 +161,7 @@ def problem_of_pointer(workspace: Workspace, latest: Latest) -> str | None:
     return None if pointer_to(workspace, release) == latest else "it names other files than the release has"
 
 
-def _pointer(workspace: Workspace, must_be_read: bool) -> Latest | None:
+def _pointer(workspace: Workspace, must_be_read: bool = False) -> Latest | None:
     try:
         return read_latest(workspace)
     except InputError as error:

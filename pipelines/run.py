@@ -123,7 +123,7 @@ def publish_when_judged(settings: Settings, made: Made, options: PipelineOptions
     """Publishes a table; where another run has published in the meantime, the table is first compared with that one."""
     while True:
         try:
-            return publish(Workspace(settings.output), made, settings.gates, settings.job)
+            return publish(Workspace(settings.output), made, settings.gates, settings.job, lease)
         except AnotherPublished:
             run_judges(settings, made, options, lease)
 
@@ -330,7 +330,7 @@ def _publish(settings: Settings) -> tuple[Made, Outcome]:
     with Held(workspace, "publish") as lease:
         made = finished_before("publish", settings)
         keep_finished(workspace, made, lease)
-        return made, publish(workspace, made, settings.gates, settings.job)
+        return made, publish(workspace, made, settings.gates, settings.job, lease)
 
 
 def _prepare(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:

@@ -49,7 +49,7 @@ _QUALITY = {"users": AtLeast(0), "means": Each(Maybe(float))}
 _MANIFEST = {
     "release": NAME,
     "status": str,
-    "created_at": str,
+    "created_at": TIME,
     "rows": AtLeast(0),
     "topk": [MADE_FILE | {"path": TOPK}],
     "metrics": {"users": AtLeast(0), "items_allowed": AtLeast(0), "recall_against_exact": {"mean": Maybe(float)}},
@@ -73,7 +73,7 @@ _MANIFEST = {
         }
     ),
     "job": Maybe(dict),
-    "judged_at": Maybe(str),
+    "judged_at": Maybe(TIME),
     "report": Maybe(MADE_FILE | {"path": str}),
 }
 
@@ -82,6 +82,10 @@ _TABLE = {
     "recommend": {"settings": {"k": AtLeast(1)}},
 }
 """Of the stages that every release has: what readers of its table go by."""
+
+
+class NewerError(InputError):
+    """A file that a newer program wrote: it is not damaged, and nothing may be written over it."""
 
 
 @dataclass(frozen=True)
@@ -387,7 +391,7 @@ def _upgraded(release: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_newer(path: str, version: int) -> None:
     if version > SCHEMA_VERSION:
-        raise InputError(
+        raise NewerError(
             f"{path} has schema version {version}, this program knows versions up to {SCHEMA_VERSION}: "
             "use the program that made it, or another --output"
         )

@@ -19,6 +19,11 @@ from tests.test_compare_lists import rbo_by_hand
 TABLE = {f"u{user}": [f"i{(user + rank) % 7}" for rank in range(3)] for user in range(20)}
 
 
+def table_of(day: int) -> dict[str, list[str]]:
+    """Returns a table that is another each day."""
+    return {user: [*items[:2], f"of day {day}"] for user, items in TABLE.items()}
+
+
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = OK) -> dict[str, Any]:
     """Runs a command with --json, and returns what it printed."""
     capsys.readouterr()
@@ -265,9 +270,9 @@ def test_the_same_table_differs_in_nothing_and_strangers_share_nobody(root: str,
 def test_rollback_serves_the_last_good_release_and_keeps_what_was_withdrawn(
     root: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = (write_release(root, day, TABLE)["release"] for day in (1, 2))
+    first, second = (write_release(root, day, table_of(day))["release"] for day in (1, 2))
     write_release(root, 3, TABLE, status="failed")
-    bad = write_release(root, 4, TABLE)["release"]
+    bad = write_release(root, 4, table_of(4))["release"]
     done = ask(capsys, "rollback", f"--output={root}", "--reason=all thrillers")
     assert done == {"exit_status": 0, "latest": second, "before": bad, "withdrawn": bad}
     pointer = read_json(join(root, "LATEST"))
@@ -292,6 +297,18 @@ def test_rollback_serves_the_last_good_release_and_keeps_what_was_withdrawn(
     lines = {line["release"]: line["status"] for line in ask(capsys, "list", f"--output={root}")["releases"]}
     assert (lines[bad], lines[second]) == ("passed", "withdrawn")
     assert ask(capsys, "rollback", f"--output={root}")["latest"] == first
+
+
+def test_a_table_that_was_rolled_back_is_not_gone_back_to_under_another_name(
+    root: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table may have been published twice: what was withdrawn is the table."""
+    days = {1: 1, 2: 2, 3: 3, 4: 2}
+    first, bad, good, again = (write_release(root, day, table_of(table))["release"] for day, table in days.items())
+    done = ask(capsys, "rollback", f"--output={root}")
+    assert (done["latest"], done["withdrawn"]) == (good, again)
+    assert ask(capsys, "rollback", f"--output={root}")["latest"] == first
+    assert ask(capsys, "rollback", bad, f"--output={root}")["latest"] == bad
 
 
 def test_nothing_is_served_that_failed_or_is_damaged(root: str, capsys: pytest.CaptureFixture[str]) -> None:
