@@ -313,10 +313,9 @@ def topk_of(table: StageManifest) -> tuple[str, ...]:
 
 def is_without_the_same(release: Mapping[str, Any], made: Made) -> bool:
     """Tells whether the same users and items were left out of a release as of what is to be published."""
-    then = release["stages"]
-    return all(
-        then[name]["settings"].get(FORGOTTEN) == made.published[name].settings.get(FORGOTTEN) for name in READERS if name in then
-    )
+    then, now_read = release["stages"], made.published
+    readers = [name for name in READERS if name in then]
+    return all(then[name]["settings"].get(FORGOTTEN) == now_read[name].settings.get(FORGOTTEN) for name in readers)
 
 
 def names_of(made: Made, served: Mapping[str, Any] | None) -> Iterator[str]:

@@ -83,9 +83,8 @@ def read_forgotten(workspace: Workspace) -> Forgotten:
                 "use the program that wrote it"
             )
         check_shape(value, _SHAPE)
-        return Forgotten(
-            *({each["id"]: each["asked_at"] for each in value[name]} for name in ("users", "items")), value["salt"]
-        )
+        users, items = ({each["id"]: each["asked_at"] for each in value[name]} for name in ("users", "items"))
+        return Forgotten(users, items, value["salt"])
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:

@@ -359,7 +359,7 @@ def test_a_release_that_is_published_meanwhile_is_not_lost(
 
     monkeypatch.setattr(rollback, "verify_release", publish_meanwhile)
     error = ask(capsys, "rollback", f"--output={root}", code=MISTAKE)["error"]
-    assert "another release has been published in the meantime" in error
+    assert "another release has been published or rolled back in the meantime" in error
     assert read_json(join(root, "LATEST"))["release"].startswith("20260103")
     assert find_withdrawals(Workspace(root)) == []
 

@@ -183,7 +183,7 @@ def test_a_single_publish_that_was_overtaken_says_so_and_leaves_what_is_served(
 ) -> None:
     output, flags = job
     first, _ = names(output)
-    for name in ("ingest", "train", "embed", "index", "recommend", "judge"):
+    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
         assert run_command(run._alone(name), [*flags, "--k=8"]) == OK
     meanwhile(monkeypatch, publish, step, lambda: ask(capsys, "rollback", f"--output={output}"))
     capsys.readouterr()
