@@ -36,7 +36,7 @@ from pipelines.settings import OneLineParser, Settings, parse_command
 from pipelines.stage import run_stage, versions
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
-from schemas.storage import join, read_parquet_blocks
+from schemas.storage import read_parquet_blocks
 from schemas.workspace import Workspace
 from transforms.build_indexes import vectors_of
 from transforms.embed import UserTower
@@ -189,7 +189,7 @@ def towers_of(job: Job, done: dict[str, StageManifest], question: Question) -> M
     blocks = [each for path in done["embed"].paths(output, "embeddings") for each in read_parquet_blocks(path)]
     codes = np.concatenate([block["code"].to_numpy() for block in blocks])
     items = np.concatenate([vectors_of(block["embedding"]) for block in blocks])
-    tower = UserTower(join(output, done["train"].folder, USER_TOWER))
+    tower = UserTower(done["train"].stored(output, USER_TOWER))
     users, known = (np.concatenate(parts) for parts in zip(*map(tower.embed, question.users), strict=True))
 
     def score(chosen: np.ndarray) -> np.ndarray:

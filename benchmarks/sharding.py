@@ -30,7 +30,7 @@ from benchmarks.tutorial.catalogue import enlarged
 from pipelines import run
 from pipelines.command import run_command
 from pipelines.settings import parse_command
-from schemas.storage import join, read_parquet_blocks
+from schemas.storage import read_parquet_blocks
 from transforms.build_indexes import vectors_of
 from transforms.calibrate import CalibrationSettings, UserSample, calibrate
 from transforms.embed import UserTower
@@ -55,7 +55,7 @@ def read_vectors(output: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         for path in done["embed"].paths(output, "embeddings")
         for block in read_parquet_blocks(path)
     ]
-    tower = UserTower(join(output, done["train"].folder, USER_TOWER))
+    tower = UserTower(done["train"].stored(output, USER_TOWER))
     users, lengths = [], []
     for path in done["ingest"].paths(output, "users"):
         for block in read_parquet_blocks(path):

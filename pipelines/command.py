@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from pipelines.logs import is_verbose
-from schemas.errors import GatesFailed, InputError, WriteRefused
+from schemas.errors import GatesFailed, InputError, ReadRefused, WriteRefused
 from schemas.printable import printable
 
 OK, FAULT, MISTAKE, GATE_FAILED, STOPPED = 0, 1, 2, 3, 130
@@ -27,7 +27,7 @@ CALLED_AS: ContextVar[str | None] = ContextVar("CALLED_AS", default=None)
 _STEP = re.compile(r" \[while running '.*", re.DOTALL)
 _INTERRUPTED = re.compile(r"^KeyboardInterrupt\b", re.MULTILINE)
 _IN_WORKER = re.compile(r"schemas\.errors\.InputError: (?P<message>[^\n]*)")
-_REFUSED_IN_WORKER = re.compile(r"schemas\.errors\.WriteRefused: (?P<message>[^\n]*)")
+_REFUSED_IN_WORKER = re.compile(r"schemas\.errors\.(?:Read|Write)Refused: (?P<message>[^\n]*)")
 _NO_SPACE = re.compile(r"^.*\bNo space left on device\b.*$", re.MULTILINE)
 _OS_ERROR = re.compile(r"^(?:OSError|PermissionError|FileNotFoundError): (?P<message>\[Errno \d+\][^\n]*)", re.MULTILINE)
 
@@ -104,10 +104,10 @@ def mistake_in(error: BaseException) -> str | None:
 
 
 def machine_fault_in(error: BaseException) -> str | None:
-    """Returns what the machine refused, such as to write on a full disk, with the repair, or None."""
+    """Returns what the machine refused, such as to write on a full disk, or to read, with the repair, or None."""
     for found in causes_of(error):
         match = _REFUSED_IN_WORKER.search(str(found))
-        if isinstance(found, WriteRefused) or match:
+        if isinstance(found, (ReadRefused, WriteRefused)) or match:
             return _STEP.sub("", match["message"] if match else str(found))
     text = "".join(traceback.format_exception(error))
     refused = [match["message"] for match in _OS_ERROR.finditer(text)]

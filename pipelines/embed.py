@@ -10,7 +10,7 @@ from pipelines.stage import Reports, Stage
 from schemas.embeddings import embeddings_schema
 from schemas.items import ITEMS
 from schemas.manifest import StageManifest
-from schemas.storage import join
+from schemas.stored import StoredFolder
 from transforms.embed import DigestVectors, EmbedItems
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
@@ -21,7 +21,7 @@ from transforms.write import WritePlacedBlocks, part_of
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     """Returns the stage, which reads the catalogue and the item tower."""
     trained = done["train"]
-    tower = join(settings.output, trained.folder, ITEM_TOWER)
+    tower = trained.stored(settings.output, ITEM_TOWER)
     parts = {part_of(path): path for path in done["ingest"].paths(settings.output, "items")}
     dim = trained.metrics["dim"]
     features = trained.metrics.get("feature_columns", [])
@@ -35,7 +35,9 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     )
 
 
-def build(root: beam.Pipeline, attempt: str, parts: dict[int, str], features: list[str], tower: str, dim: int) -> Reports:
+def build(
+    root: beam.Pipeline, attempt: str, parts: dict[int, str], features: list[str], tower: StoredFolder, dim: int
+) -> Reports:
     """Adds the stage's steps: blocks of items pass through the tower, and those that it knows are written."""
     items = root | "ReadItems" >> ReadParts(parts, list(dict.fromkeys([*ITEMS.names, *features]))) | "Progress" >> CountBlocks()
     embeddings = items | "EmbedItems" >> EmbedItems(tower, dim)

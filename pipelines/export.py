@@ -36,8 +36,8 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     check_same_lists(settings, done)
     reads = {**reads_of(done), "train": [USER_TOWER], "index": ["shards"]}
     job = ExportJob(
-        users=users_of(done).paths(settings.output, "users"),
-        tower=join(settings.output, trained.folder, USER_TOWER),
+        users=users_of(done).stored(settings.output, "users"),
+        tower=trained.stored(settings.output, USER_TOWER),
         index_root=join(settings.output, indexed.folder),
         index_files=indexed.dataset("shards"),
         num_shards=indexed.metrics["num_shards"],

@@ -18,6 +18,7 @@ from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, plain
 from schemas.storage import WrittenFile, join
+from schemas.stored import StoredFolder
 from transforms.build_indexes import BuildIndexes
 from transforms.calibrate import (
     EXACT_SHARDS,
@@ -61,7 +62,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         "search": given,
         "embeddings": embedded.paths(settings.output, "embeddings"),
         "users": [join(settings.output, ingested.folder, file.path) for file in users],
-        "tower": join(settings.output, trained.folder, USER_TOWER),
+        "tower": trained.stored(settings.output, USER_TOWER),
         "max_worker_bytes": settings.recommend.max_worker_bytes,
     }
     described = {
@@ -103,7 +104,7 @@ def build(
     search: SearchSettings | None,
     embeddings: list[str],
     users: list[str],
-    tower: str,
+    tower: StoredFolder,
     max_worker_bytes: int,
     ask: CalibrationSettings,
 ) -> Reports:

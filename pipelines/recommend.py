@@ -17,6 +17,7 @@ from pipelines.stage import Reports, Stage
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, users_of
 from schemas.storage import WrittenFile, join
+from schemas.stored import StoredFolder
 from transforms.canaries import NUM_CANARIES, JudgeRun, Listed
 from transforms.carry_over import CarryOver, CarryRules, LastRelease, nothing_carried
 from transforms.embed import EmbedUsers
@@ -153,7 +154,7 @@ def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[
     )
     job = {
         "users": {part_of(path): path for path in served.paths(settings.output, "users")},
-        "tower": join(settings.output, trained.folder, USER_TOWER),
+        "tower": trained.stored(settings.output, USER_TOWER),
         "index_root": join(settings.output, indexed.folder),
         "index_files": indexed.dataset("shards"),
         "num_shards": indexed.metrics["num_shards"],
@@ -168,7 +169,7 @@ def build(
     root: beam.Pipeline,
     attempt: str,
     users: dict[int, str],
-    tower: str,
+    tower: StoredFolder,
     index_root: str,
     index_files: Sequence[WrittenFile],
     num_shards: int,

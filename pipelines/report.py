@@ -58,7 +58,7 @@ def _curve(workspace: Workspace, name: str, trained: Mapping[str, Any]) -> tuple
         curves = read_json(path)
         has_quality = any(row["recall_at_100"] is not None for row in curves["epochs"])
         return name, curves["epochs"], curves["num_epochs"] if has_quality else None
-    except (ValueError, KeyError, TypeError, OSError, BeamIOError) as error:
+    except (ValueError, KeyError, TypeError, FileNotFoundError, IsADirectoryError) as error:
         raise InputError(
             f"{path} is gone or damaged ({error!r}): delete the folder of its stage and run the same command again"
         ) from error

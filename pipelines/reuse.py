@@ -10,6 +10,7 @@ With --refit, nothing is held out, and the evaluation is that of the release: it
 model is evaluated anew, by what is held out today.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from pipelines import ingest
@@ -21,6 +22,7 @@ from schemas.manifest import StageManifest, damage_of, plain
 from schemas.release import Base, base_of, find_withdrawals, read_latest, read_named, read_release
 from schemas.storage import exists, join
 from schemas.workspace import Workspace
+from transforms.training import ITEM_TOWER, USER_TOWER
 
 LATEST = "LATEST"
 
@@ -84,7 +86,14 @@ def check_split(settings: Settings, base: Base) -> None:
             )
 
 
-_READ = {"ingest": "users", "lists": "users", "train": None, "embed": "embeddings", "index": None, "recommend": "topk"}
+_READ: Mapping[str, Sequence[str]] = {
+    "ingest": ["users"],
+    "lists": ["users"],
+    "train": [USER_TOWER, ITEM_TOWER],
+    "embed": ["embeddings"],
+    "index": [],
+    "recommend": ["topk"],
+}
 """The stages of a release that are built on, and what of them is read as it is; the index is hashed as it is copied."""
 
 
@@ -94,10 +103,10 @@ def check_files(workspace: Workspace, base: Base) -> None:
     Raises:
       InputError: naming the first one.
     """
-    for name, dataset in _READ.items():
+    for name, datasets in _READ.items():
         if name not in base.stages:
             continue  # Releases of earlier programs have no lists.
-        damage = damage_of(workspace.root, base.stages[name], dataset)
+        damage = damage_of(workspace.root, base.stages[name], datasets)
         if damage:
             raise InputError(
                 f"release {base.release} cannot be built on, {damage}: name another release with --reuse_model_from, or leave "

@@ -33,6 +33,7 @@ from schemas.blocks import one_block
 from schemas.manifest import StageManifest
 from schemas.search_trials import SEARCH_TRIALS
 from schemas.storage import check_writable, join, read_parquet_blocks
+from schemas.stored import StoredFolder
 from schemas.workspace import Workspace
 from transforms.calibrate import CalibrationSettings, DrawSample
 from transforms.embed import EmbedUsers
@@ -65,11 +66,11 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         "num_tried": num_tried,
         "num_vectors": math.ceil(num_candidates * num_tried / num_shards),
         "seed": settings.index.seed,
-        "embeddings": embedded.paths(settings.output, "embeddings"),
+        "embeddings": embedded.stored(settings.output, "embeddings"),
         "users": [
             join(settings.output, ingested.folder, file.path) for file in some_users(ingested.dataset("users"), ask.num_users)
         ],
-        "tower": join(settings.output, trained.folder, USER_TOWER),
+        "tower": trained.stored(settings.output, USER_TOWER),
         "builds": builds,
         "sweep": settings.tune.sweep,
     }
@@ -98,16 +99,16 @@ def build(
     num_tried: int,
     num_vectors: int,
     seed: int,
-    embeddings: list[str],
+    embeddings: StoredFolder,
     users: list[str],
-    tower: str,
+    tower: StoredFolder,
     builds: list[BuildSettings],
     sweep: Sweep,
     ask: CalibrationSettings,
 ) -> Reports:
     """Adds the stage's steps: some users are searched for in one build after another, or side by side on many workers."""
     known = root | "ReadUsers" >> ReadParquet(users) | "EmbedUsers" >> EmbedUsers(tower)
-    items = root | "ReadItems" >> ReadParquet(embeddings, ["item_id", "code"])
+    items = root | "ReadItems" >> ReadParquet(embeddings.paths, ["item_id", "code"])
     sample = (known, items) | "DrawSample" >> DrawSample(ask, dim)
     trials = sample | "TuneIndex" >> TuneIndex(embeddings, num_shards, num_tried, seed, builds, ask, sweep)
     made = (

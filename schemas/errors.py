@@ -28,17 +28,44 @@ class WriteRefused(OSError):
         super().__init__(" ".join(message.split()))
 
     @classmethod
-    def of(cls, path: str, error: Exception) -> "WriteRefused":
+    def of(cls, path: str, error: Exception, verb: str = "write") -> "WriteRefused":
         """Returns the error that says what was refused, why, and what to do.
 
         Args:
           path: the file that was to be.
           error: what the file system said.
+          verb: what was to be done to it.
         """
         number, said = getattr(error, "errno", None), getattr(error, "strerror", None)
         reason = f"[Errno {number}] {said}" if said else str(error)
         repair = _REPAIRS.get(number or 0, "mend that")
-        return cls(f"cannot write {path} ({reason}): {repair}, then run the same command again; finished stages are kept")
+        return cls(f"cannot {verb} {path} ({reason}): {repair}, then run the same command again; finished stages are kept")
+
+
+class ReadRefused(OSError):
+    """What a storage did not say or give: it is away, too busy, or forbids it. That is never taken for "nothing is there".
+
+    Command lines print the message alone and exit with code 1. The message is one line, as InputError's is.
+
+    Args:
+      message: the whole message; `of` makes it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+    @classmethod
+    def of(cls, path: str, error: Exception) -> "ReadRefused":
+        """Returns the error that says what could not be read, why, and what to do.
+
+        Args:
+          path: the file, or the pattern of those that were looked for.
+          error: what the file system said.
+        """
+        number, said = getattr(error, "errno", None), getattr(error, "strerror", None)
+        reason = f"[Errno {number}] {said}" if said else f"{type(error).__name__}: {error}"
+        repair = _REPAIRS.get(_number_of(error), "wait until the storage answers")
+        return cls(f"cannot read {path} ({reason}): {repair}, then run the same command again; finished stages are kept")
 
 
 _REPAIRS = {
@@ -48,6 +75,13 @@ _REPAIRS = {
     errno.EACCES: "change its rights",
     errno.EPERM: "change its rights",
 }
+
+
+def _number_of(error: Exception) -> int:
+    """Returns the operating system's number for an error; object stores have those of HTTP."""
+    code = next((getattr(error, name) for name in ("errno", "code", "status_code") if hasattr(error, name)), None)
+    return errno.EACCES if code in (401, 403) else code if isinstance(code, int) else 0
+
 
 ONLY_OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """The numbers of those errors of the operating system that reading never meets."""

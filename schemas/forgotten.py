@@ -8,8 +8,6 @@ import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from apache_beam.io.filesystem import BeamIOError
-
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
 from schemas.names import TIME
@@ -87,7 +85,7 @@ def read_forgotten(workspace: Workspace) -> Forgotten:
         return Forgotten(users, items, value["salt"])
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, IsADirectoryError) as error:
         raise InputError(
             f"{path} does not say which users and items to leave out ({error!r}): restore it from a copy; to delete it would "
             "bring back everyone who was forgotten"

@@ -8,8 +8,6 @@ then looks for those that use it. Whichever wrote last sees the other. (Dekker's
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from apache_beam.io.filesystem import BeamIOError
-
 from schemas.errors import InputError
 from schemas.names import FOLDER, NAME, TIME
 from schemas.shape import check_shape
@@ -73,7 +71,7 @@ def read_leases(workspace: Workspace) -> list[Lease]:
             if file.path.split("/")[-1] != f"{value['lease']}.json":
                 raise ValueError(f"it is the lease {value['lease']!r}")
             found.append(Lease(**value | {name: tuple(value[name]) for name in ("uses", "deletes")}))
-        except (FileNotFoundError, BeamIOError):
+        except FileNotFoundError:
             continue  # It has ended since the files were listed.
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from apache_beam.io.filesystem import BeamIOError
@@ -12,6 +12,7 @@ from schemas.errors import InputError
 from schemas.names import ATTEMPT, FILE, NAME, SHA256, TIME
 from schemas.shape import AtLeast, Each, check_shape
 from schemas.storage import WrittenFile, exists, join, list_files, read_json, sha256_of, write_json
+from schemas.stored import StoredFolder
 
 SCHEMA_VERSION = 1
 
@@ -69,6 +70,11 @@ class StageManifest:
         """Returns the full paths of a dataset's files, in their order."""
         return [join(root, self.folder, file.path) for file in self.dataset(dataset)]
 
+    def stored(self, root: str, dataset: str) -> StoredFolder:
+        """Returns a dataset's folder, which hands out its files once they are proved unchanged."""
+        files = (replace(file, path=file.path.removeprefix(f"{dataset}/")) for file in self.dataset(dataset))
+        return StoredFolder(join(root, self.folder, dataset), tuple(files))
+
     def digest_of_datasets(self, datasets: Sequence[str]) -> str:
         """Returns the digest of the contents of some datasets, or of everything where none is named.
 
@@ -93,30 +99,31 @@ def check_complete(root: str, manifest: StageManifest, dataset: str | None = Non
     Raises:
       InputError: naming the first file that is missing or altered, and the folder to delete.
     """
-    damage = damage_of(root, manifest, dataset)
+    damage = damage_of(root, manifest, [dataset] if dataset else [])
     if damage:
         folder = join(root, manifest.folder).rpartition("/")[0]
         raise InputError(f"{damage}: delete {folder} and run the same command again, to make it anew")
 
 
-def damage_of(root: str, manifest: StageManifest, dataset: str | None = None) -> str | None:
-    """Looks whether a stage's files are all there, by their sizes; those of one dataset by their contents too.
+def damage_of(root: str, manifest: StageManifest, datasets: Sequence[str] = ()) -> str | None:
+    """Looks whether a stage's files are all there, by their sizes; those of some datasets by their contents too.
 
     Args:
       root: the output root.
       manifest: the stage's.
-      dataset: which files to read and hash.
+      datasets: which files to read and hash.
 
     Returns:
       The first file that is missing or altered, and what is wrong with it, in words; None where there is none.
     """
     folder = join(root, manifest.folder)
     sizes = {found.path: found.size_in_bytes for found in list_files(join(folder, "**"))}
+    hashed = tuple(f"{dataset}/" for dataset in datasets)
     for file in manifest.files:
         path = join(folder, file.path)
         size = sizes.get(path)
         wrong = "is gone" if size is None else f"has {size} bytes, not {file.bytes}" if size != file.bytes else None
-        if not wrong and dataset and file.path.startswith(f"{dataset}/") and sha256_of(path) != file.sha256:
+        if not wrong and file.path.startswith(hashed) and sha256_of(path) != file.sha256:
             wrong = "has other contents than were written"
         if wrong:
             return f"{path} {wrong}"

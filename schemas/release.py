@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from apache_beam.io.filesystem import BeamIOError
-
 from schemas.errors import InputError
 from schemas.manifest import MADE_FILE, StageManifest, digest_of, fingerprint_of
 from schemas.names import ATTEMPT, FILE_OF_ATTEMPT, NAME, TIME, TOPK
@@ -374,7 +372,7 @@ def _understanding(problem: str, repair: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, BeamIOError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{problem} ({_said(error)}): {repair}") from error
 
 

@@ -3,29 +3,33 @@
 What is written here is either complete or absent: a file is written under a temporary name and then renamed. On a local
 disk the rename is atomic; object stores copy the finished object over the old one in one piece. Where a file system refuses
 to rename onto an existing file (HDFS), the old one is deleted first.
+
+That nothing is there is only ever said where the file system says so: a storage that does not answer is an error, ReadRefused.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
+import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, FileSystem
 from apache_beam.io.filesystems import FileSystems
 
 from schemas.blocks import Block
-from schemas.errors import ONLY_OF_WRITING, InputError, WriteRefused
+from schemas.errors import ONLY_OF_WRITING, InputError, ReadRefused, WriteRefused
 
 _COPY_BYTES = 1 << 22
 
@@ -98,24 +102,139 @@ def _is_installed(module: str) -> bool:
 
 
 def exists(path: str) -> bool:
-    """Tells whether there is a file at `path`."""
+    """Tells whether there is a file, or a local folder, at `path`.
+
+    Raises:
+      ReadRefused: if the storage does not say.
+    """
     check_file_system(path)
-    return FileSystems.exists(path)
+    system = FileSystems.get_filesystem(path)
+    try:
+        if not is_local(path):
+            return system.exists(path)
+        os.stat(path)  # Beam's own says that there is nothing whatever goes wrong.
+        return True
+    except Exception as error:
+        if _is_absence(error):
+            return False
+        raise _refusal(path, error) from error
 
 
 def list_files(pattern: str) -> list[FileMetadata]:
-    """Returns the files that match a glob (path, size, time of change), by path; an empty list where there are none."""
+    """Returns the files that match a glob (path, size, time of change), by path; an empty list where there are none.
+
+    Raises:
+      ReadRefused: if the storage does not say which there are.
+    """
     check_file_system(pattern)
+    system = FileSystems.get_filesystem(pattern)
     try:
-        (match,) = FileSystems.match([pattern])
-    except (BeamIOError, FileNotFoundError):
-        return []
-    return sorted(match.metadata_list, key=lambda metadata: metadata.path)
+        found = _list_local(pattern, system) if is_local(pattern) else system.match([pattern])[0].metadata_list
+    except Exception as error:
+        if _is_absence(error):
+            return []
+        raise _refusal(pattern, error) from error
+    return sorted(found, key=lambda metadata: metadata.path)
+
+
+def _list_local(pattern: str, system: FileSystem) -> list[FileMetadata]:
+    """Does what Beam's own `match` does, which passes over every folder that cannot be read."""
+    start = re.split(r"[\[*?]", pattern, maxsplit=1)[0]
+    if start == pattern and not pattern.endswith("/"):
+        return [_metadata(pattern)]
+
+    def stop(error: OSError) -> None:
+        if not _is_absence(error):
+            raise error
+
+    paths = (os.path.join(folder, name) for folder, _, names in os.walk(os.path.dirname(start), onerror=stop) for name in names)
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):  # It may have gone since.
+            found.append(_metadata(path))
+    return list(system.match_files(found, f"{pattern}*" if pattern.endswith("/") else pattern))
+
+
+def _metadata(path: str) -> FileMetadata:
+    status = os.stat(path)
+    return FileMetadata(path, status.st_size, status.st_mtime)
+
+
+_ABSENCE = (errno.ENOENT, errno.ENOTDIR)
+
+
+def _is_absence(error: BaseException) -> bool:
+    """Tells whether what a file system says is that nothing is there.
+
+    Beam gathers the errors of each path, and object stores give a number of HTTP, WebHDFS the name of Java's exception.
+    """
+    details = getattr(error, "exception_details", None)
+    if details:
+        return all(isinstance(each, BaseException) and _is_absence(each) for each in details.values())
+    if isinstance(error, OSError) and error.args and isinstance(error.args[0], OSError):
+        return _is_absence(error.args[0])
+    code = next((getattr(error, name) for name in ("errno", "code", "status_code") if hasattr(error, name)), None)
+    return code in (*_ABSENCE, 404) or getattr(error, "exception", None) == "FileNotFoundException"
 
 
 def open_file(path: str) -> BinaryIO:
-    """Opens `path` for reading its bytes as they are (nothing is decompressed)."""
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    """Opens `path` for reading its bytes as they are (nothing is decompressed).
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ReadRefused: if the storage does not give it.
+    """
+    with _saying_what_is_not_read(path):
+        file = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return cast(BinaryIO, file if is_local(path) else _RemoteFile(path, file))
+
+
+class _RemoteFile:
+    """A file in a storage that may stop to answer at any byte."""
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._file, name)
+        if name not in ("read", "read1", "readall", "readinto", "readline", "readlines", "seek"):
+            return value
+
+        def read(*arguments: Any) -> Any:
+            with _saying_what_is_not_read(self._path):
+                return value(*arguments)
+
+        return read
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+    def __enter__(self) -> "_RemoteFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+@contextmanager
+def _saying_what_is_not_read(path: str) -> Iterator[None]:
+    """Turns what a file system says while a file is read into FileNotFoundError or ReadRefused, which name it."""
+    try:
+        yield
+    except (IsADirectoryError, ReadRefused):
+        raise
+    except Exception as error:
+        # File systems say in many ways that a file is not there, but all of them answer this question.
+        if isinstance(error, FileNotFoundError) or not exists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: str, error: Exception) -> Exception:
+    """Returns what to raise for what a file system said: a name that cannot be, or a library that is not there, stays."""
+    cause = _cause_of(error)
+    return cause if isinstance(cause, (ImportError, ValueError, ReadRefused)) else ReadRefused.of(path, cause)
 
 
 def create_file(path: str) -> BinaryIO:
@@ -124,9 +243,19 @@ def create_file(path: str) -> BinaryIO:
 
 
 def read_bytes(path: str) -> bytes:
-    """Returns the contents of `path`."""
+    """Returns the contents of `path`; raises what `open_file` raises."""
+    return b"".join(read_pieces(path))
+
+
+def read_pieces(path: str) -> Iterator[bytes]:
+    """Yields the contents of `path` in pieces, none of them empty; raises what `open_file` raises."""
     with open_file(path) as file:
-        return file.read()
+        while True:
+            with _saying_what_is_not_read(path):
+                data = file.read(_COPY_BYTES)
+            if not data:
+                return
+            yield data
 
 
 def check_writable(root: str) -> None:
@@ -174,9 +303,10 @@ def delete_folder(path: str) -> None:
 def _delete(paths: list[str]) -> None:
     try:
         FileSystems.delete(paths)
-    except BeamIOError:
-        if any(exists(path) for path in paths):
-            raise
+    except BeamIOError as error:
+        left = next((path for path in paths if exists(path)), None)
+        if left is not None:
+            raise WriteRefused.of(left, _cause_of(error), "delete") from error
 
 
 @contextmanager
@@ -208,18 +338,17 @@ def _saying_what_is_refused(path: str, numbers: Collection[int] | None = None) -
     except WriteRefused:
         raise
     except (OSError, BeamIOError) as error:
-        # Beam gathers the errors of each path.
-        details = [each for each in (getattr(error, "exception_details", None) or {}).values() if isinstance(each, OSError)]
-        cause = _innermost(details[0]) if details else error
+        cause = _cause_of(error)
         if numbers is not None and getattr(cause, "errno", None) not in numbers:
             raise
         raise WriteRefused.of(path, cause) from error
 
 
-def _innermost(error: OSError) -> OSError:
-    """Returns the error that Beam wrapped as the argument of another."""
-    inner = error.args[0] if error.args else None
-    return _innermost(inner) if isinstance(inner, OSError) else error
+def _cause_of(error: Exception) -> Exception:
+    """Returns the error that Beam wrapped: one of those that it gathered, or the argument of another."""
+    gathered = [each for each in (getattr(error, "exception_details", None) or {}).values() if isinstance(each, Exception)]
+    inner = gathered[0] if gathered else error.args[0] if isinstance(error, OSError) and error.args else None
+    return _cause_of(inner) if isinstance(inner, Exception) else error
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
@@ -349,7 +478,9 @@ def _opened(path: str) -> Iterator[pq.ParquetFile]:
     try:
         with open_file(path) as file:
             yield pq.ParquetFile(file)
-    except (pa.ArrowException, OSError, BeamIOError) as error:
+    except ReadRefused:
+        raise
+    except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{path} is gone or damaged ({error}): delete the folder of its stage and run the same command again"
         ) from error
@@ -387,9 +518,8 @@ def find_rows(paths: Iterable[str], column: str, values: pa.Array, columns: list
 def sha256_of(path: str) -> str:
     """Returns the SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
-    with open_file(path) as file:
-        while data := file.read(_COPY_BYTES):
-            digest.update(data)
+    for data in read_pieces(path):
+        digest.update(data)
     return digest.hexdigest()
 
 
@@ -414,27 +544,13 @@ def upload_folder(folder: Path, root: str, path: str) -> list[WrittenFile]:
 
 def copy_file(source: str, root: str, path: str) -> WrittenFile:
     """Copies the file `source` to `root/path` in one piece, and returns what was written; its rows are not counted."""
-    with replacing(join(root, path)) as file, open_file(source) as data:
+    with replacing(join(root, path)) as file:
         hashing = HashingWriter(file)
-        shutil.copyfileobj(data, hashing, _COPY_BYTES)
+        for data in read_pieces(source):
+            hashing.write(data)
     return WrittenFile(path, 0, hashing.bytes, hashing.sha256)
 
 
 def is_local(path: str) -> bool:
     """Tells whether `path` is on this machine's disk, so that libraries can open it themselves."""
     return FileSystems.get_scheme(path) is None
-
-
-@contextmanager
-def local_folder(root: str, files: list[WrittenFile]) -> Iterator[Path]:
-    """Yields a local folder that holds `files` of `root`: `root` itself where it is local, else a copy that goes afterwards."""
-    if is_local(root):
-        yield Path(root)
-        return
-    with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
-        for file in files:
-            target = Path(folder, file.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open_file(join(root, file.path)) as source, target.open("wb") as out:
-                shutil.copyfileobj(source, out, _COPY_BYTES)
-        yield Path(folder)

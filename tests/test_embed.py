@@ -16,6 +16,7 @@ from schemas.errors import InputError
 from schemas.items import with_features
 from schemas.storage import join, upload_folder
 from schemas.users import USERS
+from tests.made_stored import stored_folder
 from transforms.embed import (
     ITEMS_WITHOUT_VECTOR,
     VECTORS,
@@ -110,7 +111,7 @@ def test_another_dim_is_refused() -> None:
 
 def test_no_tower_at_the_path(root: str) -> None:
     with pytest.raises(InputError, match=r"a user tower must be a SavedModel, got .*nothing without saved_model.pb: check"):
-        UserTower(join(root, "nothing"))
+        UserTower(stored_folder(join(root, "nothing")))
 
 
 def test_a_vector_that_is_not_finite_names_its_item(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_a_vector_that_is_not_finite_names_its_item(tmp_path: Path) -> None:
     tower.embeddings.assign([[0, 1], [np.nan, 0], [0, np.inf]])
     tower.save(pa.array(["a", "b", "c"]), tmp_path / "tower", 1.0, np.zeros(3, np.float32))
     with pytest.raises(InputError, match="vectors must be finite, got nan or inf for item 'b': train again with a lower"):
-        ItemTower(str(tmp_path / "tower")).embed(items_of(["a", "b", "c"]))
+        ItemTower(stored_folder(str(tmp_path / "tower"))).embed(items_of(["a", "b", "c"]))
 
 
 @pytest.mark.parametrize("keyed", [False, True])
@@ -141,7 +142,7 @@ def test_embed_items(root: str, saved: tuple[Path, np.ndarray], keyed: bool) -> 
 
     with TestPipeline("FnApiRunner") as p:
         items = p | beam.Create(list(enumerate(blocks)) if keyed else blocks)
-        assert_that(items | EmbedItems(join(root, "item_tower"), 4), check)
+        assert_that(items | EmbedItems(stored_folder(join(root, "item_tower")), 4), check)
     (counter,) = p.result.metrics().query(MetricsFilter().with_name(ITEMS_WITHOUT_VECTOR))["counters"]
     assert counter.committed == 2
 
@@ -160,7 +161,8 @@ def test_embed_users(saved: tuple[Path, np.ndarray], keyed: bool) -> None:
 
     with TestPipeline("FnApiRunner") as p:
         users = p | beam.Create(list(enumerate(blocks)) if keyed else blocks)
-        assert_that(users | EmbedUsers(str(folder)), check)
+        assert_that(users | EmbedUsers(stored_folder(str(folder))), check)
+
 
 
 @pytest.mark.parametrize("unknown", [[], ["y0", "y1"]])
@@ -170,5 +172,5 @@ def test_blocks_without_a_known_item_add_nothing_to_the_digest(saved: tuple[Path
     expected = int(hash_vectors(ids, vector_column(vectors)).sum(dtype=np.uint64)) % 2**62
     placed = [(Place(0, at, at == len(blocks) - 1), block) for at, block in enumerate(blocks)]
     with TestPipeline("FnApiRunner") as pipeline:
-        embeddings = pipeline | beam.Create(placed) | EmbedItems(str(saved[0]), saved[1].shape[1])
+        embeddings = pipeline | beam.Create(placed) | EmbedItems(stored_folder(str(saved[0])), saved[1].shape[1])
         assert_that(embeddings | DigestVectors(), equal_to([{VECTORS: f"{expected:016x}"}]))

@@ -23,6 +23,7 @@ from schemas.workspace import Workspace
 from tests import test_run
 from tests.made_data import ratings, write_csv, write_items
 from tests.made_releases import signed, write_release
+from tests.made_stored import stored_folder
 from tests.test_releases import TABLE, ask
 from transforms.embed import UserTower
 from transforms.training import USER_TOWER
@@ -127,7 +128,7 @@ def test_every_list_is_full_and_as_exact_search_has_it_or_as_it_was(served: Path
     vectors = np.array([row["embedding"] for row in embeddings], np.float32)
     item_ids = [row["item_id"] for row in embeddings]
     users = one_block([block for path in folders["lists"].glob("users/*") for block in read_parquet_blocks(str(path))], USERS)
-    queries, known = UserTower(str(folders["train"] / USER_TOWER)).embed(users)
+    queries, known = UserTower(stored_folder(str(folders["train"] / USER_TOWER))).embed(users)
     personalised = 0
     for row, query, is_known in zip(users.to_pylist(), queries, known, strict=True):
         user = row["user_id"]

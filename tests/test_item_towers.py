@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from schemas.blocks import Block
+from tests.made_stored import stored_folder
 from tests.test_training import Interrupted, clustered_pairs, rows_of, weights_of
 from transforms.curves import CurveRow
 from transforms.embed import ItemTower
@@ -125,7 +126,7 @@ def test_a_saved_tower_knows_items_by_their_ids_or_their_features(tmp_path: Path
     tower, (encoder, _) = tower_of(), features_of_catalogue()
     bias = np.arange(6, dtype=np.float32)
     tower.save(CATALOGUE["item_id"], tmp_path / "tower", 0.5, bias)
-    saved = ItemTower(str(tmp_path / "tower"))
+    saved = ItemTower(stored_folder(str(tmp_path / "tower")))
     # u is rated and says otherwise now; "new" has known values, "odd" none, r has neither tags nor price any more.
     block = block_of(["u", "new", "odd", "r"], [["c"], ["b", "zzz"], ["zzz"], None], [None, 5.0, None, None], 0)
     vectors, known = saved.embed(block)
@@ -182,7 +183,7 @@ def test_items_that_nobody_rated_go_to_those_who_like_their_kind(tmp_path: Path)
     trained = train(rows, SETTINGS)
     trained.model.item_tower.save(rows.item_ids, tmp_path / "tower", 1.0, np.zeros(len(rows.item_ids), np.float32))
     cold = sorted(COLD)
-    vectors, known = ItemTower(str(tmp_path / "tower")).embed(
+    vectors, known = ItemTower(stored_folder(str(tmp_path / "tower"))).embed(
         block_of(cold, [[taste_of(item)] for item in cold], [None] * len(cold), 0)
     )
     assert known.all()

@@ -198,3 +198,75 @@ def test_a_failure_to_load_leaves_the_cache_usable() -> None:
         pass
     with cache.hold(0) as loaded:
         assert cast(Any, loaded) == 0
+
+
+def test_a_slow_load_does_not_keep_others_from_releasing_or_taking() -> None:
+    loading, let_go = threading.Event(), threading.Event()
+    loads: list[int] = []
+
+    def load(shard: int) -> LoadedShard:
+        loads.append(shard)
+        if shard == 1:
+            loading.set()
+            assert let_go.wait(30)
+        return cast(LoadedShard, shard)
+
+    cache = ShardCache(load, dict.fromkeys(range(3), 10), 20)
+    found: list[Any] = []
+
+    def take(shard: int) -> None:
+        with cache.hold(shard) as loaded:
+            found.append(loaded)
+
+    with cache.hold(0):
+        slow = [threading.Thread(target=take, args=(1,)) for _ in range(3)]
+        for thread in slow:
+            thread.start()
+        assert loading.wait(30)
+        others = [threading.Thread(target=take, args=(shard,)) for shard in (0, 2)]
+        others[0].start()
+        others[0].join(30)
+        assert found == [0]  # Taken and released while another shard is loaded.
+        others[1].start()
+        others[1].join(0.1)
+        assert others[1].is_alive()  # There is no room: shard 0 is held, shard 1 is on its way.
+    others[1].join(30)
+    assert found == [0, 2]  # Shard 0 made room.
+    let_go.set()
+    for thread in slow:
+        thread.join(30)
+    assert loads == [0, 1, 2]  # Three threads asked for shard 1; one loaded it.
+    assert found == [0, 2, 1, 1, 1]
+
+
+def test_who_waited_for_a_load_that_failed_loads_again() -> None:
+    loading, let_go = threading.Event(), threading.Event()
+    loads: list[int] = []
+
+    def load(shard: int) -> LoadedShard:
+        loads.append(shard)
+        if len(loads) == 1:
+            loading.set()
+            assert let_go.wait(30)
+            raise InputError("altered")
+        return cast(LoadedShard, shard)
+
+    cache = ShardCache(load, {0: 1}, 1)
+    found: list[Any] = []
+
+    def take() -> None:
+        try:
+            with cache.hold(0) as loaded:
+                found.append(loaded)
+        except InputError as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    threads[0].start()
+    assert loading.wait(30)
+    threads[1].start()
+    let_go.set()
+    for thread in threads:
+        thread.join(30)
+    assert found == ["altered", 0]
+    assert loads == [0, 0]

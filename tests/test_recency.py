@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
+from tests.made_stored import stored_folder
 from tests.test_training import rows_of
 from transforms.embed import ItemTower, UserTower
 from transforms.recency import (
@@ -201,9 +202,9 @@ def test_choosing_is_deterministic(drifting: TrainingRows) -> None:
 def test_what_is_written_gives_the_score(drifting: TrainingRows, tmp_path: Path) -> None:
     trained = train(drifting, replace(QUICK, max_epochs=2))._replace(blend=Blend(0.5, 1.0, 7.0))
     write_towers(str(tmp_path), drifting, trained)
-    users, known = UserTower(str(tmp_path / "user_tower")).embed(pa.record_batch({"user_id": drifting.user_ids}))
+    users, known = UserTower(stored_folder(str(tmp_path / "user_tower"))).embed(pa.record_batch({"user_id": drifting.user_ids}))
     assert known.all()
-    items, _ = ItemTower(str(tmp_path / "item_tower")).embed(pa.record_batch({"item_id": drifting.item_ids}))
+    items, _ = ItemTower(stored_folder(str(tmp_path / "item_tower"))).embed(pa.record_batch({"item_id": drifting.item_ids}))
     base = trained.model.user_tower.vectors_of(np.arange(len(users))) @ trained.model.item_tower.vectors.T
     bias = item_bias(drifting.rated, trained.blend)
     np.testing.assert_allclose(users @ items.T, 0.5 * base + bias, rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ import pytest
 from schemas import storage
 from schemas.blocks import BlockCoder, in_blocks, one_block
 from schemas.storage import WrittenFile
+from schemas.stored import checked_folder
 
 TABLE = pa.table({"id": [f"{i:03d}" for i in range(10)], "n": range(10)})
 
@@ -66,7 +67,7 @@ def test_folders_travel_to_storage_and_back(root: str, tmp_path_factory: pytest.
     (folder / "saved_model.pb").write_bytes(b"graph")
     written = storage.upload_folder(folder, root, "tower")
     assert [file.path for file in written] == ["tower/saved_model.pb", "tower/variables/data"]
-    with storage.local_folder(root, written) as local:
+    with checked_folder(root, written) as local:
         assert (local / "tower/variables/data").read_bytes() == b"weights"
 
 

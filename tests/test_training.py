@@ -17,6 +17,7 @@ from apache_beam.testing.util import assert_that
 from schemas.errors import InputError
 from schemas.interactions import INTERACTIONS
 from schemas.storage import join, list_files, parquet_writer, read_bytes, read_parquet_blocks, sha256_of
+from tests.made_stored import stored_folder
 from transforms import towers
 from transforms.curves import CurveRow, draw_curves
 from transforms.embed import ItemTower, UserTower
@@ -412,11 +413,11 @@ def test_train_towers(root: str) -> None:
     rows = rows_of(pairs)
     expected = train(rows, SMALL)
     users = pa.record_batch({"user_id": pa.array(["u001", "nobody", "u000"])})
-    vectors, known = UserTower(join(out, "user_tower")).embed(users)
+    vectors, known = UserTower(stored_folder(join(out, "user_tower"))).embed(users)
     assert known.tolist() == [True, False, True]
     np.testing.assert_array_equal(vectors[[2, 0]], lift_users(users_of(expected, rows)[:2]))
     assert (vectors[1] == 0).all()
-    vectors, known = ItemTower(join(out, "item_tower")).embed(pa.record_batch({"item_id": rows.item_ids}))
+    vectors, known = ItemTower(stored_folder(join(out, "item_tower"))).embed(pa.record_batch({"item_id": rows.item_ids}))
     assert known.all()
     bias = item_bias(rows.rated, PLAIN)
     np.testing.assert_array_equal(vectors, lift_items(expected.model.item_tower.vectors, 1.0, bias))

@@ -25,6 +25,7 @@ from schemas.embeddings import embeddings_schema
 from schemas.errors import InputError
 from schemas.search_trials import SEARCH_TRIALS
 from schemas.storage import WrittenFile, parquet_writer
+from schemas.stored import StoredFolder
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
 from transforms.calibrate import CalibrationSettings, UserSample, calibrate, start_trial
@@ -72,18 +73,16 @@ def shards_of(items: np.ndarray, num_shards: int) -> list[ShardVectors]:
     return [ShardVectors(np.flatnonzero(of_item == shard), items[of_item == shard]) for shard in range(num_shards)]
 
 
-def write_embeddings(root: str, items: np.ndarray) -> list[str]:
+def write_embeddings(root: str, items: np.ndarray) -> StoredFolder:
     """Writes the items to two files, the later codes first."""
-    paths = []
+    written: list[WrittenFile] = []
     for part, codes in enumerate((np.arange(5000, len(items)), np.arange(5000))):
         columns = [pa.array([f"i{code}" for code in codes]), pa.array(codes, pa.int32())]
         columns += [pa.array(np.zeros(len(codes), np.int64)), pa.array(np.zeros(len(codes))), vector_column(items[codes])]
         block = pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(DIM))
-        written: list[WrittenFile] = []
         with parquet_writer(root, f"part-{part}.parquet", block.schema, written) as writer:
             writer.write_batch(block)
-        paths.append(f"{root}/{written[0].path}")
-    return paths
+    return StoredFolder(root, tuple(written))
 
 
 def true_recall(items: np.ndarray, sample: UserSample, codes: np.ndarray) -> float:
@@ -173,16 +172,16 @@ def test_time_is_that_of_this_thread_and_sleep_is_none() -> None:
 
 
 def test_vectors_are_read_by_shard_in_the_order_of_their_codes(items: np.ndarray, tmp_path: Path) -> None:
-    paths = write_embeddings(str(tmp_path), items)
-    for mine, expected in zip(read_shards(paths, 3, 2), shards_of(items, 3)[:2], strict=True):
+    stored = write_embeddings(str(tmp_path), items)
+    for mine, expected in zip(read_shards(stored, 3, 2), shards_of(items, 3)[:2], strict=True):
         np.testing.assert_array_equal(mine.codes, expected.codes)
         np.testing.assert_array_equal(mine.vectors, expected.vectors)
     assert len(list(key_by_shard(pa.RecordBatch.from_pydict({"item_id": ["i1"]}), 50))) == 1
-    assert len(read_shards(paths, 12_000_000, 1_000)) < 10  # Shards without items are left out.
+    assert len(read_shards(stored, 12_000_000, 1_000)) < 10  # Shards without items are left out.
 
 
 def test_the_transform_finds_what_the_function_finds(items: np.ndarray, sample: UserSample, tmp_path: Path) -> None:
-    paths = write_embeddings(str(tmp_path), items)
+    stored = write_embeddings(str(tmp_path), items)
     builds, sweep = [TREE, BuildSettings("hashed", None, 0.4)], Sweep(leaves_to_search=(5, 10), reorder_factors=(2.0, 4.0))
     shards = shards_of(items, 2)
     truth = find_truth(shards, sample, K)
@@ -195,7 +194,7 @@ def test_the_transform_finds_what_the_function_finds(items: np.ndarray, sample: 
 
     with TestPipeline("FnApiRunner") as pipeline:
         drawn = pipeline | beam.Create([sample])
-        assert_that(drawn | TuneIndex(paths, 2, 2, 3, builds, ASK, sweep), check)
+        assert_that(drawn | TuneIndex(stored, 2, 2, 3, builds, ASK, sweep), check)
 
 
 def test_nobody_to_search_for_is_a_mistake(items: np.ndarray) -> None:

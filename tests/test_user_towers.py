@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from schemas.users import USERS
+from tests.made_stored import stored_folder
 from transforms.embed import UserTower
 from transforms.towers import Batch
 from transforms.user_towers import Histories, HistoryTower, IdAndHistoryTower, UserIdTower, make_user_tower
@@ -151,7 +152,7 @@ def test_a_saved_tower_knows_users_by_id_or_by_history(tmp_path: Path, kind: str
     empty: list = [[]] * 4
     columns = [[user for user, _ in asked], [items for _, items in asked], empty, empty, empty]
     block = pa.RecordBatch.from_arrays([pa.array(c, f.type) for c, f in zip(columns, USERS, strict=True)], schema=USERS)
-    served = UserTower(str(tmp_path / "tower"))
+    served = UserTower(stored_folder(str(tmp_path / "tower")))
     vectors, known = served.embed(block)
     own = np.zeros((4, 3))
     if kind != "history":

@@ -13,8 +13,8 @@ from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, copy_file, join, upload_folder
+from schemas.stored import check_file
 from transforms.build_indexes import ID_MAP_FILE, shard_path, write_id_map
-from transforms.load_index import check_file
 from transforms.partition import key_by_shard
 
 

@@ -4,9 +4,11 @@ A tower is a SavedModel that takes ids, so Beam's own TensorFlow handler, which 
 does not fit; a handler here loads one and turns a block into a block. TensorFlow is imported when a tower is loaded.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import apache_beam as beam
@@ -18,7 +20,7 @@ from apache_beam.ml.inference.base import MaybeKeyedModelHandler, ModelHandler, 
 from schemas.blocks import Block
 from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.errors import InputError
-from schemas.storage import WrittenFile, exists, is_local, join, list_files, local_folder, read_json
+from schemas.stored import StoredFolder, checked_folder
 from transforms.encode_features import FEATURES_FILE, encoder_from_json
 from transforms.id_map import list_lengths
 from transforms.partition import hash_vectors
@@ -45,24 +47,28 @@ class _SavedTower:
     """A SavedModel: ids, [n] string -> {"embedding": [n, dim] float32, "known": [n] bool}.
 
     Args:
-      path: its folder, which may be remote.
+      stored: its folder; nothing in it is loaded before all of it is proved to be what was written.
 
     Raises:
-      InputError: if there is no such model at `path`, or, in `embed`, if a vector is not finite.
+      InputError: if there is no such model, or it is altered, or, in `embed`, if a vector is not finite.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, stored: StoredFolder) -> None:
+        if not stored.has("saved_model.pb"):
+            raise InputError(
+                f"a {self.kind} tower must be a SavedModel, got {stored.path} without saved_model.pb: check the path"
+            )
+        with checked_folder(stored.path, stored.files) as folder:
+            self._load(folder)
+
+    def _load(self, folder: Path) -> None:
+        """Loads the tower from a local folder, which goes afterwards."""
         import tensorflow as tf
 
-        prefix = len(join(path, "x")) - 1
-        files = [] if is_local(path) else list_files(join(path, "**"))
-        with local_folder(path, [WrittenFile(file.path[prefix:], 0, file.size_in_bytes, "") for file in files]) as folder:
-            if not (folder / "saved_model.pb").exists():
-                raise InputError(f"a {self.kind} tower must be a SavedModel, got {path} without saved_model.pb: check the path")
-            # The model owns the variables that its function uses.
-            self.model = tf.saved_model.load(str(folder))
+        # The model owns the variables that its function uses.
+        self.model = tf.saved_model.load(str(folder))
         self._function = self.model.signatures["serving_default"]
         self.dim = int(self._function.structured_outputs["embedding"].shape[1])
 
@@ -93,7 +99,7 @@ class _SavedTower:
 
 
 class UserTower(_SavedTower):
-    """Embeds blocks of USERS; load it in `setup()`, by path, once a process.
+    """Embeds blocks of USERS; load it in `setup()`, once a process.
 
     A tower by history takes two more inputs: `history`, the item ids of all users one after another, and `history_lengths`,
     [n] int64. A block with many of them is embedded in pieces, so that memory does not grow with the histories.
@@ -121,7 +127,7 @@ class UserTower(_SavedTower):
 
 
 class ItemTower(_SavedTower):
-    """Embeds blocks of ITEMS; load it in `setup()`, by path, once a process.
+    """Embeds blocks of ITEMS; load it in `setup()`, once a process.
 
     A tower that looks at features has what encodes them beside it, and takes the items' bags of codes too: see
     `transforms.encode_features`.
@@ -129,10 +135,10 @@ class ItemTower(_SavedTower):
 
     kind = "item"
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        features = join(path, FEATURES_FILE)
-        self._encoder = encoder_from_json(read_json(features)) if exists(features) else None
+    def _load(self, folder: Path) -> None:
+        super()._load(folder)
+        features = folder / FEATURES_FILE
+        self._encoder = encoder_from_json(json.loads(features.read_bytes())) if features.exists() else None
 
     def _inputs_of(self, block: Block) -> dict[str, np.ndarray]:
         inputs = super()._inputs_of(block)
@@ -221,18 +227,18 @@ class EmbedItems(beam.PTransform):
     Blocks may have keys, which stay; so does a block of which no item is known, empty.
 
     Attributes:
-      tower_path: the item tower's folder.
+      tower: the item tower's folder.
       dim: that its vectors must have.
     """
 
-    tower_path: str
+    tower: StoredFolder
     dim: int
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, items: beam.PCollection) -> beam.PCollection:
-        handler: ModelHandler = MaybeKeyedModelHandler(_BlockHandler(lambda: ItemTower(self.tower_path), self._embed))
+        handler: ModelHandler = MaybeKeyedModelHandler(_BlockHandler(lambda: ItemTower(self.tower), self._embed))
         return items | "EmbedItem" >> RunInference(handler).with_output_types(items.element_type)
 
     def _embed(self, block: Block, tower: Tower) -> Block:
@@ -279,14 +285,14 @@ class EmbedUsers(beam.PTransform):
     Blocks may have keys, which stay.
 
     Attributes:
-      tower_path: the user tower's folder.
+      tower: the user tower's folder.
     """
 
-    tower_path: str
+    tower: StoredFolder
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, users: beam.PCollection) -> beam.PCollection:
-        handler: ModelHandler = MaybeKeyedModelHandler(_BlockHandler(lambda: UserTower(self.tower_path), embed_users))
+        handler: ModelHandler = MaybeKeyedModelHandler(_BlockHandler(lambda: UserTower(self.tower), embed_users))
         return users | "EmbedUser" >> RunInference(handler).with_output_types(users.element_type)

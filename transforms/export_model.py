@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from schemas.blocks import one_block
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
-from schemas.storage import WrittenFile, read_parquet_blocks, upload_folder
+from schemas.storage import WrittenFile, upload_folder
+from schemas.stored import StoredFolder
 from schemas.users import USERS
 from transforms.embed import UserTower
 from transforms.id_map import IdMap
@@ -37,7 +38,7 @@ class ExportJob:
     """What a model is made of.
 
     Attributes:
-      users: paths of the users' files.
+      users: rows of USERS, all of them.
       tower: the user tower's folder.
       index_root: the folder of the attempt that wrote the index.
       index_files: what that attempt wrote.
@@ -46,8 +47,8 @@ class ExportJob:
       lists: which items may be recommended at all.
     """
 
-    users: Sequence[str]
-    tower: str
+    users: StoredFolder
+    tower: StoredFolder
     index_root: str
     index_files: Sequence[WrittenFile]
     num_shards: int
@@ -87,7 +88,7 @@ def write_model(job: ExportJob, folder: Path) -> None:
     if not items.num_rows:
         raise InputError("no item may be recommended: check the ids in --block_items and --allow_items")
     id_map = IdMap(items["item_id"], items["code"].to_numpy())
-    users = one_block([block for path in job.users for block in read_parquet_blocks(path)], USERS)
+    users = one_block(job.users.blocks(), USERS)
     known = KnownUsers(users["user_id"], users["history"], id_map.lists_of(*unwanted_of(users, job.settings).columns))
     served = ServedItems(
         items["item_id"], items["code"].to_numpy().astype(np.int64), items[RECENT].to_numpy().astype(np.float32)

@@ -3,6 +3,7 @@
 A loaded shard can be searched, and knows the ids of its own items. Only `load_index` makes a map of all items.
 """
 
+import json
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ import pyarrow as pa
 from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
-from schemas.storage import WrittenFile, join, local_folder, read_json, sha256_of
+from schemas.storage import WrittenFile
+from schemas.stored import checked_folder
 from transforms.build_indexes import ID_MAP_FILE, INDEX_FOLDER, shard_path
 from transforms.id_map import IdMap
 from transforms.item_lists import ItemLists
@@ -68,10 +70,8 @@ def files_of_shards(files: Sequence[WrittenFile], num_shards: int) -> dict[int, 
 def load_plan(root: str, shard: int, files: Sequence[WrittenFile]) -> ShardPlan:
     """Returns what a shard is, before any item is left out; the arguments are those of `load_items`."""
     path = f"{shard_path(shard)}/{INDEX_FOLDER}/{_PLAN_FILE}"
-    for file in files:
-        if file.path == path:
-            check_file(join(root, path), file)
-    return ShardPlan(**read_json(join(root, path))["plan"])
+    with checked_folder(root, [file for file in files if file.path == path]) as folder:
+        return ShardPlan(**json.loads((folder / path).read_text())["plan"])
 
 
 def load_items(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemLists = EVERY_ITEM) -> Block:
@@ -87,10 +87,7 @@ def load_items(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemL
       InputError: if the file is missing or altered.
     """
     path = f"{shard_path(shard)}/{ID_MAP_FILE}"
-    of_items = [file for file in files if file.path == path]
-    with local_folder(root, of_items) as folder:
-        for file in of_items:
-            check_file(str(folder / file.path), file)
+    with checked_folder(root, [file for file in files if file.path == path]) as folder:
         items = _read_items(folder / path)
         return items.filter(pa.array(~lists.blocked(items["code"].to_numpy())))
 
@@ -112,9 +109,7 @@ def load_shard(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemL
     Raises:
       InputError: if a file is missing or altered, or the shard and its id map are no pair.
     """
-    with local_folder(root, list(files)) as folder:
-        for file in files:
-            check_file(str(folder / file.path), file)
+    with checked_folder(root, files) as folder:
         at = folder / shard_path(shard)
         items = _read_items(at / ID_MAP_FILE)
         blocked = lists.blocked(items["code"].to_numpy())
@@ -140,21 +135,6 @@ def load_index(root: str, files: Sequence[WrittenFile], num_shards: int, lists: 
     return LoadedIndex([each.shard for each in loaded], id_map, {by: PopularItems.of(items, by) for by in RANKINGS})
 
 
-def check_file(path: str, file: WrittenFile) -> None:
-    """Raises InputError if what is at `path` is not what was written."""
-    try:
-        found = sha256_of(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} is missing or cannot be read ({error}): delete the stage's folder and run it again"
-        ) from error
-    if found != file.sha256:
-        raise InputError(
-            f"{path} is not what was written (SHA-256 {found[:12]}…, the manifest says {file.sha256[:12]}…): "
-            "delete the stage's folder and run it again"
-        )
-
-
 class ShardCache:
     """The shards that a process holds, so many bytes of them at most; one is always allowed.
 
@@ -173,25 +153,44 @@ class ShardCache:
         self._bytes_of = bytes_of
         self._max_bytes = max_bytes
         self._loaded: OrderedDict[int, LoadedShard] = OrderedDict()
+        self._loading: set[int] = set()
         self._holders: Counter[int] = Counter()
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, shard: int) -> Iterator[LoadedShard]:
-        """Gives a shard, loaded if need be, once there is room for it. A thread holds one at a time."""
+        """Gives a shard, loaded if need be, once there is room for it. A thread holds one at a time.
+
+        While a thread loads, others take and release what is there; who wants the same shard waits for it.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._make_room(shard))
-            if shard not in self._loaded:
-                self._loaded[shard] = self._load(shard)
-            self._loaded.move_to_end(shard)
-            loaded = self._loaded[shard]
+            self._changed.wait_for(lambda: shard not in self._loading and self._make_room(shard))
             self._holders[shard] += 1
+            is_new = shard not in self._loaded
+            if is_new:
+                self._loading.add(shard)
         try:
-            yield loaded
+            yield self._load_once(shard) if is_new else self._taken(shard)
         finally:
             with self._changed:
                 self._holders[shard] -= 1
                 self._changed.notify_all()
+
+    def _load_once(self, shard: int) -> LoadedShard:
+        try:
+            loaded = self._load(shard)
+            with self._changed:
+                self._loaded[shard] = loaded
+            return loaded
+        finally:
+            with self._changed:
+                self._loading.discard(shard)
+                self._changed.notify_all()
+
+    def _taken(self, shard: int) -> LoadedShard:
+        with self._changed:
+            self._loaded.move_to_end(shard)
+            return self._loaded[shard]
 
     def _make_room(self, shard: int) -> bool:
         """Drops shards that nobody holds until `shard` fits, and tells whether it does."""
@@ -202,6 +201,5 @@ class ShardCache:
         return self._fits(shard)
 
     def _fits(self, shard: int) -> bool:
-        if shard in self._loaded or not self._loaded:
-            return True
-        return sum(self._bytes_of[each] for each in [*self._loaded, shard]) <= self._max_bytes
+        there = self._loaded.keys() | self._loading
+        return shard in there or not there or sum(self._bytes_of[each] for each in there | {shard}) <= self._max_bytes

@@ -28,7 +28,7 @@ from apache_beam.utils.shared import Shared
 
 from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.errors import InputError
-from schemas.storage import read_parquet_blocks
+from schemas.stored import StoredFolder
 from transforms.build_indexes import vectors_of
 from transforms.calibrate import (
     REORDER_FACTORS,
@@ -135,14 +135,13 @@ class ShardVectors:
         return Shard(build(self.vectors, ask.applied_to(plan_shard(*self.vectors.shape)), seed), self.codes)
 
 
-def read_shards(paths: Sequence[str], num_shards: int, num_tried: int) -> list[ShardVectors]:
+def read_shards(embeddings: StoredFolder, num_shards: int, num_tried: int) -> list[ShardVectors]:
     """Reads the vectors of the first `num_tried` of `num_shards` shards, where they have any, from the stored embeddings."""
     blocks: dict[int, list[Block]] = {}
-    for path in paths:
-        for block in read_parquet_blocks(path, ["item_id", "code", "embedding"]):
-            for shard, part in key_by_shard(block, num_shards):
-                if shard < num_tried:
-                    blocks.setdefault(shard, []).append(part)
+    for block in embeddings.blocks(["item_id", "code", "embedding"]):
+        for shard, part in key_by_shard(block, num_shards):
+            if shard < num_tried:
+                blocks.setdefault(shard, []).append(part)
     found = []
     for shard in sorted(blocks):
         rows = one_block(blocks.pop(shard), part.schema, FEWER_ITEMS)
@@ -306,7 +305,7 @@ class TuneIndex(beam.PTransform):
     A trial is an element, and holds one whole index of the shards that are tried.
 
     Attributes:
-      embeddings: paths of the stored embeddings.
+      embeddings: the stored embeddings.
       num_shards: of the index.
       num_tried: shards that are tried: the first ones.
       seed: of the clustering.
@@ -315,7 +314,7 @@ class TuneIndex(beam.PTransform):
       sweep: how each is searched.
     """
 
-    embeddings: Sequence[str]
+    embeddings: StoredFolder
     num_shards: int
     num_tried: int
     seed: int
