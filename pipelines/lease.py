@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -67,7 +67,7 @@ class Held:
         new = [folder for folder in folders if folder not in self._lease.uses]
         if not new:
             return
-        self._write(replace(self._lease, uses=(*self._lease.uses, *new)))
+        self._write(lambda lease: replace(lease, uses=tuple(dict.fromkeys([*lease.uses, *new]))))
         told = False
         while others := [each for each in self._others() if set(each.deletes) & set(new)]:
             if not told:
@@ -77,7 +77,8 @@ class Held:
 
     def announce(self, folders: Iterable[str]) -> set[str]:
         """Says which folders are about to be deleted, and returns those of all folders that others use."""
-        self._write(replace(self._lease, deletes=tuple(folders)))
+        deletes = tuple(folders)
+        self._write(lambda lease: replace(lease, deletes=deletes))
         return {folder for each in self._others() for folder in each.uses}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -87,7 +88,7 @@ class Held:
         self._beat.join()
         try:
             if self._left_secs and kind is None:
-                write_lease(self._workspace, replace(self._lease, expires_at=time_in(self._left_secs)))
+                self._write(lambda lease: lease, self._left_secs)
             else:
                 delete(join(self._workspace.root, self._workspace.lease(self._lease.lease)))
         except (OSError, BeamIOError) as refused:  # It expires by itself.
@@ -96,16 +97,18 @@ class Held:
     def _others(self) -> list[Lease]:
         return [each for each in living(read_leases(self._workspace), time_in(0)) if each.lease != self._lease.lease]
 
-    def _write(self, lease: Lease) -> None:
+    def _write(self, change: Callable[[Lease], Lease], expires_secs: float | None = None) -> None:
+        """Changes the lease and writes it, one change after the other: none is lost, whichever thread makes it."""
         with self._lock:
-            self._lease = replace(lease, expires_at=time_in(EXPIRES_SECS))
+            until = time_in(EXPIRES_SECS if expires_secs is None else expires_secs)
+            self._lease = replace(change(self._lease), expires_at=until)
             write_lease(self._workspace, self._lease)
-        if not self._beat.ident:
-            self._beat.start()
+            if not self._beat.ident:
+                self._beat.start()
 
     def _keep(self) -> None:
         while not self._ended.wait(BEAT_SECS):
             try:
-                self._write(self._lease)
+                self._write(lambda lease: lease)
             except (OSError, BeamIOError) as refused:
                 LOGGER.warning("the lease %s could not be renewed (%s); it is tried again", self._lease.lease, refused)

@@ -281,3 +281,44 @@ def test_a_half_deleted_release_is_no_release_and_the_same_command_ends_the_work
     assert folders(root, "releases") == {f"releases/{new['release']}"}
     assert read_json(join(root, "LATEST"))["release"] == new["release"]
     assert find_garbage(Workspace(root), 1, 0, set()) == []
+
+
+class LateLock:
+    """A lock that one thread, once, comes to but does not take before it is told to."""
+
+    def __init__(self, lock: Any, late: str) -> None:
+        self._lock = lock
+        self._late = late
+        self.arrived, self.let_go = threading.Event(), threading.Event()
+
+    def __enter__(self) -> None:
+        if threading.current_thread().name == self._late and not self.arrived.is_set():
+            self.arrived.set()
+            assert self.let_go.wait(30)
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.mark.parametrize("late", ["lease", "announcer"])
+def test_what_is_taken_into_use_while_another_thread_is_about_to_write_stays(
+    root: str, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECS", 0.01 if late == "lease" else 60)
+    workspace = Workspace(root)
+    with Held(workspace, "run") as held:
+        lock = LateLock(held._lock, late)
+        monkeypatch.setattr(held, "_lock", lock)
+        held.use(["stages/a"])
+        announcer = threading.Thread(target=held.announce, args=(["stages/c"],), name="announcer")
+        announcer.start()
+        assert lock.arrived.wait(30)
+        held.use(["stages/b"])
+        lock.let_go.set()
+        announcer.join(30)
+        for _ in range(3):  # Whatever is written after that.
+            held.announce(["stages/c"])
+        (found,) = read_leases(workspace)
+    assert found.uses == ("stages/a", "stages/b")
+    assert found.deletes == ("stages/c",)
