@@ -55,7 +55,7 @@ from transforms.sources import (
     resolve_list,
 )
 from transforms.validate import Summary, ValidateIds, check_rejected
-from transforms.write import WriteParts, part_of
+from transforms.write import Counts, WriteParts, part_of
 
 _KINDS = {
     "users": (SERVED_USERS_ROLES, SERVED_USERS),
@@ -164,8 +164,8 @@ def build(
         if any(flag in valid for flag in _OF_ITEMS):
             named = {CATALOGUE: catalogue} | {flag: valid[flag] for flag in _OF_ITEMS if flag in valid}
             written = named | "WriteBlocked" >> WriteBlocked(attempt, partitions)
-            reports += [written, written | "CountBlocked" >> beam.Map(lambda file: {"items_blocked": file.rows})]
-    reports.append(root | "NoneBlocked" >> beam.Create([{"items_blocked": 0}]))
+            reports += [written, written | "CountBlocked" >> beam.Map(lambda file: Counts({"items_blocked": file.rows}))]
+    reports.append(root | "NoneBlocked" >> beam.Create([Counts({"items_blocked": 0})]))
 
     of_users = {"exclude_users" if flag == "exclude" else flag: valid[flag] for flag in ("users", "exclude") if flag in valid}
     if of_users:

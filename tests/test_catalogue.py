@@ -83,8 +83,8 @@ def test_catalogue_merges_sources_and_numbers_items_in_the_order_of_their_ids(it
         assert [row["recent_count"] for row in rows] == [row["train_count"] / 2 for row in rows]
 
     def check_metrics(reports: list) -> None:
-        assert sum(report["item_rows_repeated"] for report in reports) == 1
-        assert sum(report["items_never_trained_on"] for report in reports) == 3
+        assert sum(report.numbers["item_rows_repeated"] for report in reports) == 1
+        assert sum(report.numbers["items_never_trained_on"] for report in reports) == 3
 
     with TestPipeline("FnApiRunner") as pipeline:
         catalogue = pipeline | beam.Create(blocks) | BuildCatalogue(FEATURES, items_a_range)

@@ -6,7 +6,7 @@ range is sorted by one worker, and an item's code is its rank in its range plus 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -17,7 +17,7 @@ from schemas.blocks import Block, in_blocks, joined, one_block, text_lengths
 from schemas.items import with_features
 from transforms.histories import ITEM_COUNTS, MILLION
 from transforms.partition import hash_ids, split_by_key
-from transforms.write import Part
+from transforms.write import Counts, Part
 
 SAMPLE_IDS = 1 << 16
 ITEMS_A_RANGE = 1 << 20
@@ -170,7 +170,7 @@ class Catalogue(NamedTuple):
     """What `BuildCatalogue` makes."""
 
     items: beam.PCollection[Part]
-    metrics: beam.PCollection[dict]
+    metrics: beam.PCollection[Counts]
 
 
 @dataclass
@@ -214,8 +214,6 @@ def _number_range(element: tuple[int, MergedRange], sizes: dict[int, int]) -> Pa
     return key, list(in_blocks(number_items(merged.items, first_code)))
 
 
-def _report(merged: MergedRange) -> dict[str, Any]:
-    return {
-        "item_rows_repeated": merged.repeated,
-        "items_never_trained_on": int(pc.sum(pc.equal(merged.items["train_count"], 0)).as_py() or 0),
-    }
+def _report(merged: MergedRange) -> Counts:
+    never_trained_on = int(pc.sum(pc.equal(merged.items["train_count"], 0)).as_py() or 0)
+    return Counts({"item_rows_repeated": merged.repeated, "items_never_trained_on": never_trained_on})

@@ -18,7 +18,7 @@ from schemas.interactions import INTERACTIONS, VALID
 from schemas.users import USERS
 from transforms.partition import key_by_user
 from transforms.split import Parts, SplitSettings, UserRows, split_rows, user_rows
-from transforms.write import Part
+from transforms.write import Counts, Part
 
 USERS_A_BLOCK = 8_192
 """Users are searched in blocks of so many: large enough for ScaNN's threads, small enough for a worker's memory."""
@@ -188,7 +188,7 @@ class _SplitBucket(beam.DoFn):
         yield beam.pvalue.TaggedOutput("holdout", (key, bucket.holdout))
         for block in bucket.item_counts:
             yield beam.pvalue.TaggedOutput("item_counts", block)
-        yield beam.pvalue.TaggedOutput("metrics", bucket.metrics)
+        yield beam.pvalue.TaggedOutput("metrics", Counts(bucket.metrics))
 
 
 class UserParts(NamedTuple):
@@ -198,7 +198,7 @@ class UserParts(NamedTuple):
     train: beam.PCollection[Part]
     holdout: beam.PCollection[Part]
     item_counts: beam.PCollection[Block]
-    metrics: beam.PCollection[dict]
+    metrics: beam.PCollection[Counts]
 
 
 @dataclass

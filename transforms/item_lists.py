@@ -22,7 +22,7 @@ from schemas.items import BLOCKED_ITEMS
 from schemas.storage import WrittenFile, read_parquet_blocks
 from transforms.partition import key_by_shard
 from transforms.read import ReadParquet
-from transforms.write import Part, WriteParts
+from transforms.write import Counts, Part, WriteParts
 
 BLOCKED = "blocked"
 """The folder, below a stage's, that holds the items of the catalogue that must not be recommended."""
@@ -142,9 +142,9 @@ class CountItems(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[dict[str, int]]:
+    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[Counts]:
         return root | "ReadItems" >> ReadParquet(self.embeddings, ["code"]) | "CountBlock" >> beam.Map(self._count)
 
-    def _count(self, block: Block) -> dict[str, int]:
+    def _count(self, block: Block) -> Counts:
         may = ~self.lists.blocked(block["code"].to_numpy())
-        return {"items_indexed": block.num_rows, "items_allowed": int(may.sum())}
+        return Counts({"items_indexed": block.num_rows, "items_allowed": int(may.sum())})

@@ -30,6 +30,7 @@ from transforms.ranking_metrics import JudgedBlock, JudgeRankings, MeanOfRows, R
 from transforms.read import PlacedBlock
 from transforms.search import SearchCounters, SearchSettings, TopK, search_block, top_k_of
 from transforms.top_k import Lists, codes_of
+from transforms.write import Counts
 
 CUTOFFS = (10, 50, 100)
 """Where lists are judged, beside at k."""
@@ -365,7 +366,7 @@ def report_lists(
     """
     judge = JudgeRankings(settings.cutoffs, num_items)
     reports = (
-        *counts,
+        counts | "GatherCounts" >> beam.Flatten() | "Count" >> beam.Map(Counts).with_output_types(Counts),
         judged | "Judge" >> beam.CombineGlobally(judge) | "ReportQuality" >> beam.Map(quality_report, "quality"),
         *(
             popular[by] | f"Judge_{by}" >> beam.CombineGlobally(judge) | f"Report_{by}" >> beam.Map(quality_report, name)

@@ -23,7 +23,7 @@ from schemas.storage import read_parquet_blocks
 from schemas.users import USERS
 from transforms.histories import USERS_A_BLOCK, group_lists, places_of, sorted_unique
 from transforms.partition import key_by_user
-from transforms.write import Part
+from transforms.write import Counts, Part
 
 
 def add_lists(rated: Block, listed: Iterable[Block]) -> tuple[Block, dict[str, int]]:
@@ -63,7 +63,7 @@ class _AddLists(beam.DoFn):
         bucket, listed = element
         path = self._rated.get(bucket)
         users, counts = add_lists(one_block(read_parquet_blocks(path) if path else [], USERS), listed)
-        yield beam.pvalue.TaggedOutput("metrics", counts)
+        yield beam.pvalue.TaggedOutput("metrics", Counts(counts))
         if users.num_rows:
             yield bucket, list(in_blocks(users, USERS_A_BLOCK))
 
@@ -72,7 +72,7 @@ class ServedUsers(NamedTuple):
     """What `AddLists` makes: a part a bucket, and metrics."""
 
     users: beam.PCollection[Part]
-    metrics: beam.PCollection[dict]
+    metrics: beam.PCollection[Counts]
 
 
 @dataclass

@@ -1,30 +1,55 @@
 """Writes keyed blocks as Parquet files, and what a pipeline made as one JSON file that the next step can read."""
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
 from schemas.blocks import Block
+from schemas.errors import InputError
 from schemas.storage import WrittenFile, join, parquet_writer, write_json
 from transforms.read import PlacedBlock
+
+MAX_PARTS = 1_000_000
+"""A dataset has at most so many parts: six digits, and so the order of the names is that of the numbers."""
+
+_PART = re.compile(r"part-(?P<part>\d{6})(?:[_-]\d{6})?\.parquet")
 
 Part = tuple[int, list[Block]]
 """A part's number and its blocks, in order: the contents of one file."""
 
 
 def part_path(folder: str, part: int, ordinal: int = 0) -> str:
-    """Returns the name of a part's file, or of the rest of a part from its `ordinal`-th block on; names sort as parts do."""
-    return f"{folder}/part-{part:06d}{f'-{ordinal:06d}' if ordinal else ''}.parquet"
+    """Returns the name of a part's file, or of the rest of a part from its `ordinal`-th block on.
+
+    Names sort as parts and their blocks do: `_` comes after the dot.
+
+    Raises:
+      InputError: if there are too many of them for that.
+    """
+    if not (0 <= part < MAX_PARTS and 0 <= ordinal < MAX_PARTS):
+        raise InputError(
+            f"a dataset has at most {MAX_PARTS:,} parts of as many blocks, got block {ordinal} of part {part} of {folder}: "
+            "lower --num_buckets"
+        )
+    return f"{folder}/part-{part:06d}{f'_{ordinal:06d}' if ordinal else ''}.parquet"
 
 
 def part_of(path: str) -> int:
-    """Returns the number of the part that `part_path` named."""
-    return int(path[path.rindex("part-") + 5 :][:6])
+    """Returns the number of the part that `part_path` named.
+
+    Raises:
+      InputError: if it named no such file.
+    """
+    match = _PART.fullmatch(path.rpartition("/")[2])
+    if not match:
+        raise InputError(f"the files of a dataset are named part-000000.parquet and so on, got {path}: delete it")
+    return int(match["part"])
 
 
 def write_part(root: str, folder: str, schema: pa.Schema, part: int, blocks: Iterable[Block]) -> WrittenFile:
@@ -150,37 +175,69 @@ SUMMARY = "summary.json"
 """The file, in an attempt's folder, that holds what its pipeline reported."""
 
 
+class Counts(NamedTuple):
+    """Metrics that add up: what a worker counted in its share of the work."""
+
+    numbers: Mapping[str, int | float]
+
+
+Report = WrittenFile | Counts | dict[str, Any]
+"""What a worker reports: a file that it wrote, its share of some counts, or metrics that are known as they are."""
+
+
 class MergeReports(beam.CombineFn):
-    """Merges what the workers report: files are listed by path, metrics of the same name add up, in dicts too."""
+    """Merges what the workers report: files are listed by path, counts of the same name add up, all else is told once.
+
+    Raises:
+      ValueError: naming a metric or a file of which two reports differ.
+    """
 
     def create_accumulator(self) -> dict[str, Any]:
-        return {"files": [], "metrics": {}}
+        return {"files": {}, "counts": {}, "metrics": {}}
 
-    def add_input(self, merged: dict[str, Any], report: WrittenFile | dict[str, Any]) -> dict[str, Any]:
+    def add_input(self, merged: dict[str, Any], report: Report) -> dict[str, Any]:
         if isinstance(report, WrittenFile):
-            merged["files"].append(asdict(report))
+            _tell(merged["files"], report.path, asdict(report))
+        elif isinstance(report, Counts):
+            _count(merged["counts"], report.numbers)
         else:
-            _add_metrics(merged["metrics"], report)
+            for name, value in report.items():
+                _tell(merged["metrics"], name, value)
         return merged
 
     def merge_accumulators(self, accumulators: Iterable[dict[str, Any]]) -> dict[str, Any]:
         merged = self.create_accumulator()
         for accumulator in accumulators:
-            merged["files"].extend(accumulator["files"])
-            _add_metrics(merged["metrics"], accumulator["metrics"])
+            for kind in ("files", "metrics"):
+                for name, value in accumulator[kind].items():
+                    _tell(merged[kind], name, value)
+            _count(merged["counts"], accumulator["counts"])
         return merged
 
     def extract_output(self, merged: dict[str, Any]) -> dict[str, Any]:
-        return {"files": sorted(merged["files"], key=lambda file: file["path"]), "metrics": merged["metrics"]}
+        metrics = dict(merged["metrics"])
+        for name, value in merged["counts"].items():
+            if name in metrics:
+                raise ValueError(f"{name} is reported both as a count, {value}, and as it is, {metrics[name]}")
+            metrics[name] = value
+        return {"files": [merged["files"][path] for path in sorted(merged["files"])], "metrics": metrics}
 
 
-def _add_metrics(total: dict[str, Any], metrics: dict[str, Any]) -> None:
-    for name, value in metrics.items():
-        if isinstance(value, dict) and isinstance(total.get(name), dict):
-            total[name] = dict(total[name])
-            _add_metrics(total[name], value)
-        else:
-            total[name] = total[name] + value if name in total else value
+def _tell(told: dict[str, Any], name: str, value: Any, above: str = "") -> None:
+    """Adds what is known of a name; dicts are merged, and what is in two of them must be the same."""
+    if isinstance(value, dict) and isinstance(told.get(name, {}), dict):
+        told[name] = dict(told.get(name, {}))
+        for key, each in value.items():
+            _tell(told[name], key, each, f"{above}{name}.")
+    elif name in told and told[name] != value:
+        raise ValueError(f"{above}{name} is reported twice, as {told[name]} and as {value}: only counts add up")
+    else:
+        told[name] = value
+
+
+def _count(total: dict[str, Any], numbers: Mapping[str, int | float]) -> None:
+    for name, value in numbers.items():
+        total[name] = total.get(name, 0) + value
 
 
 @dataclass
@@ -192,7 +249,7 @@ class WriteSummary(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, reports: beam.PCollection[WrittenFile | dict[str, Any]]) -> beam.PCollection[None]:
+    def expand(self, reports: beam.PCollection[Report]) -> beam.PCollection[None]:
         return (
             reports
             | "MergeReports" >> beam.CombineGlobally(MergeReports())
