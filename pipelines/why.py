@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.blocks import one_block
-from schemas.manifest import StageManifest, check_complete
+from schemas.manifest import StageManifest
 from schemas.storage import find_rows, join
+from schemas.stored import check_file
 from schemas.topk import SOURCES
 from schemas.users import USERS
 from transforms.build_indexes import vectors_of
 from transforms.item_lists import BLOCKED
-from transforms.load_index import check_file
 from transforms.popular import RECENT
 
 LISTED, WITHHELD, EXCLUDED, SEEN, UNKNOWN, BELOW, MISSED = (
@@ -154,6 +154,4 @@ class Explainer:
         from transforms.embed import UserTower
         from transforms.training import USER_TOWER
 
-        trained = self._stages["train"]
-        check_complete(self._root, trained, USER_TOWER)
-        return UserTower(join(self._root, trained.folder, USER_TOWER))
+        return UserTower(self._stages["train"].stored(self._root, USER_TOWER))

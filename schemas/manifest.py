@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from apache_beam.io.filesystem import BeamIOError
-
 from schemas.errors import InputError
 from schemas.names import ATTEMPT, FILE, NAME, SHA256, TIME
 from schemas.shape import AtLeast, Each, check_shape
@@ -182,7 +180,7 @@ def read_manifest(path: str) -> StageManifest | None:
         raise InputError(
             f"{path} is not a stage's manifest ({error}): delete its folder, so that the stage runs again"
         ) from error
-    except (OSError, BeamIOError) as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(
             f"{path} cannot be read ({error}): mend that, or delete its folder, so that the stage runs again"
         ) from error

@@ -23,7 +23,7 @@ FILE_OF_ATTEMPT = Text("the path of an attempt's file, relative to the output", 
 
 TOPK = Text(
     "a table's file, such as stages/recommend-0123456789abcdef/attempt-0123456789ab/topk/part-000000.parquet",
-    rf"{_ATTEMPT}/topk/part-[0-9]{{6}}\.parquet",
+    rf"{_ATTEMPT}/topk/part-[0-9]{{6}}([_-][0-9]{{6}})?\.parquet",
 )
 
 FOLDER = Text("the folder of a stage or a release, such as stages/train-0123456789abcdef", rf"(stages|releases)/{_NAME}")

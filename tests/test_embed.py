@@ -164,7 +164,6 @@ def test_embed_users(saved: tuple[Path, np.ndarray], keyed: bool) -> None:
         assert_that(users | EmbedUsers(stored_folder(str(folder))), check)
 
 
-
 @pytest.mark.parametrize("unknown", [[], ["y0", "y1"]])
 def test_blocks_without_a_known_item_add_nothing_to_the_digest(saved: tuple[Path, np.ndarray], unknown: list[str]) -> None:
     blocks = [items_of(["x1", "x2", "x4"]), *([items_of(unknown)] if unknown else [])]

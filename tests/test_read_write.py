@@ -111,10 +111,10 @@ def test_names_sort_as_parts_do_and_too_many_are_refused() -> None:
     names = [part_path("in", *place) for place in places]
     assert sorted(names) == names
     for place in ((1_000_000, 0), (0, 1_000_000)):
-        with pytest.raises(InputError, match="at most 1,000,000 parts of as many blocks, got .* lower --num_buckets"):
+        with pytest.raises(InputError, match=r"at most 1,000,000 parts of as many blocks, got .* lower --num_buckets"):
             part_path("in", *place)
     for name in ("part-1000000.parquet", "part-1.parquet", "part-000001.parquet.tmp", "other.parquet"):
-        with pytest.raises(InputError, match="are named part-000000.parquet and so on, got"):
+        with pytest.raises(InputError, match=r"are named part-000000\.parquet and so on, got"):
             part_of(f"in/{name}")
 
 
