@@ -145,7 +145,7 @@ def test_reports_under_one_name_are_put_together() -> None:
         ([{"plan": "fused"}, {"plan": "by shard"}], "plan is reported twice, as fused and as by shard"),
         ([{"joined": {"a": 1, "b": 2}}, {"joined": {"a": 3, "c": 4}}], "joined.a is reported twice, as 1 and as 3"),
         ([{"rows": 3}, Counts({"rows": 4})], "rows is reported both as a count, 4, and as it is, 3"),
-        ([WrittenFile("a", 1, 2, "00"), WrittenFile("a", 1, 2, "01")], "a is reported twice"),
+        ([WrittenFile("a", 1, 2, "00"), WrittenFile("a", 1, 2, "01")], "a.sha256 is reported twice"),
     ],
 )
 def test_two_reports_that_differ_are_an_error_that_names_the_metric(reports: list[Report], said: str) -> None:
