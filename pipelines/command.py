@@ -2,11 +2,15 @@
 
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,9 +20,9 @@ from pipelines.logs import is_verbose
 from schemas.errors import GatesFailed, InputError, ReadRefused, WriteRefused
 from schemas.printable import printable
 
-OK, FAULT, MISTAKE, GATE_FAILED, STOPPED = 0, 1, 2, 3, 130
+OK, FAULT, MISTAKE, GATE_FAILED, STOPPED, TERMINATED = 0, 1, 2, 3, 130, 143
 """Exit codes: done; a fault of the program or the machine; a mistake in the input or the flags; a table that failed its gates,
-and is not published; stopped with Ctrl-C."""
+and is not published; stopped with Ctrl-C; stopped with SIGTERM, as by a scheduler, or a machine that shuts down."""
 
 CALLED_AS: ContextVar[str | None] = ContextVar("CALLED_AS", default=None)
 """What was typed to call the command that runs, such as `shortlist run`; None where a module was called by its own name."""
@@ -32,6 +36,32 @@ _NO_SPACE = re.compile(r"^.*\bNo space left on device\b.*$", re.MULTILINE)
 _OS_ERROR = re.compile(r"^(?:OSError|PermissionError|FileNotFoundError): (?P<message>\[Errno \d+\][^\n]*)", re.MULTILINE)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; what would be done at Ctrl-C is done."""
+
+
+@contextmanager
+def _stopping_when_told_to() -> Iterator[None]:
+    """Makes SIGTERM end the block as Ctrl-C does, once: what follows is to tidy up undisturbed.
+
+    Only a process's main thread may say what its signals do; elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Runs a command, and returns its exit code; what went wrong goes to standard error.
 
@@ -41,7 +71,8 @@ def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | 
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        command(argv)
+        with _stopping_when_told_to():
+            command(argv)
     except BrokenPipeError:
         # Whoever reads standard output, such as `head`, has had enough.
         return OK
@@ -75,7 +106,8 @@ def _let_go_of_closed_output() -> None:
 def verdict_on(error: BaseException) -> tuple[int, list[str]]:
     """Returns the exit code that an error leads to, and what there is to say of it, a line each."""
     if any(isinstance(each, KeyboardInterrupt) or _INTERRUPTED.search(str(each)) for each in causes_of(error)):
-        return STOPPED, ["stopped; what was finished is kept, run the same command again to go on"]
+        code = TERMINATED if any(isinstance(each, Terminated) for each in causes_of(error)) else STOPPED
+        return code, ["stopped; what was finished is kept, run the same command again to go on"]
     if isinstance(error, GatesFailed):
         return GATE_FAILED, error.messages
     mistake = mistake_in(error)

@@ -1,14 +1,17 @@
 """What went wrong becomes an exit code and one line, wherever it happened."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import apache_beam as beam
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 
-from pipelines.command import FAULT, MISTAKE, OK, STOPPED, run_command
+from pipelines.command import FAULT, MISTAKE, OK, STOPPED, TERMINATED, run_command
 from schemas.errors import InputError
 
 
@@ -46,6 +49,39 @@ def test_ctrl_c_in_a_worker_is_no_fault(capsys: pytest.CaptureFixture[str]) -> N
 
     assert run_command(command, []) == STOPPED
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: stopped; what was finished is kept")
+
+
+def test_sigterm_stops_a_command_as_ctrl_c_does_and_a_second_one_does_not_disturb_that(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tidied = []
+
+    def wait(element: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        return element
+
+    def command(argv: object) -> None:
+        try:
+            with TestPipeline("FnApiRunner") as pipeline:
+                _ = pipeline | beam.Create([7]) | beam.Map(wait)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            tidied.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(command, []) == TERMINATED == 128 + signal.SIGTERM
+    assert tidied == [True]
+    assert capsys.readouterr().err == "error: stopped; what was finished is kept, run the same command again to go on\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_command_in_a_thread_leaves_signals_alone() -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(run_command(lambda argv: None, [])))
+    thread.start()
+    thread.join()
+    assert codes == [OK]
 
 
 def test_a_fault_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from pipelines import run as whole_job
-from pipelines.command import OK, run_command
+from pipelines.command import OK, TERMINATED, run_command
 from tests.latest_reader import LatestReader, digest_of_table
 from tests.made_data import write_items, write_ratings
 from transforms.training import read_checkpoint
@@ -114,6 +114,16 @@ class Run:
         """Kills all that the job consists of, at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def terminate(self) -> None:
+        """Asks the job's own process, and no other, to stop, and waits until it has."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.wait(), f"the job does not stop: {self.said}"
+
+    def check_nothing_is_left(self) -> None:
+        """Checks that no process of the job's group lives on."""
+        with pytest.raises(ProcessLookupError):
+            os.killpg(self.process.pid, 0)
 
     def check_ended_well(self) -> None:
         """Waits for the end of a run that has to end well."""
@@ -304,3 +314,34 @@ def test_a_job_killed_again_and_again_ends_in_the_same_table(
         assert json.loads((trained / "manifest.json").read_text())["metrics"]["resumed_epochs"] == goes_on_from
         assert not list(trained.glob("checkpoints/*"))
     print(f"{hit.total()} kills survived (seed {SEED}): {dict(hit)}; {outputs} outputs, one table; {readings} times read")
+
+
+@pytest.mark.parametrize(
+    ("moment", "workers"),
+    [
+        (Moment("train", 3, 0.0), []),
+        (Moment("publish", 0, 0.0), []),
+        (Moment("train", 0, 5.0), ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]),
+    ],
+    ids=["training", "publishing", "training in processes of its own"],
+)
+def test_a_job_that_is_told_to_stop_says_so_and_goes_on_later(
+    moment: Moment, workers: list[str], flags: list[str], yesterday: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    output = copy_of(yesterday, tmp_path)
+    with running([*flags, *workers], output) as run:
+        if not moment.wait_for(run):
+            run.terminate()
+        # Publishing may have been quicker.
+        assert run.process.returncode in ((TERMINATED, OK) if moment.step == "publish" else (TERMINATED,))
+        run.check_nothing_is_left()
+    if run.process.returncode == TERMINATED:
+        stopped = [line for line in run.said.splitlines() if "error:" in line]
+        assert stopped == ["error: stopped; what was finished is kept, run the same command again to go on"]
+        assert "Traceback" not in run.said
+    assert digest_of(output) in {digest_of(yesterday), undisturbed.digest}
+    if moment.step == "train":
+        assert latest_of(output) == latest_of(yesterday)
+    with running(flags, output) as again:
+        again.check_ended_well()
+    assert files_of(output) == undisturbed.files
