@@ -8,8 +8,9 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -40,26 +41,62 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came; what would be done at Ctrl-C is done."""
 
 
+GRACE_SECONDS = 5.0
+"""How long a command that was told to stop may take to tidy up, before it is ended as it is: Docker kills after ten."""
+
+_TOLD_TO_STOP = threading.Event()
+"""Whether SIGTERM has come: an exception can be swallowed, or become another, on its way out of a library."""
+
+_STOPPED = "stopped; what was finished is kept, run the same command again to go on"
+
+
 @contextmanager
 def _stopping_when_told_to() -> Iterator[None]:
-    """Makes SIGTERM end the block as Ctrl-C does, once: what follows is to tidy up undisturbed.
+    """Makes SIGTERM end the block as Ctrl-C does, once: what follows is to tidy up undisturbed, but not for ever.
 
     Only a process's main thread may say what its signals do; elsewhere nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _TOLD_TO_STOP.clear()
+    patience = threading.Timer(GRACE_SECONDS, _end_now)
+    patience.daemon = True
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _TOLD_TO_STOP.set()
+        patience.start()
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
+        patience.cancel()
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def _end_now() -> None:
+    """Ends this process and those that it has started, such as Beam's workers; whatever they were at can be done again."""
+    _say(_STOPPED)
+    for pid in _descendants(os.getpid()):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(TERMINATED)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Returns the processes that a process has started, and those that they have; none where there is no /proc."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found[1:]
 
 
 def run_command(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -105,9 +142,10 @@ def _let_go_of_closed_output() -> None:
 
 def verdict_on(error: BaseException) -> tuple[int, list[str]]:
     """Returns the exit code that an error leads to, and what there is to say of it, a line each."""
+    if _TOLD_TO_STOP.is_set():
+        return TERMINATED, [_STOPPED]
     if any(isinstance(each, KeyboardInterrupt) or _INTERRUPTED.search(str(each)) for each in causes_of(error)):
-        code = TERMINATED if any(isinstance(each, Terminated) for each in causes_of(error)) else STOPPED
-        return code, ["stopped; what was finished is kept, run the same command again to go on"]
+        return STOPPED, [_STOPPED]
     if isinstance(error, GatesFailed):
         return GATE_FAILED, error.messages
     mistake = mistake_in(error)

@@ -134,7 +134,7 @@ class ShortlistOptions(PipelineOptions):
         train.add_argument(
             "--recency",
             default=defaults.recency,
-            help="whether items popular of late score higher: auto (as validation says; default), on or off",
+            help="whether items popular of late score higher: auto (as validation says), on or off",
         )
         train.add_argument("--max_epochs", type=int, default=defaults.max_epochs, help="the most epochs")
         train.add_argument("--patience", type=int, default=defaults.patience, help="epochs without a better validation")
@@ -392,16 +392,26 @@ _ONCE = {
     **dict.fromkeys(("ratings", "items", "users", "exclude", "block_items", "allow_items"), _SEVERAL_FILES),
     **dict.fromkeys(("columns", "item_columns", "list_columns", "features"), _WITH_COMMAS),
     **dict.fromkeys(("config", "trials", "release", "to", "users_file", "items_file"), "one is read: give one"),
-    **dict.fromkeys(("user",), "one is shown: ask once for each"),
 }
 """Flags that somebody who gives them twice means to add up, and what to do instead."""
+
+
+class _NamesDefaults(argparse.HelpFormatter):
+    """Names the default of a flag whose help does not speak of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        if text is None or "default" in text or action.default in (None, False, "", argparse.SUPPRESS) or action.default == []:
+            return text
+        value = f"{action.default:g}" if isinstance(action.default, float) else str(action.default)
+        return f"{text} (default {value.replace('%', '%%')})"
 
 
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, and how the command was called; a flag that is given twice is not dropped unsaid."""
 
     def __init__(self, prog: str | None = None, **settings: Any) -> None:
-        super().__init__(prog=prog or called_as(), **settings)
+        super().__init__(prog=prog or called_as(), **({"formatter_class": _NamesDefaults} | settings))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if namespace is None:

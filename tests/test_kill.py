@@ -333,7 +333,7 @@ def test_a_job_that_is_told_to_stop_says_so_and_goes_on_later(
         if not moment.wait_for(run):
             run.terminate()
         # Publishing may have been quicker.
-        assert run.process.returncode in ((TERMINATED, OK) if moment.step == "publish" else (TERMINATED,))
+        assert run.process.returncode in ((TERMINATED, OK) if moment.step == "publish" else (TERMINATED,)), run.said
         run.check_nothing_is_left()
     if run.process.returncode == TERMINATED:
         stopped = [line for line in run.said.splitlines() if "error:" in line]

@@ -1,5 +1,6 @@
 """Flags become settings; every mistake is one line that names the value, the rule and the repair."""
 
+import argparse
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from pipelines.settings import parse_command, settings_of_job
+from pipelines import releases
+from pipelines.settings import OneLineParser, ShortlistOptions, parse_command, settings_of_job
 from schemas.errors import InputError
 from transforms.scann_index import BuildSettings
 from transforms.search import SearchSettings
@@ -230,3 +232,33 @@ def test_of_other_flags_the_last_one_counts_and_that_is_said(capsys: pytest.Capt
         "warning: --k is given as 5, then 6: the last one counts",
         "warning: --runner is given as X, then DirectRunner: the last one counts",
     ]
+
+
+def options_with_defaults() -> list[tuple[str, argparse.ArgumentParser, argparse.Action]]:
+    """Every flag that has a default, of every command."""
+    whole = OneLineParser(prog="run")
+    ShortlistOptions._add_argparse_args(whole)
+    parsers = {"run": whole}
+    for action in releases.parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers |= action.choices
+    return [
+        (name, parser, action)
+        for name, parser in parsers.items()
+        for action in parser._actions
+        if action.default not in (None, False, "", argparse.SUPPRESS, parser) and action.default != [] and action.dest != "help"
+    ]
+
+
+def test_help_names_every_default() -> None:
+    found = options_with_defaults()
+    assert len(found) > 30
+    for name, parser, action in found:
+        flag = action.option_strings[0] if action.option_strings else action.dest
+        shown = parser._get_formatter()._expand_help(action)
+        value = action.default
+        words = f"{value:g}" if isinstance(value, float) else str(value)
+        if isinstance(value, int) and value >= 1 << 30:
+            words = f"{value >> 30} GiB"
+        said = f"default {words}" in shown or (words == releases.LATEST and "by default" in shown)
+        assert said, f"{name}: {flag} does not say that its default is {words}: {shown}"

@@ -48,6 +48,7 @@ from schemas.vocabulary import ITEM_VOCABULARY, USER_VOCABULARY
 from transforms.curves import CurveRow, TensorBoardLogs, draw_curves
 from transforms.encode_features import ItemFeatures, encode_rated, fit_features
 from transforms.features import Feature
+from transforms.pace import Pace, Standing, describe
 from transforms.partition import hash_ids
 from transforms.progress import TALLY
 from transforms.recency import (
@@ -587,6 +588,7 @@ class _Fit:
         self.model.optimizer = towers.SparseAdam(settings.learning_rate)
         self.model.optimizer.build(self.model.trainable_variables)
         self.best = self._weights()
+        self.steps_done = 0
         self._rows, self._settings, self._progress, self._validation = rows, settings, progress, validation
         self._blends = blends
 
@@ -624,15 +626,43 @@ class _Fit:
             for losses in self._steps():
                 progress.loss += float(losses.sum(dtype=np.float64))
                 progress.step += len(losses)
+                self.steps_done += len(losses)
                 yield
             self._end_epoch()
             yield
 
     def _is_out_of_patience(self) -> bool:
+        return self._validation is not None and self._progress.epoch >= self._end_of_patience
+
+    @property
+    def _end_of_patience(self) -> int:
+        """How many epochs are done when training ends, if none that is yet to come is better."""
         # Vectors begin near zero, where a list is what is popular, and the first that they learn may be worse than that.
-        progress, patience = self._progress, self._settings.patience
-        waited = min(progress.epoch - progress.best_epoch, progress.epoch - patience)
-        return self._validation is not None and waited >= patience
+        return max(self._progress.best_epoch, self._settings.patience) + self._settings.patience
+
+    def standing(self, num_epochs: int, done_before: int, rows_later: int) -> Standing:
+        """Returns how far training has come.
+
+        Args:
+          num_epochs: of this phase, at most.
+          done_before: steps of this attempt in phases before.
+          rows_later: of the phase that follows, which takes as many epochs as the best one took; 0 if none does.
+        """
+        progress, num_steps = self._progress, steps_an_epoch(len(self._rows.user), self._settings)
+        validates = self._validation is not None
+        last = min(num_epochs, self._end_of_patience) if validates else num_epochs
+        later = max(1, progress.best_epoch) * steps_an_epoch(rows_later, self._settings) if rows_later else 0
+        return Standing(
+            phase=PHASES[progress.phase],
+            epoch=progress.epoch + (progress.step > 0 or not progress.epoch),
+            num_epochs=num_epochs,
+            may_end_sooner=validates,
+            step=progress.step if progress.step or not progress.epoch else num_steps,
+            num_steps=num_steps,
+            steps_done=done_before + self.steps_done,
+            steps_left=max(0, (last - progress.epoch) * num_steps - progress.step) + later,
+            curve=progress.curve,
+        )
 
     def _steps(self) -> Iterator[np.ndarray]:
         """Does what is left of the epoch; yields [num_steps] float32, the losses, some steps at a time.
@@ -642,7 +672,7 @@ class _Fit:
         settings, progress, rows = self._settings, self._progress, self._rows
         num_rows = len(rows.user)
         batch_size = min(settings.batch_size, num_rows)
-        num_steps = num_rows // batch_size
+        num_steps = steps_an_epoch(num_rows, settings)
         rng = np.random.default_rng([settings.seed, progress.phase, progress.epoch])
         order = epoch_order(rows.user, 1 if settings.user_tower == "id" else _ROWS_TOGETHER, rng)
         batches = order[: num_steps * batch_size].reshape(num_steps, batch_size)
@@ -697,6 +727,11 @@ class _Fit:
             f"the {what} must be finite, got nan or inf at step {step + 1} of epoch {epoch}: "
             f"lower --learning_rate, which is {self._settings.learning_rate:g}"
         )
+
+
+def steps_an_epoch(num_rows: int, settings: TrainingSettings) -> int:
+    """Returns how many batches an epoch takes; the few rows that do not fill one are left out."""
+    return num_rows // min(settings.batch_size, num_rows)
 
 
 def bias_of_served(rows: TrainingRows, settings: TrainingSettings, blend: Blend) -> np.ndarray:
@@ -761,6 +796,7 @@ def train(
     checkpoints: str | None = None,
     checkpoint_secs: float = CHECKPOINT_SECS,
     on_epoch: Callable[[list[CurveRow]], None] | None = None,
+    on_steps: Callable[[Standing], None] | None = None,
 ) -> Trained:
     """Trains the towers, from the beginning or from the checkpoint of an earlier attempt.
 
@@ -770,6 +806,7 @@ def train(
       checkpoints: the folder, which may be remote, where checkpoints are found and kept; None does without.
       checkpoint_secs: how much work may be lost, about; 0 saves after each epoch, and within an epoch every few steps.
       on_epoch: is given the curve so far after each epoch.
+      on_steps: is told every few steps how far training has come.
 
     Raises:
       InputError: if the loss stops being finite; names the step.
@@ -784,6 +821,7 @@ def train(
     if validation and settings.include_validation:
         plan.append((rows, None))
     blends = opening_blends(plan[0][0], validation, settings)
+    done_before = 0
 
     for phase in range(progress.phase, len(plan)):
         if phase > progress.phase:
@@ -793,7 +831,9 @@ def train(
             fit.resume(checkpoint)
             checkpoint = None
         saved, wait = time.monotonic(), 0.0
-        for _ in fit.run(progress.best_epoch if phase else settings.max_epochs):
+        num_epochs = progress.best_epoch if phase else settings.max_epochs
+        rows_later = sum(len(later.user) for later, _ in plan[phase + 1 :])
+        for _ in fit.run(num_epochs):
             if path and time.monotonic() - saved >= max(checkpoint_secs, wait):
                 started = time.monotonic()
                 write_checkpoint(path, fit.checkpoint())
@@ -801,6 +841,9 @@ def train(
                 wait = (saved - started) * _WORK_A_SAVE if checkpoint_secs else 0.0
             if on_epoch and not progress.step:
                 on_epoch(progress.curve)
+            if on_steps:
+                on_steps(fit.standing(num_epochs, done_before, rows_later))
+        done_before += fit.steps_done
         if plan[phase][1]:
             fit.restore_best()
             if settings.recency == "auto" and rows.timestamp is not None:
@@ -857,11 +900,13 @@ def train_and_write(
     rows, report = with_features(read_rows(paths.interactions), paths.items, settings.features)
     logs = TensorBoardLogs(join(root, TENSORBOARD))
 
-    def tell(curve: list[CurveRow]) -> None:
-        TALLY.say(describe(curve[-1]))
-        logs.write(curve)
+    pace = Pace()
 
-    trained = train(rows, settings, checkpoints, checkpoint_secs, tell)
+    def say(now: Standing) -> None:
+        TALLY.say(pace.describe(now, time.monotonic()))
+
+    trained = train(rows, settings, checkpoints, checkpoint_secs, logs.write, say)
+    TALLY.say(describe(trained.curve[-1]))
     metrics: dict[str, Any] = {
         "dim": settings.dim + 1,
         "train_users": len(rows.user_ids),
@@ -881,14 +926,6 @@ def train_and_write(
     if checkpoints is not None:
         delete(checkpoint_path(checkpoints, rows, settings))
     return written, metrics
-
-
-def describe(row: CurveRow) -> str:
-    """Returns a row of the curve in a few words."""
-    text = f"{row['phase']}: epoch {row['epoch']}, loss {row['loss']:.4f}"
-    if row["recall_at_100"] is not None:
-        text += f", Recall@100 {row['recall_at_100']:.4f}, NDCG@10 {row['ndcg_at_10']:.4f}"
-    return text
 
 
 @dataclass

@@ -22,11 +22,11 @@ from schemas.manifest import fingerprint_of
 from schemas.storage import WrittenFile, exists, join, parquet_writer, read_json, replacing, write_json
 from schemas.trials import DONE, FAILED, trials_schema
 from transforms.charts import Axis, Marks, Panel, draw
-from transforms.curves import CurveRow
 from transforms.features import Feature, declaration_of, to_json
+from transforms.pace import Pace, Standing, describe
 from transforms.progress import TALLY
 from transforms.search_space import varied_of, varied_settings
-from transforms.training import TrainingPaths, TrainingRows, TrainingSettings, describe, read_rows, train, with_features
+from transforms.training import TrainingPaths, TrainingRows, TrainingSettings, read_rows, train, with_features
 from transforms.write import part_path
 
 TRIALS = "trials"
@@ -87,15 +87,18 @@ def run_trial(rows: TrainingRows, trial: Trial, num_trials: int) -> Result:
 
     started = time.monotonic()
 
-    def say(curve: list[CurveRow]) -> None:
-        TALLY.say(f"trial {trial.number} of {num_trials}: {describe(curve[-1])}")
+    pace, which = Pace(), f"trial {trial.number} of {num_trials}"
+
+    def say(now: Standing) -> None:
+        TALLY.say(f"{which}: {pace.describe(now, time.monotonic())}")
 
     try:
-        trained = train(rows, replace(trial.settings, include_validation=False), on_epoch=say)
+        trained = train(rows, replace(trial.settings, include_validation=False), on_steps=say)
     except InputError as error:
         return Result(FAILED, time.monotonic() - started, str(error))
     except (MemoryError, tf.errors.ResourceExhaustedError):
         return Result(FAILED, time.monotonic() - started, "it needs more memory than there is: lower --dim or --batch_size")
+    TALLY.say(f"{which}: {describe(trained.curve[-1])}")
     if trained.quality is None:
         raise InputError(
             f"there is no validation slice to judge trials on, of {len(rows.user):,} training rows: raise --validation_fraction"
