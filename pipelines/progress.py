@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.logs import LOGGER
+from schemas.words import counted
 from transforms.progress import NAMESPACE, TALLY
 
 _REFRESH_SECONDS = 0.2
@@ -23,7 +24,7 @@ def describe(blocks: int, rows: int, seconds: float, note: str = "") -> str:
     """Returns '12 blocks  98,304 rows  49,152 rows/s', as much of it as there is to say."""
     words = [f"{seconds:.1f} s"]
     if blocks:
-        words += [f"{blocks:,} block{'s' if blocks > 1 else ''}", f"{rows:,} rows", f"{rows / max(seconds, 1e-3):,.0f} rows/s"]
+        words += [counted(blocks, "block"), counted(rows, "row"), f"{rows / max(seconds, 1e-3):,.0f} rows/s"]
     if note:
         words.append(note)
     return "  ".join(words)

@@ -27,6 +27,7 @@ from pipelines.still_named import Named
 from pipelines.verify import all_stages, verify_release
 from schemas.errors import InputError
 from schemas.release import FoundRelease, find_releases, find_withdrawals, read_latest, read_named
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.compare_lists import RBO_P
 from transforms.gates import FAILED, FORCED
@@ -113,7 +114,9 @@ def list_releases(workspace: Workspace, flags: argparse.Namespace, console: Cons
     if latest and latest not in {line["release"] for line in lines}:
         problem = f"{workspace.latest} names release {latest}, which is not there: point it to one that is in the list, with "
         problem += "python -m pipelines.releases rollback RELEASE"
-    table = Table(title=f"{len(lines)} releases below {escape(workspace.root)}", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"{counted(len(lines), 'release')} below {escape(workspace.root)}", title_justify="left", box=None, pad_edge=False
+    )
     table.add_column("release", no_wrap=True, min_width=max((len(line["release"]) for line in lines), default=0))
     for name in ("users", "items", "k", "recall@k", "ndcg@10"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -153,8 +156,8 @@ def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> d
     facts = {
         "release": f"{line['release']}, {'served' if line['served'] else line['status']}",
         "made": f"{manifest['created_at']}, judged {manifest.get('judged_at', 'never')}",
-        "table": f"{line['users']:,} users, k {line['k']}, {line['items']:,} items, {len(manifest['topk'])} files, "
-        f"{line['bytes']:,} bytes",
+        "table": f"{counted(line['users'], 'user')}, k {line['k']}, {counted(line['items'], 'item')}, "
+        f"{counted(len(manifest['topk']), 'file')}, {counted(line['bytes'], 'byte')}",
         "compared with": compared,
         "evaluated": evaluated.get("model", "the published one"),
         "gates": gates_line(manifest["gates"]),
@@ -188,7 +191,8 @@ def verify(workspace: Workspace, flags: argparse.Namespace, console: Console) ->
     result = {"release": verdict.release, "files": verdict.files, "bytes": verdict.bytes, "problems": list(verdict.problems)}
     if not verdict.problems:
         console.print(
-            f"release {verdict.release} is whole: {verdict.files:,} files, {verdict.bytes:,} bytes read and hashed",
+            f"release {verdict.release} is whole: {counted(verdict.files, 'file')}, {counted(verdict.bytes, 'byte')} "
+            "read and hashed",
             soft_wrap=True,
         )
         return result
@@ -262,9 +266,11 @@ def gc(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dic
     found = collect(workspace, flags.keep, flags.min_age_hours, flags.dry_run)
     console.soft_wrap = True
     for each in found:
-        console.print(f"{each.kind:<8} {escape(each.folder)}, {each.files:,} files, {each.bytes:,} bytes")
+        console.print(f"{each.kind:<8} {escape(each.folder)}, {counted(each.files, 'file')}, {counted(each.bytes, 'byte')}")
     size = sum(each.bytes for each in found)
-    console.print(f"[bold]{'would delete' if flags.dry_run else 'deleted'}[/] {len(found):,} folders, {size:,} bytes")
+    console.print(
+        f"[bold]{'would delete' if flags.dry_run else 'deleted'}[/] {counted(len(found), 'folder')}, {counted(size, 'byte')}"
+    )
     return {"dry_run": flags.dry_run, "deleted": [asdict(each) for each in found], "bytes": size}
 
 
@@ -323,7 +329,7 @@ def _show_forgotten(workspace: Workspace, names: Named, done: Forgot, console: C
 
 
 def _counted(names: Named) -> str:
-    return f"{len(names.users):,} users and {len(names.items):,} items"
+    return f"{counted(len(names.users), 'user')} and {counted(len(names.items), 'item')}"
 
 
 def _warn(console: Console, names: Named, what: str) -> None:

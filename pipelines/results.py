@@ -17,6 +17,7 @@ from pipelines.command import GATE_FAILED, OK
 from pipelines.lookup import Published, list_of, open_release
 from pipelines.publish import Made, Outcome
 from schemas.storage import join
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.gates import FAILED, FORCED, PASSED, SKIPPED
 from transforms.table import read_table
@@ -54,7 +55,8 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
             "[bold]note[/]      the holdout is neither learned from nor counted as seen; --refit publishes a table of all"
         )
     console.print(
-        f"[bold]table[/]     {escape(folder)}/*.parquet  ({metrics['users']:,} users, {metrics['pairs']:,} rows of lists)"
+        f"[bold]table[/]     {escape(folder)}/*.parquet  ({counted(metrics['users'], 'user')}, "
+        f"{counted(metrics['pairs'], 'row')} of lists)"
     )
     console.print(f"[bold]report[/]    {escape(join(workspace.root, workspace.release_report(outcome.latest.release)))}")
     if outcome.failed:
@@ -136,7 +138,7 @@ def quality_table(metrics: Mapping[str, Any], refitted: bool = False) -> Table:
     quality, popularity, recent = (metrics[name] for name in ("quality", "popularity", "recent_popularity"))
     users = quality["users"]
     cutoffs = sorted({int(name.partition("@")[2]) for name in quality["means"] if "@" in name})
-    table = Table(title=f"held-out quality, mean over {users:,} users" if users else "coverage", title_justify="left")
+    table = Table(title=f"held-out quality, mean over {counted(users, 'user')}" if users else "coverage", title_justify="left")
     table.add_column("metric")
     table.add_column("before the refit" if refitted else "this table", justify="right")
     table.add_column("popularity", justify="right")
@@ -152,11 +154,11 @@ def quality_table(metrics: Mapping[str, Any], refitted: bool = False) -> Table:
 
 def counts_line(metrics: Mapping[str, Any]) -> str:
     """Returns what was served, and how sure the lists are."""
-    words = [f"{metrics['users_personalised']:,} users personalised, {metrics['users_popular']:,} popular"]
+    words = [f"{counted(metrics['users_personalised'], 'user')} personalised, {metrics['users_popular']:,} popular"]
     recall = metrics["recall_against_exact"]
     if recall["standard_error"] is not None:
         words.append(f"recall of ScaNN against exact search {recall['mean']:.4f} ± {recall['standard_error']:.4f}")
-    words.append(f"{metrics['rows_researched']:,} rows searched again, {metrics['rows_exact']:,} exactly")
+    words.append(f"{counted(metrics['rows_researched'], 'row')} searched again, {metrics['rows_exact']:,} exactly")
     if metrics["lists_short_of_k"]:
         words.append(f"{metrics['lists_short_of_k']:,} lists are shorter than k: no more items are eligible")
     return "; ".join(words)
@@ -168,7 +170,7 @@ def carried_line(base: Mapping[str, Any]) -> str:
         return f"model of release {base['release']}; all lists are new: {base['why_nobody']}"
     why = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in base["new_lists"].items() if count)
     return (
-        f"model of release {base['release']}; {base['carried']:,} of {base['users']:,} lists carried over "
+        f"model of release {base['release']}; {base['carried']:,} of {counted(base['users'], 'list')} carried over "
         f"({base['share_carried']:.1%}), {base['compared']:,} of them compared with exact search"
         + (f"; new lists: {why}" if why else "")
     )

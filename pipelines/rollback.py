@@ -26,6 +26,7 @@ from schemas.release import (
     write_withdrawal,
 )
 from schemas.storage import delete, join
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.gates import FAILED
 
@@ -84,7 +85,8 @@ def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Held)
     named = still_named(workspace, release, seen.forgotten)
     if named:
         raise InputError(
-            f"release {name} still has {len(named.users):,} users and {len(named.items):,} items that were forgotten since, so "
+            f"release {name} still has {counted(len(named.users), 'user')} and {counted(len(named.items), 'item')} "
+            "that were forgotten since, so "
             "it may not be served: name another, or end that with python -m pipelines.releases forget --remember"
         )
     verdict = verify_release(workspace, release, before_serving=True)

@@ -20,6 +20,7 @@ from pipelines.progress import Progress, follow
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
 from schemas.storage import WrittenFile, delete_folder, join, read_json
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.write import SUMMARY, WriteSummary
 
@@ -136,7 +137,7 @@ def run_pipeline(stage: Stage, attempt: str, options: PipelineOptions) -> Mappin
 def summary_of(manifest: StageManifest) -> str:
     """Returns a few words on what a stage made."""
     size = sum(file.bytes for file in manifest.files)
-    return f"{len(manifest.files)} files, {size / 1e6:.1f} MB, {manifest.finished_at}"
+    return f"{counted(len(manifest.files), 'file')}, {size / 1e6:.1f} MB, {manifest.finished_at}"
 
 
 def now() -> str:

@@ -27,6 +27,7 @@ from schemas.errors import InputError
 from schemas.manifest import StageManifest, fingerprint_of
 from schemas.storage import check_writable, exists, join, read_bytes, read_parquet_blocks
 from schemas.trials import FAILED
+from schemas.words import counted
 from schemas.workspace import Workspace
 from schemas.yaml_text import read_yaml
 from transforms.search_space import SPACE, trials_of
@@ -145,7 +146,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) ->
       seconds: that each trained, by its number.
     """
     settings = [name for name in rows[0] if name.startswith("setting_") and len({row[name] for row in rows}) > 1]
-    table = Table(title=f"{len(rows):,} trials by Recall@100 + NDCG@10 on the validation slice", title_justify="left")
+    table = Table(title=f"{counted(len(rows), 'trial')} by Recall@100 + NDCG@10 on the validation slice", title_justify="left")
     for name in ("trial", "quality", "Recall@100", "NDCG@10", "epochs", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold")

@@ -34,6 +34,7 @@ from schemas.manifest import StageManifest
 from schemas.search_trials import SEARCH_TRIALS
 from schemas.storage import check_writable, join, read_parquet_blocks
 from schemas.stored import StoredFolder
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.calibrate import CalibrationSettings, DrawSample
 from transforms.embed import EmbedUsers
@@ -149,7 +150,7 @@ def show(root: str, manifest: StageManifest, console: Console) -> None:
     rows.sort(key=lambda row: (-row["recall"], row["cost"]))
     target = manifest.settings["calibration"]["target_recall"]
     near = sorted(rows, key=lambda row: (not row["is_chosen"], abs(row["recall"] - target)))[:_SHOWN]
-    title = f"the Pareto front of {len(trials):,} trials"
+    title = f"the Pareto front of {counted(len(trials), 'trial')}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("index", no_wrap=True)
     for name in ("leaves", "threshold", "reorder", "recall", "at least", "cost", "users/s"):

@@ -13,6 +13,7 @@ from schemas.errors import InputError
 from schemas.manifest import digest_of, read_manifest
 from schemas.release import files_of, is_altered, pointer_to, read_latest
 from schemas.storage import exists, join, list_files, sha256_of
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.training import TENSORBOARD
 from transforms.write import SUMMARY
@@ -98,7 +99,7 @@ def _compare_size(path: str, size: int | None, file: Mapping[str, Any]) -> str |
     """Returns what is wrong with a file's size, None where there is no file; None if nothing is."""
     if size is None:
         return f"{path} is gone"
-    return None if size == file["bytes"] else f"{path} has {size:,} bytes, {file['bytes']:,} were written"
+    return None if size == file["bytes"] else f"{path} has {counted(size, 'byte')}, {file['bytes']:,} were written"
 
 
 def all_stages(release: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import stage as stages
 from pipelines.progress import Progress
-from pipelines.stage import Stage, code_version, run_stage
+from pipelines.stage import Stage, code_version, run_stage, summary_of
 from schemas.blocks import in_blocks
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, read_manifest
@@ -47,6 +47,7 @@ def test_a_stage_writes_its_files_then_its_manifest_and_is_skipped_from_then_on(
     made = run_stage(counting(25), workspace, OPTIONS, Progress())
     assert made.rows("numbers") == 25
     assert made.metrics == {"limit": 25}
+    assert summary_of(made).startswith("1 file, ")
     (path,) = made.paths(root, "numbers")
     assert pa.Table.from_batches(read_parquet_blocks(path))["n"].to_pylist() == list(range(25))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from schemas.words import counted
 from transforms.charts import Panel, draw_panel
 from transforms.curves import CurveRow, curve_panels
 from transforms.gates import compared_metrics
@@ -102,7 +103,9 @@ def render(report: Report) -> str:
 def _header(manifest: Mapping[str, Any]) -> Html:
     status = manifest["status"]
     word = {"passed": "passed its gates", "failed": "failed its gates"}.get(status, status)
-    lines = [f"{manifest['rows']:,} users, made {_when(manifest['created_at'])}, judged {_when(manifest['judged_at'])}"]
+    lines = [
+        f"{counted(manifest['rows'], 'user')}, made {_when(manifest['created_at'])}, judged {_when(manifest['judged_at'])}"
+    ]
     if manifest.get("last"):
         lines.append(f", beside release {manifest['last']['release']}")
     if manifest.get("base"):
@@ -160,7 +163,7 @@ def _quality(manifest: Mapping[str, Any]) -> Iterator[Html]:
     if not quality["users"]:
         yield tag("p", "Nothing is held out, so nothing is measured here: see --split and --refit.")
         return
-    about = f"Mean over {quality['users']:,} users with held-out items ({_split_in_words(evaluated['split'])})."
+    about = f"Mean over {counted(quality['users'], 'user')} with held-out items ({_split_in_words(evaluated['split'])})."
     refitted = evaluated.get("refitted", bool(evaluated["stages"]))
     if refitted:
         about += " They are those of the model before the refit, which has not learned from what is held out."
@@ -355,7 +358,7 @@ def _training(report: Report) -> Iterator[Html]:
     yield tag(
         "p",
         f"{metrics['train_rows']:,} rows of {metrics['train_users']:,} users and {metrics['train_items']:,} items, "
-        f"{metrics['epochs']:,} epochs, vectors of {metrics['dim']:,} numbers.",
+        f"{counted(metrics['epochs'], 'epoch')}, vectors of {metrics['dim']:,} numbers.",
     )
     for name, curve, best in report.curves:
         panels = curve_panels(curve, best)

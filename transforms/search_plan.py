@@ -81,7 +81,8 @@ def choose_plan(shards: Sequence[ShardBytes], max_worker_bytes: int = MAX_WORKER
     if again:
         takes += f", {_size(again)} of it a second copy of the vectors, for exact searches"
     if total <= max_worker_bytes:
-        return ChosenPlan(FUSED, f"{takes}, within {limit}: each worker holds all {len(shards)} shards and nothing is shuffled")
+        held = f"all {len(shards)} shards" if len(shards) > 1 else "its only shard"
+        return ChosenPlan(FUSED, f"{takes}, within {limit}: each worker holds {held} and nothing is shuffled")
     if len(shards) == 1:
         return ChosenPlan(FUSED, f"{takes}, above {limit}, and is one shard, which no plan divides: raise --num_shards")
     if largest > max_worker_bytes:

@@ -20,6 +20,7 @@ from schemas.blocks import Block
 from schemas.errors import InputError
 from schemas.interactions import VALID
 from schemas.rejected import REJECTED
+from schemas.words import counted
 from transforms.id_forms import Forms, MergeForms, forms_of_block
 
 LAST_SECOND = 4_102_444_800
@@ -490,7 +491,7 @@ def check_rejected(summary: Summary, max_rejected_fraction: float, dataset: str 
     repair = _repair(commonest[0][0], dataset)
     allowed = "" if rejected == rows else f", or raise --max_rejected_fraction (now {max_rejected_fraction:g})"
     raise InputError(
-        f"{rejected} of {rows} rows of the {dataset} were rejected: {counts}; "
+        f"{rejected} of {counted(rows, 'row')} of the {dataset} were rejected: {counts}; "
         f"for example {shown or 'an empty row'} in {first['source']}: {repair}{allowed}"
     )
 
