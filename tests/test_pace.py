@@ -16,7 +16,8 @@ ROW: CurveRow = {"phase": "search", "epoch": 1, "loss": 4.5, "recall_at_100": 0.
 
 def standings_of(settings: TrainingSettings) -> tuple[list[Standing], int, int]:
     """Trains; returns all that was told, how many rows the first phase had, and how many all have."""
-    rows, told = rows_of(clustered_pairs()), []
+    rows = rows_of(clustered_pairs())
+    told: list[Standing] = []
     train(rows, settings, on_steps=told.append)
     _, trained_on = validation_rows(rows, settings)
     return told, int(np.count_nonzero(trained_on)), len(rows.user)
