@@ -15,9 +15,9 @@ import apache_beam as beam
 from pipelines.lists import check_same_lists, items_of, reads_of
 from pipelines.settings import Settings
 from pipelines.stage import Reports, Stage
-from schemas.manifest import StageManifest, users_of
+from schemas.manifest import StageManifest, fingerprint_of, users_of
 from schemas.release import read_latest, read_release
-from schemas.storage import join
+from schemas.storage import join, list_files
 from schemas.workspace import Workspace
 from transforms.describe_table import DescribeTable
 from transforms.item_lists import ItemLists
@@ -38,6 +38,9 @@ class LastTable:
       k: items a user.
       num_buckets: of its users.
       topk: its files, relative to the output root.
+      users: likewise, those of the users that it was made for; none where they cannot be read any more.
+      users_digest: of their contents; None where they cannot be read.
+      users_gone: why they cannot be read.
     """
 
     release: str
@@ -45,6 +48,14 @@ class LastTable:
     k: int
     num_buckets: int
     topk: tuple[str, ...]
+    users: tuple[str, ...] = ()
+    users_digest: str | None = None
+    users_gone: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it decides the verdict."""
+        return {"digest": self.digest, "k": self.k, "users": self.users_digest}
 
 
 def last_table(workspace: Workspace, recommended: StageManifest) -> LastTable | None:
@@ -60,15 +71,36 @@ def last_table(workspace: Workspace, recommended: StageManifest) -> LastTable | 
     manifest = read_release(workspace, latest)
     if manifest["stages"]["recommend"]["digest"] == recommended.digest:
         before = manifest["compared_with"]
-        return LastTable(**before | {"topk": tuple(before["topk"])}) if before else None
+        paths = {name: tuple(before.get(name, ())) for name in ("topk", "users")} if before else {}
+        return LastTable(**before | paths) if before else None
     stages = manifest["stages"]
+    users, users_digest, users_gone = _users_of(workspace, latest.release, stages["ingest"])
     return LastTable(
         release=latest.release,
         digest=stages["recommend"]["digest"],
         k=stages["recommend"]["settings"]["k"],
         num_buckets=stages["ingest"]["metrics"]["num_buckets"],
         topk=latest.topk,
+        users=users,
+        users_digest=users_digest,
+        users_gone=users_gone,
     )
+
+
+def _users_of(
+    workspace: Workspace, release: str, ingested: Mapping[str, Any]
+) -> tuple[tuple[str, ...], str | None, str | None]:
+    """Returns the files of the users of a release and the digest of their contents, or why they cannot be read any more."""
+    folder = f"{ingested['folder']}/users"
+    files = [file for file in ingested.get("files", ()) if file["path"].startswith(f"{folder}/")]
+    if not files:
+        return (), None, f"release {release} does not say where they are"
+    sizes = {found.path: found.size_in_bytes for found in list_files(join(workspace.root, folder, "*"))}
+    for file in files:
+        path = join(workspace.root, file["path"])
+        if sizes.get(path) != file["bytes"]:
+            return (), None, f"{path} is {'altered' if path in sizes else 'gone'}"
+    return tuple(file["path"] for file in files), fingerprint_of([[file["path"], file["sha256"]] for file in files]), None
 
 
 def stage(
@@ -97,12 +129,17 @@ def stage(
         num_buckets=ingested.metrics["num_buckets"],
         last_k=last.k if last else None,
         layout=recommended.settings["layout"],
+        has_last_users=last is not None and not last.users_gone,
     )
     same_buckets = last is not None and last.num_buckets == rules.num_buckets
     last_paths = [join(root, path) for path in last.topk] if last else []
+    last_users = [join(root, path) for path in last.users] if last else []
     job: dict[str, Any] = {
         "buckets": buckets_of(
-            users_of(done).paths(root, "users"), recommended.paths(root, "topk"), last_paths if same_buckets else []
+            users_of(done).paths(root, "users"),
+            recommended.paths(root, "topk"),
+            last_paths if same_buckets else [],
+            last_users if same_buckets else [],
         ),
         "items": ingested.paths(root, "items"),
         "num_items": ingested.rows("items"),
@@ -111,6 +148,7 @@ def stage(
         "lists": items_of(root, done),
         "rules": rules,
         "regrouped": [] if same_buckets else last_paths,
+        "regrouped_users": [] if same_buckets else last_users,
     }
     return Stage(
         name="judge",
@@ -118,7 +156,7 @@ def stage(
         settings={
             "k": rules.k,
             "recommend_seen": rules.recommend_seen,
-            "last": {"digest": last.digest, "k": last.k} if last else None,
+            "last": last.settings if last else None,
             "evaluated": evaluated.fingerprint if evaluated else None,
             "examples": settings.report.users,
         },
@@ -139,20 +177,21 @@ def build(
     lists: ItemLists,
     rules: TableRules,
     regrouped: list[str],
+    regrouped_users: list[str],
 ) -> Reports:
     """Adds the stage's steps: each bucket's files are read by one worker, which compares them; what is in them is counted."""
     table = [path for files in buckets.values() for path in files.table]
     users = {number: files.users for number, files in buckets.items()}
     return [
-        root | "JudgeTable" >> JudgeTable(buckets, items, embeddings, lists, rules, regrouped),
+        root | "JudgeTable" >> JudgeTable(buckets, items, embeddings, lists, rules, regrouped, regrouped_users),
         root | "DescribeTable" >> DescribeTable(attempt, table, items, num_items, users, rules.num_buckets, examples),
     ]
 
 
-def buckets_of(users: list[str], table: list[str], last: list[str]) -> dict[int, BucketFiles]:
+def buckets_of(users: list[str], table: list[str], last: list[str], last_users: list[str]) -> dict[int, BucketFiles]:
     """Returns where each bucket lies, from the paths of all files."""
-    found: dict[int, list[list[str]]] = defaultdict(lambda: [[], [], []])
-    for kind, paths in enumerate((users, table, last)):
+    found: dict[int, list[list[str]]] = defaultdict(lambda: [[], [], [], []])
+    for kind, paths in enumerate((users, table, last, last_users)):
         for path in paths:
             found[part_of(path)][kind].append(path)
     return {number: BucketFiles(*map(tuple, kinds)) for number, kinds in found.items()}

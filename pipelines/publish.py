@@ -37,6 +37,7 @@ from schemas.release import (
 from schemas.storage import delete, exists, join, write_file, write_json
 from schemas.topk import VERSION
 from schemas.workspace import Workspace
+from transforms.arrivals import arrivals_of, rejected_of
 from transforms.gates import Evaluation, Facts, Gate, GateSettings, LastRelease, as_json, failures, judge_release
 
 Done = dict[str, StageManifest]
@@ -134,6 +135,8 @@ def facts_of(made: Made, last: LastRelease | None, withdrawals: Sequence[Withdra
             for reader in readers
             for source in reader.sources
         },
+        arrivals=arrivals_of({name: describe_stage(stage) for name, stage in made.published.items()}),
+        k=made.published["recommend"].settings["k"],
         last=last,
         withdrawn="; ".join(map(words_on, withdrawals)) or None,
     )
@@ -148,11 +151,6 @@ def words_on(withdrawal: Withdrawal) -> str:
     )
 
 
-def rejected_of(summary: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns how many rows of a source were rejected, and how many there are."""
-    return sum(reason["count"] for reason in summary["reasons"].values()), summary["rows"]
-
-
 def last_release(workspace: Workspace, last: LastTable | None) -> LastRelease | None:
     """Returns what is known of the release whose table a new one is compared with; None where it is gone."""
     path = workspace.release_manifest(last.release) if last else ""
@@ -165,6 +163,9 @@ def last_release(workspace: Workspace, last: LastTable | None) -> LastRelease | 
         users=release["metrics"]["users"],
         items=release["metrics"]["items_allowed"],
         evaluation=Evaluation(known["split"], known["metrics"]["quality"]) if known else Evaluation({}, {"users": 0}),
+        arrivals=arrivals_of(release["stages"]),
+        k=last.k,
+        users_gone=last.users_gone,
     )
 
 
@@ -429,7 +430,7 @@ def served_already(workspace: Workspace, made: Made) -> Latest | None:
 
 def is_compared_with(judged: StageManifest, last: LastTable | None) -> bool:
     """Tells whether a table was judged beside the table `last`."""
-    return judged.settings["last"] == ({"digest": last.digest, "k": last.k} if last else None)
+    return judged.settings["last"] == (last.settings if last else None)
 
 
 if __name__ == "__main__":

@@ -214,7 +214,13 @@ class ShortlistOptions(PipelineOptions):
             ("min_lift", "times as good as popularity on held-out items"),
             ("min_coverage", "of the items that could be listed, at least"),
             ("min_overlap", "mean Jaccard index with the last release's lists, at least"),
-            ("max_shrink", "of users and of items since the last release, as a share"),
+            ("max_empty_lists", "of the users may have an empty list, as a share"),
+            ("max_short_lists", "of the users may have a list shorter than k, as a share"),
+            ("min_history_kept", "of what users had rated in the last release must still be theirs, as a mean share"),
+            ("max_days_older", "days that the newest rating may be older than the last release's"),
+            ("max_growth", "of the ratings since the last release, as a share"),
+            ("max_repeated_rise", "of the share of repeated ratings since the last release"),
+            ("max_shrink", "of ratings, of users and of items since the last release, as a share"),
         ):
             gates.add_argument(f"--{flag}", type=float, default=getattr(limits, flag), help=f"{what} (default %(default)g)")
         gates.add_argument(
@@ -794,6 +800,12 @@ def settings_of(flags: argparse.Namespace) -> Settings:
             min_lift=flags.min_lift,
             min_coverage=flags.min_coverage,
             min_overlap=flags.min_overlap,
+            max_empty_lists=flags.max_empty_lists,
+            max_short_lists=flags.max_short_lists,
+            min_history_kept=flags.min_history_kept,
+            max_days_older=flags.max_days_older,
+            max_growth=flags.max_growth,
+            max_repeated_rise=flags.max_repeated_rise,
             max_shrink=flags.max_shrink,
             max_rejected_fraction=flags.max_rejected_fraction,
             forced=forced_of(flags.force),

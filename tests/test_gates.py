@@ -5,14 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.errors import InputError
+from transforms.arrivals import Arrivals
 from transforms.gates import (
     GATES,
     Evaluation,
     Facts,
     GateSettings,
     LastRelease,
+    _down,
+    _up,
     as_json,
     failures,
     judge_release,
@@ -35,7 +40,8 @@ def against(mean: float = 0.4, popularity: float = 0.3, error: float = 0.001, us
     return {"recall@50": value, "ndcg@10": {"users": users, "mean": 0.3, "popularity": 0.2, "standard_error": 0.001}}
 
 
-LAST = LastRelease("R1", users=100, items=1_000, evaluation=Evaluation(SPLIT, quality()))
+ARRIVALS = Arrivals(ratings=10_000, users=100, items=1_200, newest=1_600_000_000, repeated=(100, 9_995))
+LAST = LastRelease("R1", users=100, items=1_000, evaluation=Evaluation(SPLIT, quality()), arrivals=ARRIVALS, k=50)
 TABLE: dict[str, Any] = {
     "users": 100,
     "users_expected": 100,
@@ -43,9 +49,12 @@ TABLE: dict[str, Any] = {
     "items": 1_200,
     "items_eligible": 1_000,
     "items_listed": 600,
+    "lists_empty": 0,
+    "lists_short": 2,
     "faults": dict.fromkeys(FAULTS, 0),
     "examples": {},
     "overlap": {"k": 50, "users_in_both": 99, "users_changed": 50, "mean_jaccard": 0.6},
+    "histories": {"users_then": 99, "users_in_both": 98, "mean_kept": 1.0},
 }
 FACTS = Facts(
     table=TABLE,
@@ -55,11 +64,17 @@ FACTS = Facts(
     against_popularity=against(),
     rejected={"ratings": (5, 1_000), "items": (0, 50)},
     last=LAST,
+    arrivals=ARRIVALS,
+    k=50,
 )
 
 
 def table(**changes: Any) -> Facts:
     return replace(FACTS, table=TABLE | changes)
+
+
+def came(**changes: Any) -> Facts:
+    return replace(FACTS, arrivals=replace(ARRIVALS, **changes))
 
 
 def statuses(facts: Facts, settings: GateSettings | None = None) -> dict[str, str]:
@@ -78,6 +93,7 @@ def test_a_good_table_passes_every_gate_and_json_holds_the_verdicts() -> None:
         "limit": 0.1,
         "reason": "lists of 99 users share 0.6000 (mean Jaccard@50) with those of release R1, it must be 0.1 or more",
         "forced": None,
+        "allow": None,
     }
 
 
@@ -118,6 +134,66 @@ def test_a_good_table_passes_every_gate_and_json_holds_the_verdicts() -> None:
             "rejected",
             ["5 of 50 rows of the items were rejected, at most 0.01", "--max_rejected_fraction"],
         ),
+        (
+            table(pairs=0, items_listed=0),
+            "coverage",
+            ["no list has an item, and 1,000 items may be recommended", "--block_items", "--min_coverage 0"],
+        ),
+        (
+            replace(FACTS, against_popularity=dict.fromkeys(against(), against(mean=0.0, popularity=0.0)["recall@50"])),
+            "popularity",
+            ["the lists of the 90 users with lists of their own have nothing that is held out", "--min_lift 0"],
+        ),
+        (
+            table(lists_empty=2),
+            "empty_lists",
+            ["2 of 100 lists are empty (0.0200), at most 0.01 of them may be", "--max_empty_lists 0.02 or"],
+        ),
+        (
+            table(lists_short=51),
+            "short_lists",
+            ["51 of 100 lists are shorter than k = 50 (0.5100)", "lower --k", "--max_short_lists 0.51 or"],
+        ),
+        (
+            table(histories={"users_then": 99, "users_in_both": 98, "mean_kept": 0.17}),
+            "histories",
+            ["of what 98 users had rated in release R1, 0.1700 is still theirs", "permuted", "--min_history_kept 0.17 or"],
+        ),
+        (
+            table(histories={"users_then": 99, "users_in_both": 0, "mean_kept": 0.0}),
+            "histories",
+            ["none of the 99 users who had rated something in release R1 is there any more", "--min_history_kept 0 or"],
+        ),
+        (
+            replace(table(histories=None), last=replace(LAST, users_gone="stages/x/users/a.parquet is gone")),
+            "histories",
+            ["cannot be compared with what they have rated now (stages/x/users/a.parquet is gone)", "--min_history_kept 0 or"],
+        ),
+        (
+            came(newest=1_600_000_000 - 86_400),
+            "newest",
+            [
+                "the newest rating is of 2020-09-12 12:26:40, that of release R1 of 2020-09-13 12:26:40",
+                "an older snapshot",
+                "--max_days_older 1 or",
+            ],
+        ),
+        (came(newest=None), "newest", ["no rating has a time, and the newest of release R1 is of 2020-09-13", "--columns"]),
+        (
+            came(ratings=8_900),
+            "ratings",
+            ["there are 8,900 ratings, in release R1 there were 10,000; at most 0.1", "--max_shrink 0.11 or"],
+        ),
+        (
+            came(ratings=30_000),
+            "ratings",
+            ["there are 30,000 ratings, in release R1 there were 10,000; at most 0.5", "more than once", "--max_growth 2 or"],
+        ),
+        (
+            came(repeated=(5_000, 9_995)),
+            "repeated",
+            ["5,000 of 9,995 ratings repeat another one of the same user and item (0.5003)", "it was 0.0100", "loaded twice"],
+        ),
         (table(users=89), "users", ["there are 89 users, in release R1 there were 100; at most 0.1", "--max_shrink"]),
         (
             table(items_eligible=899),
@@ -137,6 +213,10 @@ def test_each_gate_fails_and_can_be_forced(facts: Facts, name: str, words: list[
     (gate,) = [gate for gate in forced if gate.status != "passed"]
     assert (gate.name, gate.status, gate.forced) == (name, "forced", "we know")
     assert gate.reason in line
+    if gate.allow:
+        flag, value = gate.allow.removeprefix("--").split()
+        allowed = judge_release(facts, replace(GateSettings(), **{flag: float(value)})) if flag != "target_recall" else []
+        assert failures(allowed) == [], "what it says is enough to let the gate pass"
 
 
 @pytest.mark.parametrize(
@@ -147,6 +227,15 @@ def test_each_gate_fails_and_can_be_forced(facts: Facts, name: str, words: list[
         ({"min_coverage": 0.009}, table(items_listed=9), "coverage"),
         ({"min_overlap": 0.0}, table(overlap=TABLE["overlap"] | {"mean_jaccard": 0.0}), "overlap"),
         ({"max_rejected_fraction": 0.1}, replace(FACTS, rejected={"items": (5, 50)}), "rejected"),
+        ({"min_coverage": 0}, table(pairs=0, items_listed=0), "coverage"),
+        ({"max_empty_lists": 0.02}, table(lists_empty=2), "empty_lists"),
+        ({"max_short_lists": 0.51}, table(lists_short=51), "short_lists"),
+        ({"min_history_kept": 0.1}, table(histories={"users_then": 9, "users_in_both": 9, "mean_kept": 0.17}), "histories"),
+        ({"min_history_kept": 0}, table(histories=None), "histories"),
+        ({"max_days_older": 1.5}, came(newest=1_600_000_000 - 86_400), "newest"),
+        ({"max_shrink": 0.11}, came(ratings=8_900), "ratings"),
+        ({"max_growth": 2.0}, came(ratings=30_000), "ratings"),
+        ({"max_repeated_rise": 0.5}, came(repeated=(5_000, 9_995)), "repeated"),
         ({"max_shrink": 0.11}, table(users=89), "users"),
         ({"max_shrink": 0.11}, table(items_eligible=899), "items"),
     ],
@@ -166,7 +255,8 @@ def test_a_difference_within_two_standard_errors_tells_nothing() -> None:
 def test_the_first_release_is_compared_with_none() -> None:
     first = judge_release(replace(FACTS, last=None, table=TABLE | {"overlap": None}), GateSettings())
     skipped = {gate.name: gate.reason for gate in first if gate.status != "passed"}
-    assert skipped == dict.fromkeys(("quality", "overlap", "users", "items"), "there is no release before this one")
+    compared = ("quality", "overlap", "histories", "repeated", "ratings", "newest", "users", "items")
+    assert skipped == dict.fromkeys(compared, "there is no release before this one")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +285,27 @@ def test_the_first_release_is_compared_with_none() -> None:
             "recall_against_exact",
             "fewer than two lists were compared with exact search",
         ),
-        (table(pairs=0, items_listed=0), "coverage", "no list has an item"),
+        (
+            table(histories={"users_then": 0, "users_in_both": 0, "mean_kept": 0.0}),
+            "histories",
+            "no user of release R1 had rated anything",
+        ),
+        (
+            replace(FACTS, last=replace(LAST, arrivals=Arrivals())),
+            "ratings",
+            "release R1 does not say how many ratings it was made of",
+        ),
+        (
+            replace(FACTS, last=replace(LAST, arrivals=Arrivals())),
+            "repeated",
+            "release R1 does not say how many of its ratings were repeated",
+        ),
+        (replace(FACTS, last=replace(LAST, arrivals=Arrivals())), "newest", "the ratings of release R1 have no times"),
+        (
+            came(newest=1_600_000_000 - 86_400, forgotten="abc"),
+            "newest",
+            "others are to be forgotten now than then, and the newest may have been theirs",
+        ),
     ],
 )
 def test_what_does_not_apply_is_skipped_and_says_why(facts: Facts, name: str, why: str) -> None:
@@ -204,7 +314,7 @@ def test_what_does_not_apply_is_skipped_and_says_why(facts: Facts, name: str, wh
     assert why in gate.reason
 
 
-def test_growth_is_never_too_much() -> None:
+def test_growth_of_users_and_items_is_never_too_much() -> None:
     assert set(statuses(table(users=500, items_eligible=5_000, items_listed=600)).values()) == {"passed"}
 
 
@@ -215,6 +325,8 @@ def test_growth_is_never_too_much() -> None:
         ({"max_quality_drop": float("nan")}, "max_quality_drop must be between 0 and 1, got nan"),
         ({"min_overlap": -0.1}, "min_overlap must be between 0 and 1, got -0.1"),
         ({"min_coverage": 2}, "min_coverage must be between 0 and 1, got 2"),
+        ({"max_growth": float("inf")}, "max_growth must be a number of at least 0, got inf: change --max_growth"),
+        ({"max_days_older": -1}, "max_days_older must be a number of at least 0, got -1"),
         ({"min_lift": -1}, "min_lift must be a number of at least 0, got -1"),
         ({"forced": {"overlop": "x"}}, "there is no gate 'overlop' to force, there are users_once, .*: change --force"),
     ],
@@ -229,3 +341,32 @@ def test_a_table_that_was_rolled_back_fails_and_can_be_forced() -> None:
     (failed,) = failures(judge_release(facts, GateSettings()))
     assert failed.startswith("gate withdrawn failed: this very table was served as release R0: mend the data or the settings")
     assert statuses(facts, GateSettings(forced={"withdrawn": "a mistake"}))["withdrawn"] == "forced"
+
+
+def test_a_comparison_of_unlike_things_says_so_and_how_to_go_on() -> None:
+    """After a forced cut of the catalogue, the next full night has twice as many items to find the right ones among."""
+    fewer = replace(ARRIVALS, ratings=7_000)
+    halved = replace(LAST, items=500, k=40, arrivals=fewer, evaluation=Evaluation(SPLIT, quality(0.9)))
+    facts = replace(FACTS, last=halved, evaluation=Evaluation(SPLIT, quality(users=50)))
+    (line,) = failures(judge_release(facts, GateSettings()))
+    for words in (
+        "gate quality failed: recall@50 is 0.4000, in release R1 0.9000",
+        "unlike things are compared: 500 items to recommend then, 1,000 now",
+        "100 users with held-out items then, 50 now",
+        "7,000 ratings then, 10,000 now",
+        "k 40 then, 50 now",
+        "run the same command again with --max_quality_drop 0.56 or --force quality=REASON",
+    ):
+        assert words in line
+    assert (
+        "unlike" not in failures(judge_release(replace(FACTS, evaluation=Evaluation(SPLIT, quality(0.3))), GateSettings()))[0]
+    )
+    by_time = replace(FACTS, evaluation=Evaluation(SPLIT | {"split": "last"}, quality()))
+    (overlap,) = [gate for gate in judge_release(by_time, GateSettings()) if gate.name == "overlap"]
+    assert overlap.reason.endswith("unlike things are compared: split temporal then, last now")
+
+
+@given(st.floats(0, 1e6))
+def test_the_limit_that_is_named_lets_the_value_pass_and_is_near(value: float) -> None:
+    assert float(_down(value)) <= value <= float(_up(value))
+    assert float(_up(value)) - float(_down(value)) <= max(0.11 * value, 1e-9)

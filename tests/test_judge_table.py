@@ -12,6 +12,8 @@ import pyarrow as pa
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.blocks import Block
 from schemas.embeddings import embeddings_schema
@@ -32,6 +34,7 @@ from transforms.judge_table import (
     judge_bucket,
     last_lists,
     num_left,
+    rated,
     report,
 )
 from transforms.partition import bucket_of, hash_ids
@@ -92,7 +95,7 @@ def test_a_right_table_has_no_faults_whatever_its_blocks_and_files() -> None:
     whole = judged(rows)
     assert set(whole.faults.values()) == {0}
     assert whole.examples == {}
-    assert whole.numbers == {"users": 5, "users_expected": 5, "pairs": 18}
+    assert whole.numbers == {"users": 5, "users_expected": 5, "pairs": 18, "lists_empty": 0, "lists_short": 1}
     bucket = Bucket(0, pa.RecordBatch.from_pylist(PEOPLE, USERS), pa.RecordBatch.from_pylist([], LAST_LISTS))
     files = [[block_of(rows[:1]), block_of(rows[1:3])], [block_of(rows[3:])]]
     assert judge_bucket(bucket, files, items(), TableRules(K, False, 1)).numbers == whole.numbers
@@ -350,9 +353,11 @@ def test_a_whole_table_is_judged_from_its_files(tmp_path: Path, last_buckets: in
         for name, rows, kind in (("users", people, USERS), ("topk", table, TOPK))
     }
     last = write_buckets(tmp_path, "last", before, TOPK, last_buckets)
+    people_then = [user(f"u{n:02d}", history="abc", below="d", holdout="b") for n in range(25, 40)] + [user("u00")]
+    last_users = write_buckets(tmp_path, "last_users", people_then, USERS, last_buckets)
     same = last_buckets == 3
     buckets = {
-        n: BucketFiles((users,), (topk,), (last[n],) if same else ())
+        n: BucketFiles((users,), (topk,), (last[n],) if same else (), (last_users[n],) if same else ())
         for n, (users, topk) in enumerate(zip(paths["users"], paths["topk"], strict=True))
     }
 
@@ -366,6 +371,9 @@ def test_a_whole_table_is_judged_from_its_files(tmp_path: Path, last_buckets: in
         sets = {each["user_id"]: {pair["item_id"] for pair in each["recommendations"]} for each in table[10:]}
         jaccards = [len(mine & set("cdef")) / len(mine | set("cdef")) for mine in sets.values()]
         assert found["overlap"]["mean_jaccard"] == pytest.approx(np.mean(jaccards))
+        kept = [len({*each["history"], *each["holdout"]} & set("abcd")) / 4 for each in people[25:]]
+        assert (found["histories"]["users_then"], found["histories"]["users_in_both"]) == (15, 5)
+        assert found["histories"]["mean_kept"] == pytest.approx(np.mean(kept))
 
     with TestPipeline("FnApiRunner") as pipeline:
         made = pipeline | JudgeTable(
@@ -373,8 +381,42 @@ def test_a_whole_table_is_judged_from_its_files(tmp_path: Path, last_buckets: in
             [f"{tmp_path}/items/part-000000.parquet"],
             [f"{tmp_path}/embeddings/part-000000.parquet"],
             item_lists(tmp_path, [*COUNTS, "blocked"], block=["blocked"]),
-            TableRules(K, False, 3, K),
+            TableRules(K, False, 3, K, has_last_users=True),
             [] if same else last,
+            [] if same else last_users,
         )
         assert_that(made, lambda found: check(list(found)))
     assert isinstance(made, beam.PCollection)
+
+
+@given(
+    st.lists(st.tuples(st.text("ab", max_size=3), st.text("ab", max_size=3), st.text("cd", max_size=3)), max_size=6),
+    st.lists(st.tuples(st.text("abcd", max_size=4), st.text("ef", max_size=2)), max_size=6),
+)
+def test_what_is_kept_of_histories_is_what_sets_say(then: list[tuple[str, str, str]], now: list[tuple[str, str]]) -> None:
+    before = [user(f"u{at}", *lists) for at, lists in enumerate(then)]
+    people = [user(f"u{at + 2}", history=history, holdout=holdout) for at, (history, holdout) in enumerate(now)]
+    users = pa.RecordBatch.from_pylist(people, USERS)
+    empty = pa.RecordBatch.from_pylist([], LAST_LISTS)
+    bucket = Bucket(0, users, empty, rated(pa.RecordBatch.from_pylist(before, USERS)))
+    rules = TableRules(K, False, 1, has_last_users=True)
+    found = report(judge_bucket(bucket, [], items(), rules), items(), rules)["table"]["histories"]
+
+    def all_of(each: Row) -> set[str]:
+        return {*each["history"], *each["below_min_rating"], *each["holdout"]}
+
+    had = {each["user_id"]: all_of(each) for each in before if all_of(each)}
+    have = {each["user_id"]: all_of(each) for each in people}
+    shares = [len(rated_then & have[name]) / len(rated_then) for name, rated_then in had.items() if name in have]
+    assert (found["users_then"], found["users_in_both"]) == (len(had), len(shares))
+    assert found["mean_kept"] == pytest.approx(np.mean(shares) if shares else 0.0)
+
+
+@pytest.mark.parametrize("layout", ["nested", "long"])
+def test_empty_and_short_lists_are_counted_in_either_layout(layout: str) -> None:
+    people = [*PEOPLE, user("u5", history="abcdefg"), user("u6", excluded="abcdefg")]
+    rows = [*right_table(), row("u5", ""), row("u6", "")]
+    findings = judged_long(long_rows(rows), people) if layout == LONG else judged(rows, people)
+    found = report(findings, items(), TableRules(K, False, 1, layout=layout))["table"]
+    assert {name for name, count in found["faults"].items() if count} == set()
+    assert (found["users"], found["lists_empty"], found["lists_short"]) == (7, 2, 3)

@@ -130,7 +130,8 @@ def test_a_release_that_fails_a_gate_is_kept_beside_the_one_that_is_served(
     captured = capsys.readouterr()
     (line,) = [line for line in captured.err.splitlines() if "error:" in line]
     assert "gate overlap failed: lists of 60 users share 0." in line
-    assert "lower --min_overlap, or override it with --force overlap=REASON" in line
+    assert "if that is meant, run the same command again with --min_overlap 0." in line
+    assert line.endswith("or --force overlap=REASON")
     assert "failed gates, not published" in captured.out
     assert (output / "LATEST").read_bytes() == served
     (failed,) = failed_releases(output)

@@ -1,12 +1,13 @@
 """Compares a finished table with what it must be, row by row, and with the table that it would replace.
 
 One element is one hash bucket: the bucket's users, its files of the table, and the same users' lists in the last table. A
-worker holds the users of a bucket and, of the table, one block at a time. Nothing is shuffled, unless the last table has
-another number of buckets: then its lists are, once.
+worker holds the users of a bucket, then and now, and, of the table, one block at a time. Nothing is shuffled, unless the last
+table has another number of buckets: then its lists and users are, once.
 
     users ──────┐
     table ──────┼──> faults, each with how many users it concerns and an example; items listed; held-out items found
-    last table ─┘    by the lists and by popularity; overlap       (the catalogue is a side input of 16 bytes an item)
+    last table ─┤    by the lists and by popularity; overlap       (the catalogue is a side input of 16 bytes an item)
+    last users ─┘    how much of their histories the same users still have
 
 It knows nothing of how lists are made: it reads Parquet and compares ids, so that a defect of the search, the exclusion or the
 writing shows.
@@ -58,7 +59,10 @@ OWN = SOURCES[0]
 LAST_LISTS = pa.schema(
     [pa.field("user_id", pa.string(), nullable=False), pa.field("items", pa.list_(pa.string()), nullable=False)]
 )
-"""The lists of the table that would be replaced, without their scores."""
+"""The lists of the table that would be replaced, without their scores; or what its users had rated."""
+
+_RATED = ("history", "below_min_rating", "holdout")
+"""The columns of USERS that hold, together, all that a user has rated."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class TableRules:
       num_buckets: of users.
       last_k: items a user in the table it would replace; None where there is none. The shorter k counts for the overlap.
       layout: of its files; a long one has no row for an empty list.
+      has_last_users: whether what users had rated then is compared with what they have rated now.
     """
 
     k: int
@@ -78,6 +83,7 @@ class TableRules:
     num_buckets: int
     last_k: int | None = None
     layout: str = NESTED
+    has_last_users: bool = False
 
 
 class EligibleItems(NamedTuple):
@@ -147,7 +153,9 @@ class Findings:
       faults: by the names of FAULTS: how many users (rows of the table, for `users_once` rows and missing users) it concerns.
       examples: by the same names, one of them in words.
       listed: [num_items] bool, packed to bits: items that are in a list.
-      numbers: 'users', 'users_expected', 'pairs', and of the overlap 'users_in_both', 'users_changed' and 'jaccard' (a sum).
+      numbers: 'users', 'users_expected', 'pairs', 'lists_empty', 'lists_short' (of k; the empty ones too); of the overlap
+        'users_in_both', 'users_changed' and 'jaccard' (a sum); of histories 'rated_then' (users who had rated something then),
+        'rated_both' (those of them who are users now) and 'kept' (a sum of shares).
       gains: [2, 4] float64: for each of `metrics_of`, sums over the users on whom popularity is compared: of the list's value,
         of popularity's, of their difference's square, and of 1.
     """
@@ -200,11 +208,13 @@ class Bucket(NamedTuple):
       number: which.
       users: all of them, rows of USERS.
       last: their lists in the last table, rows of LAST_LISTS; others' may be among them.
+      last_rated: what users of the last release had rated, rows of LAST_LISTS; others' may be among them.
     """
 
     number: int
     users: Block
     last: Block
+    last_rated: Block | None = None
 
 
 class ListedPairs(NamedTuple):
@@ -264,10 +274,29 @@ def judge_bucket(bucket: Bucket, files: Iterable[Iterable[Block]], items: KnownI
         missing = np.flatnonzero(times == 0)
         empty = missing[num_left(bucket.users.take(pa.array(missing)), items, rules) == 0]
         times[empty] = 1
-        found.count(users=len(empty))
+        found.count(users=len(empty), lists_empty=len(empty), lists_short=len(empty))
     found.note("users_once", np.flatnonzero(times != 1), user_ids)
     found.count(users_expected=len(user_ids))
+    if bucket.last_rated is not None:
+        _compare_rated(found, bucket.last_rated, rated(bucket.users))
     return found
+
+
+def _compare_rated(found: Findings, then: Block, now: Block) -> None:
+    """Adds how much of what users had rated then, rows of LAST_LISTS, is among what the same users have rated now."""
+    then = then.filter(pc.greater(pc.list_value_length(then["items"]), 0))
+    row = pc.index_in(then["user_id"], now["user_id"]).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    both = np.flatnonzero(row >= 0)
+    lists = [then["items"].take(pa.array(both)), now["items"].take(pa.array(row[both]))]
+    codes = pa.concat_arrays([each.flatten() for each in lists]).dictionary_encode().indices.to_numpy().astype(np.int64)
+    ends = len(lists[0].flatten())
+    keys = [
+        _distinct(_keys(np.repeat(np.arange(len(both)), list_lengths(each)), code))
+        for each, code in zip(lists, np.split(codes, [ends]), strict=True)
+    ]
+    had = np.bincount(keys[0] >> 32, minlength=len(both))
+    kept = np.bincount(_common(*keys) >> 32, minlength=len(both))
+    found.count(rated_then=len(then), rated_both=len(both), kept=float((kept / np.maximum(had, 1)).sum()))
 
 
 def num_left(users: Block, items: KnownItems, rules: TableRules) -> np.ndarray:
@@ -317,7 +346,12 @@ def _judge_block(
     """
     ids = block["user_id"].fill_null("")
     pairs = ListedPairs.of(block["recommendations"])
-    found.count(users=len(ids), pairs=len(pairs.row))
+    found.count(
+        users=len(ids),
+        pairs=len(pairs.row),
+        lists_empty=int((pairs.lengths == 0).sum()),
+        lists_short=int((pairs.lengths < rules.k).sum()),
+    )
     _judge_values(found, block, pairs, ids)
 
     owners = np.flatnonzero(place >= 0)
@@ -491,11 +525,13 @@ class BucketFiles:
       users: paths of its users; none where it has none.
       table: paths of the table's files.
       last: paths of the last table's files, where that has the same buckets.
+      last_users: paths of the last release's users, likewise.
     """
 
     users: tuple[str, ...] = ()
     table: tuple[str, ...] = ()
     last: tuple[str, ...] = ()
+    last_users: tuple[str, ...] = ()
 
 
 def last_lists(block: Block) -> Block:
@@ -506,7 +542,23 @@ def last_lists(block: Block) -> Block:
     return pa.RecordBatch.from_arrays([block["user_id"].fill_null(""), lists], schema=LAST_LISTS)
 
 
+def rated(block: Block) -> Block:
+    """Returns rows of LAST_LISTS: all that each of some users has rated, one kind after the other.
+
+    Args:
+      block: rows of USERS.
+    """
+    lengths = [list_lengths(block[name]) for name in _RATED]
+    values = pa.concat_arrays([block[name].flatten() for name in _RATED])
+    row = np.concatenate([np.repeat(np.arange(len(block)), each) for each in lengths])
+    offsets = np.concatenate([[0], np.cumsum(np.sum(lengths, axis=0))])
+    items = values.take(pa.array(np.argsort(row, kind="stable")))
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items)
+    return pa.RecordBatch.from_arrays([block["user_id"], lists], schema=LAST_LISTS)
+
+
 _LAST_COLUMNS = ["user_id", "recommendations"]
+_USER_COLUMNS = ["user_id", *_RATED]
 
 
 class _JudgeBucket(beam.DoFn):
@@ -515,13 +567,17 @@ class _JudgeBucket(beam.DoFn):
         self._rules = rules
 
     def process(
-        self, element: tuple[int, tuple[Iterable[BucketFiles], Iterable[Block]]], items: KnownItems
+        self, element: tuple[int, tuple[Iterable[BucketFiles], Iterable[Block], Iterable[Block]]], items: KnownItems
     ) -> Iterator[Findings]:
-        number, (found, regrouped) = element
+        number, (found, regrouped, regrouped_users) = element
         files = next(iter(found), BucketFiles())  # A bucket of the last table alone has no files.
         users = one_block([block for path in files.users for block in read_parquet_blocks(path)], USERS, FEWER_USERS)
         read = (last_lists(block) for path in files.last for block in read_table(path, _LAST_COLUMNS))
-        bucket = Bucket(number, users, one_block([*read, *regrouped], LAST_LISTS, FEWER_USERS))
+        last_rated = None
+        if self._rules.has_last_users:
+            blocks = (rated(block) for path in files.last_users for block in read_parquet_blocks(path, _USER_COLUMNS))
+            last_rated = one_block([*blocks, *regrouped_users], LAST_LISTS, FEWER_USERS)
+        bucket = Bucket(number, users, one_block([*read, *regrouped], LAST_LISTS, FEWER_USERS), last_rated)
         yield judge_bucket(bucket, map(read_parquet_blocks, files.table), items, self._rules)
 
 
@@ -548,7 +604,9 @@ def report(findings: Findings | None, items: KnownItems, rules: TableRules) -> d
     """Returns what was found of the whole table, as metrics."""
     found = findings or Findings.none(len(items.hashes))
     numbers = found.numbers
-    made: dict[str, Any] = {name: int(numbers.get(name, 0)) for name in ("users", "users_expected", "pairs")}
+    made: dict[str, Any] = {
+        name: int(numbers.get(name, 0)) for name in ("users", "users_expected", "pairs", "lists_empty", "lists_short")
+    }
     made |= {
         "items": len(items.hashes),
         "items_eligible": items.num_eligible,
@@ -556,6 +614,7 @@ def report(findings: Findings | None, items: KnownItems, rules: TableRules) -> d
         "faults": found.faults,
         "examples": found.examples,
         "overlap": None,
+        "histories": None,
         "against_popularity": {
             name: _gain(*sums) for name, sums in zip(metrics_of(rules.k), found.gains.tolist(), strict=True)
         },
@@ -567,6 +626,13 @@ def report(findings: Findings | None, items: KnownItems, rules: TableRules) -> d
             "users_in_both": both,
             "users_changed": int(numbers.get("users_changed", 0)),
             "mean_jaccard": numbers.get("jaccard", 0.0) / both if both else 0.0,
+        }
+    if rules.has_last_users:
+        compared = int(numbers.get("rated_both", 0))
+        made["histories"] = {
+            "users_then": int(numbers.get("rated_then", 0)),
+            "users_in_both": compared,
+            "mean_kept": numbers.get("kept", 0.0) / compared if compared else 0.0,
         }
     return {"table": made}
 
@@ -596,6 +662,7 @@ class JudgeTable(beam.PTransform):
       lists: which items may be recommended at all.
       rules: what the table claims of itself.
       regrouped: paths of the last table, where that has another number of buckets: its lists are regrouped by the new ones.
+      regrouped_users: paths of the last release's users, likewise.
     """
 
     buckets: Mapping[int, BucketFiles]
@@ -604,6 +671,7 @@ class JudgeTable(beam.PTransform):
     lists: ItemLists
     rules: TableRules
     regrouped: list[str] = field(default_factory=list)
+    regrouped_users: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -629,8 +697,15 @@ class JudgeTable(beam.PTransform):
             | "KeyByUser"
             >> beam.FlatMap(partial(key_by_user, num_buckets=rules.num_buckets)).with_output_types(tuple[int, Block])
         )
+        last_users = (
+            root
+            | "ReadLastUsers" >> ReadParquet(self.regrouped_users, _USER_COLUMNS)
+            | "LastRated" >> beam.Map(rated).with_output_types(Block)
+            | "KeyLastUsers"
+            >> beam.FlatMap(partial(key_by_user, num_buckets=rules.num_buckets)).with_output_types(tuple[int, Block])
+        )
         return (
-            (files, last)
+            (files, last, last_users)
             | "GroupByBucket" >> beam.CoGroupByKey()
             | "JudgeBucket" >> beam.ParDo(_JudgeBucket(rules), items)
             | "Merge" >> beam.CombineGlobally(_MergeFindings())
