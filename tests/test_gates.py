@@ -1,7 +1,8 @@
 """Each gate fails on facts made to fail it, names value, rule and repair, is skipped where it does not apply, can be forced."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +80,13 @@ def came(**changes: Any) -> Facts:
 
 def statuses(facts: Facts, settings: GateSettings | None = None) -> dict[str, str]:
     return {gate.name: gate.status for gate in judge_release(facts, settings or GateSettings())}
+
+
+def test_the_page_on_gates_names_every_gate_and_the_limits_as_they_are() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "gates.md").read_text()
+    assert [name for name in GATES if f"`{name}`" not in page] == []
+    limits = {each.name: each.default for each in fields(GateSettings) if each.name != "forced"}
+    assert [name for name, limit in limits.items() if f"`--{name}` {limit:g}" not in page] == []
 
 
 def test_a_good_table_passes_every_gate_and_json_holds_the_verdicts() -> None:

@@ -288,7 +288,8 @@ def _compare_rated(found: Findings, then: Block, now: Block) -> None:
     row = pc.index_in(then["user_id"], now["user_id"]).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     both = np.flatnonzero(row >= 0)
     lists = [then["items"].take(pa.array(both)), now["items"].take(pa.array(row[both]))]
-    codes = pa.concat_arrays([each.flatten() for each in lists]).dictionary_encode().indices.to_numpy().astype(np.int64)
+    coded = joined([each.flatten() for each in lists], "item_id", FEWER_USERS).dictionary_encode()
+    codes = coded.indices.to_numpy().astype(np.int64)
     ends = len(lists[0].flatten())
     keys = [
         _distinct(_keys(np.repeat(np.arange(len(both)), list_lengths(each)), code))
@@ -549,7 +550,7 @@ def rated(block: Block) -> Block:
       block: rows of USERS.
     """
     lengths = [list_lengths(block[name]) for name in _RATED]
-    values = pa.concat_arrays([block[name].flatten() for name in _RATED])
+    values = joined([block[name].flatten() for name in _RATED], "item_id", FEWER_USERS)
     row = np.concatenate([np.repeat(np.arange(len(block)), each) for each in lengths])
     offsets = np.concatenate([[0], np.cumsum(np.sum(lengths, axis=0))])
     items = values.take(pa.array(np.argsort(row, kind="stable")))
