@@ -39,6 +39,7 @@ from schemas.topk import VERSION
 from schemas.workspace import Workspace
 from transforms.arrivals import arrivals_of, rejected_of
 from transforms.gates import Evaluation, Facts, Gate, GateSettings, LastRelease, as_json, failures, judge_release
+from transforms.past import past_of
 
 Done = dict[str, StageManifest]
 
@@ -166,6 +167,7 @@ def last_release(workspace: Workspace, last: LastTable | None) -> LastRelease | 
         arrivals=arrivals_of(release["stages"]),
         k=last.k,
         users_gone=last.users_gone,
+        past=past_of(release),
     )
 
 

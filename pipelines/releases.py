@@ -20,7 +20,7 @@ from pipelines.command import OK, Output, run_command, verdict_on
 from pipelines.diff import Difference, diff_releases
 from pipelines.forget import Forgot, names_of, remember
 from pipelines.forget import forget as forget_all
-from pipelines.results import carried_line, gates_line
+from pipelines.results import carried_line, gates_line, next_steps
 from pipelines.rollback import roll_back
 from pipelines.settings import OneLineParser, check_root, options_of
 from pipelines.still_named import Named
@@ -29,6 +29,7 @@ from schemas.errors import InputError
 from schemas.release import FoundRelease, find_releases, find_withdrawals, read_latest, read_named
 from schemas.words import counted
 from schemas.workspace import Workspace
+from transforms.arrivals import NOTHING, arrivals_from, arrivals_of, lines_of, moment
 from transforms.compare_lists import RBO_P
 from transforms.gates import FAILED, FORCED
 
@@ -39,7 +40,7 @@ UNREADABLE, WITHDRAWN = "unreadable", "withdrawn"
 
 _SHOWN_IDS = 10
 
-_TABLE_WIDTH = 110
+_TABLE_WIDTH = 120
 """A narrower terminal folds the lines, where a table made for it would leave out what a line is about."""
 
 
@@ -83,11 +84,14 @@ def describe(found: FoundRelease, latest: str | None, withdrawn: Collection[str]
         return line | {"status": UNREADABLE, "problem": found.problem}
     manifest = found.manifest
     metrics = manifest["metrics"]
+    arrivals = arrivals_of(manifest["stages"])
     return line | {
         "status": WITHDRAWN if found.release in withdrawn else manifest["status"],
         "created_at": manifest["created_at"],
         "users": manifest["metrics"]["users"],
         "items": metrics["items_allowed"],
+        "ratings": arrivals.ratings,
+        "newest_rating": None if arrivals.newest is None else moment(arrivals.newest),
         "k": manifest["stages"]["recommend"]["settings"]["k"],
         "metrics": quality_of(manifest),
         "gates": {name: gate["status"] for name, gate in manifest["gates"].items()},
@@ -118,7 +122,7 @@ def list_releases(workspace: Workspace, flags: argparse.Namespace, console: Cons
         title=f"{counted(len(lines), 'release')} below {escape(workspace.root)}", title_justify="left", box=None, pad_edge=False
     )
     table.add_column("release", no_wrap=True, min_width=max((len(line["release"]) for line in lines), default=0))
-    for name in ("users", "items", "k", "recall@k", "ndcg@10"):
+    for name in _NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     for line in lines:
@@ -130,14 +134,25 @@ def list_releases(workspace: Workspace, flags: argparse.Namespace, console: Cons
     return {"releases": lines, "latest": latest, "problem": problem or None}
 
 
+_NUMBERS = ("ratings", "newest", "users", "items", "k", "recall@k", "ndcg@10")
+"""The columns of a list of releases between the name and the status."""
+
+
 def _row(line: Mapping[str, Any]) -> list[str]:
     status = "[bold green]served[/]" if line["served"] else escape(line["status"])
     if line["status"] == UNREADABLE:
-        return [escape(line["release"]), *([""] * 5), f"{status}: {escape(line['problem'])}"]
+        return [escape(line["release"]), *([""] * len(_NUMBERS)), f"{status}: {escape(line['problem'])}"]
     k = line["k"]
     shown = [line["metrics"].get(name) for name in (f"recall@{k}", f"ndcg@{min(10, k)}")]
     gates = [f"{name} {verdict}" for name, verdict in line["gates"].items() if verdict in (FAILED, FORCED)]
-    numbers = [f"{line['users']:,}", f"{line['items']:,}", str(k), *("" if each is None else f"{each:.4f}" for each in shown)]
+    came_in = ["" if line["ratings"] is None else f"{line['ratings']:,}", (line["newest_rating"] or "")[:10]]
+    numbers = [
+        *came_in,
+        f"{line['users']:,}",
+        f"{line['items']:,}",
+        str(k),
+        *("" if each is None else f"{each:.4f}" for each in shown),
+    ]
     return [escape(line["release"]), *numbers, f"{status}: {escape(', '.join(gates))}" if gates else status]
 
 
@@ -164,19 +179,27 @@ def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> d
     }
     if manifest.get("base"):
         facts["kept"] = carried_line(manifest["base"])
+    then = arrivals_from((manifest.get("last") or {}).get("arrivals") or {})
+    for each in lines_of(arrivals_of(manifest["stages"]), then):
+        if each.now != NOTHING or each.then != NOTHING:
+            before = f" ({each.then} in the release before)" if each.then != NOTHING else ""
+            facts[each.name] = f"{each.now}{before}{f', {each.change}' if each.change else ''}"
     withdrawal = withdrawals.get(line["release"])
     if withdrawal:
         facts["rolled back"] = f"to {withdrawal.replaced_by}, {withdrawal.at}, {withdrawal.reason or 'no reason was given'}"
     for name, value in facts.items():
-        console.print(f"[bold]{name:<13}[/] {escape(value)}")
+        console.print(f"[bold]{name:<16}[/] {escape(value)}")
     for name, gate in manifest["gates"].items():
         if gate["status"] in (FAILED, FORCED):
             why = f" ({gate['forced']})" if gate["forced"] else ""
             console.print(f"  {gate['status']} [bold]{escape(name)}[/]{escape(why)}: {escape(gate['reason'])}")
+    if line["status"] == FAILED:
+        for step in next_steps(workspace, manifest):
+            console.print(f"[bold]{'next':<16}[/] {escape(step)}")
     for name, value in line["metrics"].items():
         console.print(f"  {name:<22} {'' if value is None else f'{value:.4f}'}")
     for name, stage in all_stages(manifest):
-        console.print(f"[bold]{name:<13}[/] {escape(stage['folder'])}, {stage['finished_at']}")
+        console.print(f"[bold]{name:<16}[/] {escape(stage['folder'])}, {stage['finished_at']}")
     return {**line, "manifest": manifest}
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from pipelines.publish import Made, Outcome
 from schemas.storage import join
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.gates import FAILED, FORCED, PASSED, SKIPPED
+from transforms.arrivals import arrivals_from, arrivals_of, lines_of
+from transforms.gates import FAILED, FORCED, PASSED, SKIPPED, ways_on
 from transforms.table import read_table
 
 _SHOWN_USERS = 3
@@ -37,6 +39,7 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
       console: where to.
     """
     metrics = made.published["recommend"].metrics
+    console.print(arrivals_table(outcome.manifest))
     console.print(quality_table(outcome.manifest["evaluated"]["metrics"], made.refitted))
     console.print(counts_line(metrics), soft_wrap=True)
     if outcome.manifest["base"]:
@@ -61,12 +64,45 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
     console.print(f"[bold]report[/]    {escape(join(workspace.root, workspace.release_report(outcome.latest.release)))}")
     if outcome.failed:
         console.print(f"[bold]manifest[/]  {escape(join(workspace.root, outcome.latest.manifest))}")
+        for line in next_steps(workspace, outcome.manifest):
+            console.print(f"[bold]next[/]      {escape(line)}")
         return
     if "export" in made.published:
         console.print(f"[bold]model[/]     {escape(exported(workspace, made))}")
     look_up = f"{this_python()} -m pipelines.lookup --output {shlex.quote(workspace.root)} --user USER"
     console.print(f"[bold]look up[/]   {escape(look_up)}")
     console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(folder))}")
+
+
+def arrivals_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what came in for a release, and for the one that it was compared with, as JSON."""
+    last = manifest.get("last")
+    return {"now": asdict(arrivals_of(manifest["stages"])), "last": (last.get("arrivals") or None) if last else None}
+
+
+def arrivals_table(manifest: Mapping[str, Any]) -> Table:
+    """Returns what came in for a release, beside what came in for the one that it was compared with."""
+    last = manifest.get("last")
+    then = arrivals_from(last.get("arrivals") or {}) if last else None
+    table = Table(title="what came in", title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("this time", justify="right", no_wrap=True)
+    table.add_column("last release", justify="right", no_wrap=True)
+    table.add_column("")
+    for each in lines_of(arrivals_of(manifest["stages"]), then):
+        table.add_row(*map(escape, each))
+    return table
+
+
+def next_steps(workspace: Workspace, manifest: Mapping[str, Any]) -> list[str]:
+    """Returns what to do about a release that failed its gates, in order."""
+    last = (manifest["compared_with"] or {}).get("release")
+    look = [f"{this_python()} -m pipelines.releases diff {last} {manifest['release']} --output {shlex.quote(workspace.root)}"]
+    return [
+        *(look if last else ()),
+        "if the data is wrong, mend it and run the same command again",
+        f"if all is as it should be, run the same command again with {' '.join(ways_on(manifest['gates']))}",
+    ]
 
 
 def exported(workspace: Workspace, made: Made) -> str:
@@ -99,6 +135,7 @@ def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) 
         "saved_model": exported(workspace, made) if "export" in made.published else None,
         "refitted": made.refitted,
         "gates": outcome.manifest["gates"],
+        "came_in": arrivals_json(outcome.manifest),
         "seconds": round(seconds, 3),
     }
 

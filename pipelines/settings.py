@@ -215,7 +215,7 @@ class ShortlistOptions(PipelineOptions):
             ("min_coverage", "of the items that could be listed, at least"),
             ("min_overlap", "mean Jaccard index with the last release's lists, at least"),
             ("max_empty_lists", "of the users may have an empty list, as a share"),
-            ("max_short_lists", "of the users may have a list shorter than k, as a share"),
+            ("max_short_lists", "of the users may have a list shorter than half of k, as a share"),
             ("min_history_kept", "of what users had rated in the last release must still be theirs, as a mean share"),
             ("max_days_older", "days that the newest rating may be older than the last release's"),
             ("max_growth", "of the ratings since the last release, as a share"),

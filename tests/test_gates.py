@@ -160,7 +160,7 @@ def test_a_good_table_passes_every_gate_and_json_holds_the_verdicts() -> None:
         (
             table(lists_short=51),
             "short_lists",
-            ["51 of 100 lists are shorter than k = 50 (0.5100)", "lower --k", "--max_short_lists 0.51 or"],
+            ["51 of 100 lists have less than half of 50 items (0.5100)", "lower --k", "--max_short_lists 0.51 or"],
         ),
         (
             table(histories={"users_then": 99, "users_in_both": 98, "mean_kept": 0.17}),

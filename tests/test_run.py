@@ -308,6 +308,7 @@ def test_users_who_came_after_training_get_lists_of_their_own_by_what_they_rated
 
 def test_allowed_items_are_the_only_ones_and_none_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out", "--split=none"]
+    flags += ["--max_empty_lists=1", "--max_short_lists=1"]
     allow = write_csv(tmp_path / "allow.csv", ["item_id"], [("i1",), ("i2",), ("elsewhere",)])
     assert run_job(*flags, f"--allow_items={allow}") == OK
     assert {each["item_id"] for row in topk_of(tmp_path / "out") for each in row["recommendations"]} == {"i1", "i2"}

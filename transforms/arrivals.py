@@ -15,6 +15,12 @@ Share = tuple[int, int]
 NOTHING = "-"
 """What stands where nothing is known."""
 
+_READERS = ("ingest", "lists")
+"""The stages that read what came from outside."""
+
+_JOINED = "ids_joined"
+"""The metric of theirs that says, by file of ids, how many different `ids` there are and how many of them are `known`."""
+
 
 @dataclass(frozen=True)
 class Arrivals:
@@ -57,7 +63,8 @@ def arrivals_of(stages: Mapping[str, Mapping[str, Any]]) -> Arrivals:
     """Returns what came in, of the stages as the manifest of a release describes them."""
     ingested = stages["ingest"]
     metrics: Mapping[str, Any] = ingested["metrics"]
-    read = {name.removesuffix("_read"): found for name, found in metrics.items() if name.endswith("_read")}
+    found_by = [stages[name]["metrics"] for name in _READERS if name in stages]
+    read = {name.removesuffix("_read"): value for found in found_by for name, value in found.items() if name.endswith("_read")}
     rejected = {name.replace("_", " "): rejected_of(found) for name, found in read.items()}
     reasons = {
         name.replace("_", " "): max(found["reasons"].items(), key=lambda each: (each[1]["count"], each[0]))[0]
@@ -75,6 +82,7 @@ def arrivals_of(stages: Mapping[str, Mapping[str, Any]]) -> Arrivals:
         rejected=rejected,
         reasons=reasons,
         repeated=(repeated, usable) if ratings and repeated is not None else None,
+        joined={name: (known["known"], known["ids"]) for found in found_by for name, known in found.get(_JOINED, {}).items()},
         forgotten=ingested.get("settings", {}).get("forgotten"),
     )
 
@@ -130,7 +138,7 @@ def lines_of(now: Arrivals, then: Arrivals | None) -> Iterator[Line]:
             yield Line(f"rejected {source}", _share(mine), _share(its), why)
     yield Line("repeated ratings", _share(now.repeated), _share(last.repeated), "")
     for name in dict.fromkeys([*now.joined, *last.joined]):
-        yield Line(f"known ids of {name}", _of(now.joined.get(name)), _of(last.joined.get(name)), "")
+        yield Line(f"known ids: {name.replace('_', ' ')}", _of(now.joined.get(name)), _of(last.joined.get(name)), "")
 
 
 def moment(seconds: int | None) -> str:

@@ -6,7 +6,7 @@ manifest, and says with which value of which flag it would have passed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -70,8 +70,8 @@ class GateSettings:
       min_overlap: the mean Jaccard index, over users, of a list and the last release's. On MovieLens-100K another seed and
         split left .59 at k = 100 and .31 at k = 10; lists of 100 drawn by chance share .03.
       max_empty_lists: the share of the users whose list may be empty.
-      max_short_lists: the share of the users whose list may be shorter than k. Those who have rated nearly everything have
-        one; where half have, k is too large for the items that may be recommended, or too few of them may be.
+      max_short_lists: the share of the users whose list may be shorter than half of k, or of the catalogue where that is
+        smaller. Those who have rated most of what there is have one; where more have, too few items may be recommended.
       min_history_kept: of what a user had rated in the last release, how much must still be the user's, as a mean over the
         users of both. A night adds ratings and takes none away; a window of a week that moves by a day keeps 6/7 = .86. Where
         the users of MovieTweetings-100K are permuted, .02 is left.
@@ -90,7 +90,7 @@ class GateSettings:
     min_coverage: float = 0.01
     min_overlap: float = 0.1
     max_empty_lists: float = 0.01
-    max_short_lists: float = 0.5
+    max_short_lists: float = 0.1
     min_history_kept: float = 0.8
     max_days_older: float = 0.0
     max_growth: float = 0.5
@@ -160,6 +160,8 @@ class LastRelease:
     k: int | None = None
     users_gone: str | None = None
     """Why it cannot be read what its users had rated."""
+    past: Sequence[Mapping[str, Any]] = ()
+    """Rows of `transforms.past`: its own and those of releases before it, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,26 @@ def way_on(name: str, allow: str | None) -> str:
     """Returns what to run next if what made a gate fail was meant."""
     force = f"--force {name}=REASON"
     return f"if that is meant, run the same command again with {f'{allow} or ' if allow else ''}{force}"
+
+
+def ways_on(gates: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns flags with which all gates would have passed, given the gates as a manifest keeps them.
+
+    Where several gates name the same flag, the value is the one that is enough for all of them.
+    """
+    limits: dict[str, str] = {}
+    forced = []
+    for name, gate in gates.items():
+        if gate["status"] != FAILED:
+            continue
+        flag, _, value = (gate.get("allow") or "").partition(" ")
+        if not flag:
+            forced.append(f"--force {name}=REASON")
+        elif flag in limits:
+            limits[flag] = (max if flag.startswith("--max") else min)(limits[flag], value, key=float)
+        else:
+            limits[flag] = value
+    return [*(f"{flag} {value}" for flag, value in limits.items()), *forced]
 
 
 def _gate(
@@ -399,9 +421,10 @@ def _empty_lists(facts: Facts, settings: GateSettings) -> Gate:
 
 def _short_lists(facts: Facts, settings: GateSettings) -> Gate:
     short, users, limit = facts.table["lists_short"], facts.table["users"], settings.max_short_lists
-    k = "k" if facts.k is None else f"k = {facts.k:,}"
+    asked = min(facts.k or facts.table["items"], facts.table["items"])
     found = (
-        f"{short:,} of {users:,} lists are shorter than {k} ({share_of((short, users)):.4f}), at most {limit:g} of them may be"
+        f"{short:,} of {users:,} lists have less than half of {asked:,} items ({share_of((short, users)):.4f}), at most "
+        f"{limit:g} of them may"
     )
     repair = (
         f"{facts.table['items_eligible']:,} items may be recommended; look at --block_items, --allow_items and --exclude, or "

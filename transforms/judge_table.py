@@ -153,7 +153,7 @@ class Findings:
       faults: by the names of FAULTS: how many users (rows of the table, for `users_once` rows and missing users) it concerns.
       examples: by the same names, one of them in words.
       listed: [num_items] bool, packed to bits: items that are in a list.
-      numbers: 'users', 'users_expected', 'pairs', 'lists_empty', 'lists_short' (of k; the empty ones too); of the overlap
+      numbers: 'users', 'users_expected', 'pairs', 'lists_empty', 'lists_short' (see `report`); of the overlap
         'users_in_both', 'users_changed' and 'jaccard' (a sum); of histories 'rated_then' (users who had rated something then),
         'rated_both' (those of them who are users now) and 'kept' (a sum of shares).
       gains: [2, 4] float64: for each of `metrics_of`, sums over the users on whom popularity is compared: of the list's value,
@@ -351,7 +351,7 @@ def _judge_block(
         users=len(ids),
         pairs=len(pairs.row),
         lists_empty=int((pairs.lengths == 0).sum()),
-        lists_short=int((pairs.lengths < rules.k).sum()),
+        lists_short=int((2 * pairs.lengths < min(rules.k, len(items.hashes))).sum()),
     )
     _judge_values(found, block, pairs, ids)
 
@@ -602,7 +602,10 @@ class _MergeFindings(beam.CombineFn):
 
 
 def report(findings: Findings | None, items: KnownItems, rules: TableRules) -> dict[str, Any]:
-    """Returns what was found of the whole table, as metrics."""
+    """Returns what was found of the whole table, as metrics.
+
+    A list is short, and counted in `lists_short`, where it has less than half of min(k, number of items) items.
+    """
     found = findings or Findings.none(len(items.hashes))
     numbers = found.numbers
     made: dict[str, Any] = {

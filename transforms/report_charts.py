@@ -173,6 +173,52 @@ def quality_panel(scored: Sequence[Scores], metrics: Mapping[str, str]) -> Panel
     )
 
 
+def past_panels(rows: Sequence[Row], metrics: Mapping[str, str], popular: str) -> list[Panel]:
+    """Returns quality and volume over some releases, oldest first; a panel without a value is left out.
+
+    Args:
+      rows: of `transforms.past`.
+      metrics: which to show, and what they are called.
+      popular: the metric that is shown of popularity too.
+    """
+    every = math.ceil(len(rows) / 6)
+    shown = {number for number in range(len(rows)) if (len(rows) - 1 - number) % every == 0}
+    across = Axis(
+        "releases, by the day they were made",
+        names=[row["created_at"][5:10] if number in shown else "" for number, row in enumerate(rows)],
+    )
+
+    def marks_of(name: str, color: int, values: Sequence[float | None], is_hollow: bool = False, digits: int = 4) -> Marks:
+        known = [(number, value) for number, value in enumerate(values) if value is not None]
+        tips = [f"{rows[number]['release']}: {name} {value:,.{digits}f}" for number, value in known]
+        return Marks(
+            [number for number, _ in known],
+            [value for _, value in known],
+            name,
+            color,
+            is_line=True,
+            is_hollow=is_hollow,
+            tips=tips,
+        )
+
+    quality = [
+        marks_of(title, (THIS, THIRD)[at % 2], [row["quality"].get(metric) for row in rows])
+        for at, (metric, title) in enumerate(metrics.items())
+    ]
+    if popular in metrics:
+        name, values = f"{metrics[popular]} of popularity", [row["popularity"].get(popular) for row in rows]
+        quality.append(marks_of(name, OTHER, values, is_hollow=True))
+    volume = [
+        marks_of(name, color, [row[name] or None for row in rows], digits=0)
+        for name, color in (("ratings", THIS), ("users", OTHER), ("items", THIRD))
+    ]
+    panels = [
+        Panel("Quality over the releases", quality, across, Axis("mean over users with held-out items")),
+        Panel("Volume over the releases", volume, across, Axis("how many", is_log=True)),
+    ]
+    return [panel for panel in panels if any(len(marks.x) for marks in panel.marks)]
+
+
 def recall_panels(curve: Sequence[Row], search: Row, target: float, k: int) -> list[Panel]:
     """Returns recall against leaves, where there are leaves, and against the cost.
 

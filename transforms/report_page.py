@@ -12,16 +12,19 @@ from datetime import datetime
 from typing import Any
 
 from schemas.words import counted
+from transforms.arrivals import arrivals_from, arrivals_of, lines_of, moment
 from transforms.charts import Panel, draw_panel
 from transforms.curves import CurveRow, curve_panels
-from transforms.gates import compared_metrics
+from transforms.gates import compared_metrics, ways_on
 from transforms.markup import Html, foreign, join, tag
+from transforms.past import row_of
 from transforms.report_charts import (
     Scores,
     Shares,
     bins_of,
     bins_panel,
     gini,
+    past_panels,
     popularity_panel,
     quality_panel,
     recall_panels,
@@ -33,7 +36,9 @@ from transforms.report_style import STYLE
 Row = Mapping[str, Any]
 
 SECTIONS = {
+    "arrivals": "What came in",
     "quality": "Quality",
+    "past": "The last releases",
     "gates": "Gates",
     "items": "What is recommended",
     "users": "Users",
@@ -67,7 +72,9 @@ def render(report: Report) -> str:
     manifest = report.manifest
     name = manifest["release"]
     bodies = {
+        "arrivals": _arrivals(manifest),
         "quality": _quality(manifest),
+        "past": _past(manifest),
         "gates": _gates(manifest),
         "items": _items(report),
         "users": _users(report),
@@ -114,8 +121,67 @@ def _header(manifest: Mapping[str, Any]) -> Html:
         "header",
         tag("h1", "Release ", tag("span", manifest["release"], class_="name"), " ", tag("span", word, class_=f"chip {status}")),
         tag("p", *lines, class_="soft"),
+        *_failed(manifest),
         tag("div", *_tiles(manifest), class_="tiles"),
     )
+
+
+def _failed(manifest: Mapping[str, Any]) -> Iterator[Html]:
+    """Yields what kept the release from being served, and what to run next; nothing where nothing did."""
+    failed = {name: gate for name, gate in manifest["gates"].items() if gate["status"] == "failed"}
+    if not failed:
+        return
+    last = (manifest["compared_with"] or {}).get("release")
+    diff = f"python -m pipelines.releases diff {last} {manifest['release']} --output DIR"
+    steps = [
+        tag("li", "If the data is wrong, mend it and run the same command again: other data is another run."),
+        tag("li", "If all is as it should be, run the same command again with ", tag("code", " ".join(ways_on(failed))), "."),
+    ]
+    if last:
+        steps.insert(0, tag("li", "Look what has changed: ", tag("code", diff)))
+    yield tag(
+        "div",
+        tag("strong", f"It is not served: {len(failed)} of {len(manifest['gates'])} gates failed."),
+        tag("ul", *(tag("li", tag("strong", name), ": ", gate["reason"]) for name, gate in failed.items())),
+        tag("strong", "What to run next"),
+        tag("ul", *steps),
+        class_="failed-gates",
+    )
+
+
+def _arrivals(manifest: Mapping[str, Any]) -> Iterator[Html]:
+    last = manifest.get("last")
+    then = arrivals_from(last.get("arrivals") or {}) if last else None
+    rows = [[each.name, each.now, each.then, each.change] for each in lines_of(arrivals_of(manifest["stages"]), then)]
+    if last:
+        yield tag("p", f"Beside release {last['release']}, which was served when this one was judged.", class_="soft")
+    else:
+        yield tag("p", "This is the first release: there is nothing to compare it with.", class_="soft")
+    yield _table(["", "this release", "last", "change"], rows, "What came in", words=(3,))
+
+
+def _past(manifest: Mapping[str, Any]) -> Iterator[Html]:
+    rows = [*((manifest.get("last") or {}).get("past") or ()), row_of(manifest)]
+    if len(rows) < 2:
+        yield tag("p", "This is the first release.")
+        return
+    k = (manifest["evaluated"] or {}).get("split", {}).get("k")
+    metrics = {name: _named(name) for name in (compared_metrics(k) if k else ())}
+    yield tag("p", f"The last of {len(rows):,} releases is this one; the others were served before it, one after the other.")
+    panels = past_panels(rows, metrics, next(iter(metrics), ""))
+    yield tag("div", *(_figure(panel) for panel in panels), class_="figures")
+    heads = ["release", "made", "ratings", "users", "items", "newest rating", *metrics.values()]
+    table = [
+        [
+            row["release"],
+            _when(row["created_at"]),
+            *(_count(row[name]) for name in ("ratings", "users", "items")),
+            moment(row["newest"]),
+            *(_number(row["quality"].get(name)) for name in metrics),
+        ]
+        for row in rows[::-1]
+    ]
+    yield _numbers(heads, table)
 
 
 def _kept(base: Mapping[str, Any]) -> str:
@@ -210,7 +276,8 @@ def _gates(manifest: Mapping[str, Any]) -> Iterator[Html]:
     }
     yield tag("p", ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "None were asked.")
     rows = []
-    for name, gate in gates.items():
+    order = {"failed": 0, "forced": 1}
+    for name, gate in sorted(gates.items(), key=lambda each: order.get(each[1]["status"], 2)):
         reason: str = gate["reason"]
         if gate["forced"]:
             reason = join([gate["reason"], "; overridden: ", foreign(gate["forced"])])

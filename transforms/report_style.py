@@ -51,6 +51,8 @@ color:var(--soft);vertical-align:middle;white-space:nowrap}}
 .chip.passed{{background:var(--good-back);color:var(--good)}}
 .chip.failed{{background:var(--bad-back);color:var(--bad)}}
 .chip.forced{{background:var(--odd-back);color:var(--odd)}}
+.failed-gates{{background:var(--bad-back);border-radius:10px;padding:12px 16px;margin:10px 0 14px;overflow-wrap:anywhere}}
+.failed-gates ul{{margin:4px 0 10px;padding-left:20px}}
 .figures{{display:flex;flex-wrap:wrap;gap:8px 28px}}
 figure{{margin:8px 0 12px;max-width:100%}}
 figcaption{{font-weight:600;font-size:14px;margin-bottom:4px}}
