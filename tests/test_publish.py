@@ -279,6 +279,7 @@ def test_json_is_one_line_whatever_happens_and_people_read_standard_error(
     assert len(pa.concat_tables([pq.read_table(path) for path in result["table"]])) == result["counts"]["users"] == 60
     assert result["metrics"]["recall@10"] == release["metrics"]["quality"]["means"]["recall@10"]
     assert result["gates"] == release["gates"]
+    assert (result["came_in"]["now"]["ratings"], result["came_in"]["last"]) == (len(ratings()), None)
     assert read(Path(result["manifest"])) == release
     assert "held-out quality" in captured.err
 

@@ -52,11 +52,13 @@ def test_releases_are_listed_newest_first_with_what_is_served_and_what_failed(
     assert [line["status"] for line in lines] == ["failed", "passed", "passed"]
     assert [line["served"] for line in lines] == [False, True, False]
     assert (lines[1]["users"], lines[1]["items"], lines[1]["k"]) == (20, 7, 3)
+    assert (lines[1]["ratings"], lines[1]["newest_rating"]) == (2_000, "1970-01-03 00:00:00")
     assert lines[1]["metrics"] == {"recall@3": 0.5, "ndcg@3": 0.25, "recall_against_exact": 0.97}
     assert run_command(releases.main, ["list", f"--output={root}"]) == OK
     out = capsys.readouterr().out
     assert "3 releases below" in out
     assert out.count("served") == 1
+    assert all(each in out for each in ("2,000", "1970-01-03"))
 
 
 def test_one_release_is_shown_with_the_gates_it_failed_and_its_stages(root: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +70,9 @@ def test_one_release_is_shown_with_the_gates_it_failed_and_its_stages(root: str,
     assert run_command(releases.main, ["show", failed["release"], f"--output={root}"]) == OK
     out = capsys.readouterr().out
     assert "failed overlap: lists share 0.05" in out
+    assert "run the same command again with --force overlap=REASON" in out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert {"ratings 2,000", "newest rating 1970-01-03 00:00:00", "repeated ratings 3 (0.15%)"} <= set(lines)
     for stage in failed["stages"].values():
         assert stage["folder"] in out
 

@@ -283,6 +283,36 @@ def test_the_page_says_what_the_manifest_says(made: Job, path: str, value: Any, 
     assert words in Page(render(Report(changed(manifest, path, value), [("x", CURVE, 2)], described_of(made[0])))).text
 
 
+def test_what_came_in_is_first_and_what_failed_is_before_it_with_what_to_run_next(made: Job) -> None:
+    manifest = release_of(made[0])
+    page = Page(render(Report(manifest)))
+    assert "It is not served" not in page.text
+    assert page.text.index("What came in") < page.text.index("Held-out quality")
+    last = manifest["last"]["release"]
+    assert f"Beside release {last}" in page.text
+    assert [row["release"] for row in manifest["last"]["past"]] == [last]
+    assert "The last of 2 releases is this one" in page.text
+    for name, found in (("overlap", "--min_overlap 0.02"), ("order", None)):
+        manifest["gates"][name] |= {"status": "failed", "reason": f"it is <{name}>", "allow": found}
+    page = Page(render(Report(manifest | {"status": "failed"})))
+    assert f"It is not served: 2 of {len(GATES)} gates failed." in page.text
+    words = ["overlap: it is <overlap>", "run the same command again with --min_overlap 0.02 --force order=REASON"]
+    places = [page.text.index(each) for each in (*words, "Recall of the index", "Beside release")]
+    assert places == sorted(places)
+    table = page.text[page.text.index("verdictfoundlimitwhy") :]
+    assert table.index("overlapfailed") < table.index("users_oncepassed")
+
+
+def test_a_release_of_an_earlier_version_has_a_page_too(made: Job) -> None:
+    manifest = release_of(made[0])
+    manifest["last"] = {name: manifest["last"][name] for name in ("release", "users", "items", "evaluation")}
+    for gate in manifest["gates"].values():
+        del gate["allow"]
+    page = Page(render(Report(manifest)))
+    assert "What came in" in page.text
+    assert "This is the first release." not in page.text
+
+
 def test_what_is_not_known_is_said_to_be_unknown(made: Job) -> None:
     page = Page(render(Report(release_of(made[0]))))
     assert "Nothing is known of what is in the lists." in page.text

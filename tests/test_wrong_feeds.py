@@ -68,7 +68,10 @@ def test_a_wrong_feed_is_not_published(
     # What a wrong feed does to the lists may well stay within the limits of the gates that look at them.
     flags += ["--min_overlap=0", "--min_lift=0", "--max_quality_drop=1"]
     assert run_command(run.main, flags) == GATE_FAILED
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error: gate" in line]
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if "error: gate" in line]
+    assert captured.out.startswith("what came in")
+    assert "if all is as it should be, run the same command again with --" in captured.out
     (failed,) = failed_releases(output)
     assert {name for name, gate in failed["gates"].items() if gate["status"] == "failed"} >= gates
     assert any(words in line for line in lines), lines

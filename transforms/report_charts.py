@@ -213,7 +213,7 @@ def past_panels(rows: Sequence[Row], metrics: Mapping[str, str], popular: str) -
         for name, color in (("ratings", THIS), ("users", OTHER), ("items", THIRD))
     ]
     panels = [
-        Panel("Quality over the releases", quality, across, Axis("mean over users with held-out items")),
+        Panel("Quality over the releases", quality, across, Axis("mean over users")),
         Panel("Volume over the releases", volume, across, Axis("how many", is_log=True)),
     ]
     return [panel for panel in panels if any(len(marks.x) for marks in panel.marks)]

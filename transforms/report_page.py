@@ -157,13 +157,13 @@ def _arrivals(manifest: Mapping[str, Any]) -> Iterator[Html]:
         yield tag("p", f"Beside release {last['release']}, which was served when this one was judged.", class_="soft")
     else:
         yield tag("p", "This is the first release: there is nothing to compare it with.", class_="soft")
-    yield _table(["", "this release", "last", "change"], rows, "What came in", words=(3,))
+    yield _table(["what", "this release", "last", "change"], rows, "What came in", words=(3,))
 
 
 def _past(manifest: Mapping[str, Any]) -> Iterator[Html]:
     rows = [*((manifest.get("last") or {}).get("past") or ()), row_of(manifest)]
     if len(rows) < 2:
-        yield tag("p", "This is the first release.")
+        yield tag("p", "Nothing is known of releases before this one.")
         return
     k = (manifest["evaluated"] or {}).get("split", {}).get("k")
     metrics = {name: _named(name) for name in (compared_metrics(k) if k else ())}
