@@ -28,7 +28,7 @@ class Arrivals:
 
     Attributes:
       ratings: rows of the ratings, with those that were rejected, repeated or left out.
-      users: of the table.
+      users: those who are served.
       items: of the catalogue.
       newest: the time of the newest rating, in Unix seconds; None where no rating has a time.
       rejected: by source: how many of its rows could not be used, of how many.
@@ -76,7 +76,7 @@ def arrivals_of(stages: Mapping[str, Mapping[str, Any]]) -> Arrivals:
     repeated = metrics.get("rows_repeated")
     return Arrivals(
         ratings=ratings[1] + metrics.get("ratings_forgotten", 0) if ratings else None,
-        users=_rows(ingested, "users"),
+        users=_rows(stages.get("lists", {}), "users") or _rows(ingested, "users"),
         items=_rows(ingested, "items"),
         newest=metrics.get("newest_timestamp"),
         rejected=rejected,
