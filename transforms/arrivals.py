@@ -94,10 +94,14 @@ def arrivals_from(known: Mapping[str, Any]) -> Arrivals:
         for name in ("rejected", "joined")
     }
     repeated = known.get("repeated")
-    plain = {name: known.get(name) for name in ("ratings", "users", "items", "newest", "forgotten")}
     return Arrivals(
-        **plain,  # type: ignore[arg-type]
-        **shares,
+        ratings=known.get("ratings"),
+        users=known.get("users"),
+        items=known.get("items"),
+        newest=known.get("newest"),
+        forgotten=known.get("forgotten"),
+        rejected=shares["rejected"],
+        joined=shares["joined"],
         reasons=known.get("reasons", {}),
         repeated=(int(repeated[0]), int(repeated[1])) if repeated else None,
     )
