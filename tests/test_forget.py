@@ -279,7 +279,7 @@ def test_the_list_has_everyone_whoever_else_writes_it(tmp_path: Path, monkeypatc
 
     def lose(workspace: Workspace, wanted: Forgotten) -> None:
         other = next(others, None)
-        write(workspace, Forgotten({other: "now"}, {}, "00") if other else wanted)
+        write(workspace, Forgotten({other: "2026-01-01T00:00:00.000Z"}, {}, "00") if other else wanted)
 
     monkeypatch.setattr(forget, "write_forgotten", lose)
     known = forget.bury(workspace, releases.Named(frozenset({"me"}), frozenset({"it"})))
