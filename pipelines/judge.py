@@ -71,8 +71,11 @@ def last_table(workspace: Workspace, recommended: StageManifest) -> LastTable | 
     manifest = read_release(workspace, latest)
     if manifest["stages"]["recommend"]["digest"] == recommended.digest:
         before = manifest["compared_with"]
-        paths = {name: tuple(before.get(name, ())) for name in ("topk", "users")} if before else {}
-        return LastTable(**before | paths) if before else None
+        if before is None:
+            return None
+        known = {name: before[name] for name in ("release", "digest", "k", "num_buckets")}
+        told = {name: before.get(name) for name in ("users_digest", "users_gone")}
+        return LastTable(**known, **told, topk=tuple(before["topk"]), users=tuple(before.get("users") or ()))
     stages = manifest["stages"]
     users, users_digest, users_gone = _users_of(workspace, latest.release, stages["ingest"])
     return LastTable(
@@ -92,7 +95,7 @@ def _users_of(
 ) -> tuple[tuple[str, ...], str | None, str | None]:
     """Returns the files of the users of a release and the digest of their contents, or why they cannot be read any more."""
     folder = f"{ingested['folder']}/users"
-    files = [file for file in ingested.get("files", ()) if file["path"].startswith(f"{folder}/")]
+    files = [file for file in ingested.get("files") or () if file["path"].startswith(f"{folder}/")]
     if not files:
         return (), None, f"release {release} does not say where they are"
     sizes = {found.path: found.size_in_bytes for found in list_files(join(workspace.root, folder, "*"))}

@@ -8,7 +8,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from typing import Any
@@ -26,8 +26,8 @@ from pipelines.why import Explainer, Why
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest, users_of
 from schemas.printable import printable
-from schemas.release import Latest, read_latest, read_release
-from schemas.storage import find_rows, join
+from schemas.release import Latest, read_latest, read_release, stage_of
+from schemas.storage import exists, find_rows, join
 from schemas.workspace import Workspace
 from transforms.partition import bucket_of
 from transforms.table import find_lists
@@ -46,14 +46,14 @@ class Published:
       release: its name.
       topk: the full paths of the table's files.
       ingest: the manifest of the stage that knows items.
-      manifests: where the manifests of all its stages are, relative to the root, by the stages' names.
+      stages: what its manifest says of all its stages, by their names.
     """
 
     workspace: Workspace
     release: str
     topk: list[str]
     ingest: StageManifest
-    manifests: Mapping[str, str]
+    stages: Mapping[str, Mapping[str, Any]]
 
     def stage(self, name: str) -> StageManifest:
         """Returns the manifest of one of its stages.
@@ -61,16 +61,12 @@ class Published:
         Raises:
           InputError: if it is gone.
         """
-        path = join(self.workspace.root, self.manifests[name])
-        found = read_manifest(path)
-        if found is None:
-            raise InputError(f"release {self.release} needs {path}, which is gone: publish again")
-        return found
+        return _stage_of(self.workspace, self.release, name, self.stages[name])
 
     @cached_property
     def users(self) -> StageManifest:
         """The manifest of the stage that knows users: that of the lists, where one of them names any."""
-        lists = {"lists": self.stage("lists")} if "lists" in self.manifests else {}
+        lists = {"lists": self.stage("lists")} if "lists" in self.stages else {}
         return users_of({"ingest": self.ingest, **lists})
 
     def topk_of(self, user_ids: Sequence[str]) -> pa.Table:
@@ -81,22 +77,27 @@ class Published:
     def users_of(self, user_ids: Sequence[str]) -> pa.Table:
         """Returns the histories of some users."""
         ids = pa.array(user_ids, pa.string())
-        return find_rows(self._files_of(self.users.paths(self.workspace.root, "users"), ids), "user_id", ids)
+        return find_rows(self._files_of(self._paths_of(self.users, "users"), ids), "user_id", ids)
 
     def titles_of(self, item_ids: Sequence[str]) -> dict[str, str]:
         """Returns the title of each item that has one."""
         if not item_ids:
             return {}
-        found = find_rows(
-            self.ingest.paths(self.workspace.root, "items"), "item_id", pa.array(item_ids, pa.string()), ["item_id", "title"]
-        )
+        paths = self._paths_of(self.ingest, "items")
+        found = find_rows(paths, "item_id", pa.array(item_ids, pa.string()), ["item_id", "title"])
         titled = found.filter(pc.is_valid(found["title"]))
         return dict(zip(titled["item_id"].to_pylist(), titled["title"].to_pylist(), strict=True))
 
     def items_of(self, item_ids: Sequence[str]) -> list[str]:
         """Returns those of some items that are in the catalogue."""
-        paths = self.ingest.paths(self.workspace.root, "items")
+        paths = self._paths_of(self.ingest, "items")
         return find_rows(paths, "item_id", pa.array(item_ids, pa.string()), ["item_id"])["item_id"].to_pylist()
+
+    def _paths_of(self, stage: StageManifest, dataset: str) -> list[str]:
+        paths = stage.paths(self.workspace.root, dataset)
+        if not paths:
+            raise InputError(f"release {self.release} names no {dataset} of its stage {stage.stage}: publish again")
+        return paths
 
     def _files_of(self, paths: list[str], user_ids: pa.Array) -> list[str]:
         """Returns the files that can hold some users, at least one."""
@@ -122,12 +123,23 @@ def open_release(workspace: Workspace, latest: Latest, manifest: Mapping[str, An
     Raises:
       InputError: if a file that it needs is gone.
     """
-    manifests = {name: stage["manifest"] for name, stage in manifest["stages"].items()}
-    path = join(workspace.root, manifests["ingest"])
-    ingest = read_manifest(path)
-    if ingest is None:
-        raise InputError(f"release {latest.release} needs {path}, which is gone: publish again")
-    return Published(workspace, latest.release, [join(workspace.root, file) for file in latest.topk], ingest, manifests)
+    stages = manifest["stages"]
+    ingest = _stage_of(workspace, latest.release, "ingest", stages["ingest"])
+    return Published(workspace, latest.release, [join(workspace.root, file) for file in latest.topk], ingest, stages)
+
+
+def _stage_of(workspace: Workspace, release: str, name: str, told: Mapping[str, Any]) -> StageManifest:
+    """Returns a stage as the release tells of it: its own manifest has no checksum, and may be of another attempt by now.
+
+    Releases of schema version 1 left the files to the stage's manifest.
+    """
+    path = join(workspace.root, told["manifest"])
+    found = None
+    if exists(path):
+        found = stage_of(name, told) if told.get("files") else read_manifest(path)
+    if found is None:
+        raise InputError(f"release {release} needs {path}, which is gone: publish again")
+    return replace(found, settings=told["settings"], metrics=told["metrics"])
 
 
 def list_of(published: Published, user_id: str) -> tuple[dict, list[tuple[str, str, float]]]:
@@ -223,9 +235,7 @@ def look_up(published: Published, user_ids: Sequence[str], why: str | None = Non
     titles = published.titles_of(sorted(listed.union(*(each.history for each in found))))
     explained: list[Why | None] = [None] * len(found)
     if why is not None:
-        stages = {
-            name: published.stage(name) for name in ("lists", "train", "embed", "recommend") if name in published.manifests
-        }
+        stages = {name: published.stage(name) for name in ("lists", "train", "embed", "recommend") if name in published.stages}
         explainer = Explainer(published.workspace.root, stages, why)
         explained = [explainer.explain(each.row, each.user) for each in found]
     return [FoundUser(each.row, each.user, titles, reason) for each, reason in zip(found, explained, strict=True)]

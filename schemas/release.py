@@ -42,7 +42,54 @@ _STAGES = Each(
 )
 """Of the stages that a release names; version 1 left their files, inputs and sources to their own manifests."""
 
+_COUNT = AtLeast(0)
+
+_NEWEST = AtLeast(-62_135_596_800, 253_402_300_799)
+"""Unix seconds, of the years 1 to 9999."""
+
+_ROWS = {"ratings": Maybe(_COUNT), "users": Maybe(_COUNT), "items": Maybe(_COUNT), "newest": Maybe(_NEWEST)}
+
+_SHARES = Maybe(Each([_COUNT, _COUNT]))
+
+_LAST = {
+    "arrivals": Maybe(
+        {
+            **_ROWS,
+            "rejected": _SHARES,
+            "joined": _SHARES,
+            "reasons": Maybe(Each(str)),
+            "repeated": Maybe([_COUNT, _COUNT]),
+            "forgotten": Maybe(str),
+        }
+    ),
+    "past": Maybe(
+        [
+            {
+                "release": NAME,
+                "created_at": TIME,
+                **_ROWS,
+                "quality": Each(Maybe(float)),
+                "popularity": Each(Maybe(float)),
+            }
+        ]
+    ),
+}
+"""What a release keeps of the one that it was compared with, and of those before."""
+
+_CAME_IN = {
+    "newest_timestamp": Maybe(_NEWEST),
+    "rows_repeated": Maybe(_COUNT),
+    "ratings_forgotten": Maybe(_COUNT),
+    "ids_joined": Maybe(Each({"known": _COUNT, "ids": _COUNT})),
+}
+"""What a stage found in what it read from outside."""
+
+_READ = {"rows": _COUNT, "reasons": Each({"count": _COUNT})}
+"""The metric of such a stage on one file: its name ends in `_read`."""
+
 _QUALITY = {"users": AtLeast(0), "means": Each(Maybe(float))}
+
+_EVALUATION = {"quality": _QUALITY, "popularity": Maybe({"means": Each(Maybe(float))})}
 
 _MANIFEST = {
     "release": NAME,
@@ -53,11 +100,18 @@ _MANIFEST = {
     "metrics": {"users": AtLeast(0), "items_allowed": AtLeast(0), "recall_against_exact": {"mean": Maybe(float)}},
     "stages": _STAGES,
     "evaluated": Maybe(
-        {"model": str, "refitted": Maybe(bool), "split": dict, "metrics": {"quality": _QUALITY}, "stages": _STAGES}
+        {
+            "model": str,
+            "refitted": Maybe(bool),
+            "split": dict,
+            "metrics": _EVALUATION,
+            "stages": _STAGES,
+        }
     ),
     "gates": Each({"status": str, "reason": str, "forced": Maybe(str)}),
     "compared_with": Maybe(
-        {"release": NAME, "digest": NAME, "k": AtLeast(1), "num_buckets": AtLeast(1), "topk": [TOPK]},
+        {"release": NAME, "digest": NAME, "k": AtLeast(1), "num_buckets": AtLeast(1), "topk": [TOPK]}
+        | {"users": Maybe([FILE_OF_ATTEMPT]), "users_digest": Maybe(str), "users_gone": Maybe(str)},
     ),
     "base": Maybe(
         {
@@ -70,6 +124,7 @@ _MANIFEST = {
             "why_nobody": str,
         }
     ),
+    "last": Maybe(_LAST),
     "job": Maybe(dict),
     "judged_at": Maybe(TIME),
     "report": Maybe(MADE_FILE | {"path": str}),
@@ -152,11 +207,11 @@ def base_of(manifest: Mapping[str, Any]) -> Base:
     return Base(
         manifest["release"],
         manifest,
-        {name: _stage_of(name, stage) for name, stage in manifest["stages"].items()},
+        {name: stage_of(name, stage) for name, stage in manifest["stages"].items()},
     )
 
 
-def _stage_of(name: str, stage: Mapping[str, Any]) -> StageManifest:
+def stage_of(name: str, stage: Mapping[str, Any]) -> StageManifest:
     """Returns the manifest of a stage as the manifest of a release tells it; what version 1 does not tell is empty."""
     known = {
         each: stage[each] for each in ("fingerprint", "digest", "folder", "settings", "metrics", "started_at", "finished_at")
@@ -351,6 +406,10 @@ def is_altered(manifest: Mapping[str, Any]) -> bool:
 
 def _check_stage(workspace: Workspace, name: str, stage: Mapping[str, Any], altered: bool) -> None:
     folder = workspace.stage(name, stage["fingerprint"])
+    check_shape(stage["metrics"], _CAME_IN, f"stages.{name}.metrics")
+    for metric, found in stage["metrics"].items():
+        if metric.endswith("_read"):
+            check_shape(found, _READ, f"stages.{name}.metrics.{metric}")
     _check_place(f"stages.{name}.folder", workspace.stage_of(stage["folder"]), folder)
     _check_place(f"stages.{name}.manifest", stage["manifest"], f"{folder}/manifest.json")
     for file in stage.get("files") or []:

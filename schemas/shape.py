@@ -1,8 +1,8 @@
 """The shape of a JSON value: whatever is read from a file that somebody may have altered is held to it before it is used.
 
-A shape is written like the value itself: a mapping of names to shapes, or a list of the one shape of all its entries. Below
-those stand types, Text (what a pattern matches), AtLeast, Each (a mapping of any names) and Maybe (what may be missing or
-null).
+A shape is written like the value itself: a mapping of names to shapes, or a list of the one shape of all its entries, or of the
+shapes of so many entries as it has. Below those stand types, Text (what a pattern matches), AtLeast, Each (a mapping of any
+names) and Maybe (what may be missing or null).
 """
 
 import re
@@ -41,9 +41,16 @@ class Text:
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A whole number that is not below another."""
+    """A whole number that is not below another, nor above a third."""
 
     lowest: int
+    highest: int | None = None
+
+    @property
+    def what(self) -> str:
+        """What it must be, in words."""
+        up_to = "or more" if self.highest is None else f"to {self.highest}"
+        return f"a whole number, {self.lowest} {up_to}"
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,15 @@ def check_shape(value: Any, shape: Shape, where: str = "") -> None:
     elif isinstance(shape, Text):
         shape.check(value, where)
     elif isinstance(shape, AtLeast):
-        if not _is(value, int) or value < shape.lowest:
-            raise _wrong(where, f"a whole number, {shape.lowest} or more", value)
+        if not _is(value, int) or value < shape.lowest or (shape.highest is not None and value > shape.highest):
+            raise _wrong(where, shape.what, value)
     elif isinstance(shape, list):
         if not isinstance(value, list):
             raise _wrong(where, "a list", value)
+        if len(shape) > 1 and len(value) != len(shape):
+            raise _wrong(where, f"a list of {len(shape)}", value)
         for at, each in enumerate(value):
-            check_shape(each, shape[0], _below(where, str(at)))
+            check_shape(each, shape[at if len(shape) > 1 else 0], _below(where, str(at)))
     elif isinstance(shape, Each | dict):
         _check_mapping(value, shape, where)
     elif not _is(value, shape):

@@ -305,6 +305,14 @@ def test_no_damage_of_a_release_brings_a_traceback(tmp_path: Path, capsys: pytes
     release = write_release(root, 2, TABLE)
     release["base"] = {"release": old["release"], "users": 20, "carried": 10, "share_carried": 0.5, "compared": 3}
     release["base"] |= {"new_lists": {"new_history": 10}, "why_nobody": ""}
+    release["stages"]["ingest"]["metrics"] |= {
+        "ratings_read": {"rows": 9, "reasons": {"no user": {"count": 1, "example": {}}}},
+        "newest_timestamp": 1_600_000_000,
+        "rows_repeated": 1,
+        "ids_joined": {"block_items": {"known": 1, "ids": 2}},
+    }
+    arrivals = {"ratings": 9, "newest": 1, "rejected": {"ratings": [1, 9]}, "reasons": {"ratings": "x"}, "repeated": [1, 8]}
+    release["last"] = {"arrivals": arrivals, "past": []}
     rewrite(root, signed(release))
     commands = [["list"], ["show"], ["verify"], ["diff", old["release"]], ["gc", "--dry_run", "--keep=1", NOW], ["rollback"]]
     latest = read_bytes(join(root, "LATEST"))
@@ -355,7 +363,13 @@ def test_what_is_no_object_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
             Path(root, path).unlink()
 
 
-SHAPE = {"name": Text("a word", "[a-z]+"), "count": AtLeast(1), "share": float, "each": Each([int], Text("a word", "[a-z]+"))}
+SHAPE = {
+    "name": Text("a word", "[a-z]+"),
+    "count": AtLeast(1),
+    "share": float,
+    "pair": Maybe([int, AtLeast(0, 5)]),
+    "each": Each([int], Text("a word", "[a-z]+")),
+}
 
 
 @pytest.mark.parametrize(
@@ -370,6 +384,9 @@ SHAPE = {"name": Text("a word", "[a-z]+"), "count": AtLeast(1), "share": float, 
         ({"each": {"A": [1]}}, "a name in each must be a word, got 'A'"),
         ({"each": []}, "each must be an object"),
         ({"each": {"a": {}}}, "each.a must be a list"),
+        ({"pair": [1]}, "pair must be a list of 2, got"),
+        ({"pair": [1, "x"]}, "pair.1 must be a whole number, 0 to 5, got 'x'"),
+        ({"pair": [1, 6]}, "pair.1 must be a whole number, 0 to 5, got 6"),
     ],
 )
 def test_what_has_not_its_shape_is_named(changes: dict[str, Any], words: str) -> None:

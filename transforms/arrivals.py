@@ -73,16 +73,17 @@ def arrivals_of(stages: Mapping[str, Mapping[str, Any]]) -> Arrivals:
     }
     ratings = rejected.get("ratings")
     usable = ratings[1] - ratings[0] if ratings else 0
+    joined = [each for found in found_by for each in (found.get(_JOINED) or {}).items()]
     repeated = metrics.get("rows_repeated")
     return Arrivals(
-        ratings=ratings[1] + metrics.get("ratings_forgotten", 0) if ratings else None,
+        ratings=ratings[1] + (metrics.get("ratings_forgotten") or 0) if ratings else None,
         users=_rows(stages.get("lists", {}), "users") or _rows(ingested, "users"),
         items=_rows(ingested, "items"),
         newest=metrics.get("newest_timestamp"),
         rejected=rejected,
         reasons=reasons,
         repeated=(repeated, usable) if ratings and repeated is not None else None,
-        joined={name: (known["known"], known["ids"]) for found in found_by for name, known in found.get(_JOINED, {}).items()},
+        joined={name: (known["known"], known["ids"]) for name, known in joined},
         forgotten=ingested.get("settings", {}).get("forgotten"),
     )
 
@@ -90,7 +91,7 @@ def arrivals_of(stages: Mapping[str, Mapping[str, Any]]) -> Arrivals:
 def arrivals_from(known: Mapping[str, Any]) -> Arrivals:
     """Returns what came in, as the manifest of a release keeps it of the one before."""
     shares = {
-        name: {each: (int(found[0]), int(found[1])) for each, found in known.get(name, {}).items()}
+        name: {each: (int(found[0]), int(found[1])) for each, found in (known.get(name) or {}).items()}
         for name in ("rejected", "joined")
     }
     repeated = known.get("repeated")
@@ -102,7 +103,7 @@ def arrivals_from(known: Mapping[str, Any]) -> Arrivals:
         forgotten=known.get("forgotten"),
         rejected=shares["rejected"],
         joined=shares["joined"],
-        reasons=known.get("reasons", {}),
+        reasons=known.get("reasons") or {},
         repeated=(int(repeated[0]), int(repeated[1])) if repeated else None,
     )
 
@@ -115,7 +116,7 @@ def rejected_of(summary: Mapping[str, Any]) -> Share:
 def _rows(stage: Mapping[str, Any], dataset: str) -> int | None:
     """Returns how many rows a dataset of a stage has, or None where it has no such files."""
     folder = f"{stage['folder']}/{dataset}/" if "folder" in stage else ""
-    rows = [file["rows"] for file in stage.get("files", ()) if folder and file["path"].startswith(folder)]
+    rows = [file["rows"] for file in stage.get("files") or () if folder and file["path"].startswith(folder)]
     return sum(rows) if rows else None
 
 

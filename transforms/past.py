@@ -28,7 +28,7 @@ def row_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "items": arrivals.items,
         "newest": arrivals.newest,
         "quality": dict(evaluated["quality"]["means"]) if has_holdout else {},
-        "popularity": dict(evaluated.get("popularity", {}).get("means", {})) if has_holdout else {},
+        "popularity": dict((evaluated.get("popularity") or {}).get("means", {})) if has_holdout else {},
     }
 
 
