@@ -16,11 +16,11 @@ from rich.table import Table
 
 from pipelines.command import GATE_FAILED, OK
 from pipelines.lookup import Published, list_of, open_release
-from pipelines.publish import Made, Outcome
+from pipelines.publish import Made, Outcome, describe_stage
 from schemas.storage import join
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.arrivals import arrivals_from, arrivals_of, lines_of
+from transforms.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
 from transforms.gates import FAILED, FORCED, PASSED, SKIPPED, ways_on
 from transforms.table import read_table
 
@@ -39,7 +39,7 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
       console: where to.
     """
     metrics = made.published["recommend"].metrics
-    console.print(arrivals_table(outcome.manifest))
+    console.print(arrivals_table(*arrivals(made, outcome)))
     console.print(quality_table(outcome.manifest["evaluated"]["metrics"], made.refitted))
     console.print(counts_line(metrics), soft_wrap=True)
     if outcome.manifest["base"]:
@@ -74,22 +74,27 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
     console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(folder))}")
 
 
-def arrivals_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what came in for a release, and for the one that it was compared with, as JSON."""
-    last = manifest.get("last")
-    return {"now": asdict(arrivals_of(manifest["stages"])), "last": (last.get("arrivals") or None) if last else None}
+def arrivals(made: Made, outcome: Outcome) -> tuple[Arrivals, Arrivals | None]:
+    """Returns what came in, and what had come in for the last release, if there is one.
+
+    Other data can make the very table that is served: then that release is the last one.
+    """
+    now = arrivals_of({name: describe_stage(stage) for name, stage in made.published.items()})
+    known = outcome.manifest["stages"]
+    if known["ingest"]["fingerprint"] != made.published["ingest"].fingerprint:
+        return now, arrivals_of(known)
+    last = outcome.manifest.get("last")
+    return now, arrivals_from(last.get("arrivals") or {}) if last else None
 
 
-def arrivals_table(manifest: Mapping[str, Any]) -> Table:
-    """Returns what came in for a release, beside what came in for the one that it was compared with."""
-    last = manifest.get("last")
-    then = arrivals_from(last.get("arrivals") or {}) if last else None
+def arrivals_table(now: Arrivals, then: Arrivals | None) -> Table:
+    """Returns what came in, beside what had come in for the last release."""
     table = Table(title="what came in", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("this time", justify="right", no_wrap=True)
     table.add_column("last release", justify="right", no_wrap=True)
     table.add_column("")
-    for each in lines_of(arrivals_of(manifest["stages"]), then):
+    for each in lines_of(now, then):
         table.add_row(*map(escape, each))
     return table
 
@@ -135,7 +140,7 @@ def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) 
         "saved_model": exported(workspace, made) if "export" in made.published else None,
         "refitted": made.refitted,
         "gates": outcome.manifest["gates"],
-        "came_in": arrivals_json(outcome.manifest),
+        "came_in": {name: each and asdict(each) for name, each in zip(("now", "last"), arrivals(made, outcome), strict=True)},
         "seconds": round(seconds, 3),
     }
 

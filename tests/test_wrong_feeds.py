@@ -13,6 +13,8 @@ from tests.test_publish import QUICK, failed_releases, release_of
 
 Rows = list[tuple[str, str, float, int]]
 
+TODAY = ("u3", "i30", 4.0, 1_600_000_001)
+
 HEADER = ["user_id", "item_id", "rating", "timestamp"]
 
 
@@ -49,8 +51,12 @@ def without_the_newest(rows: Rows) -> Rows:
     [
         (shifted, {"histories"}, "had rated in release"),
         (without_the_newest, {"newest"}, "this is an older snapshot of the ratings; give the newest one"),
-        (lambda rows: rows * 3, {"ratings", "repeated"}, "at most 0.5 of them more may come in"),
-        (lambda rows: rows * 2, {"ratings", "repeated"}, "564 of 1,128 ratings repeat another one of the same user and item"),
+        (lambda rows: [*rows, *rows, TODAY] * 2, {"ratings", "repeated"}, "at most 0.5 of them more may come in"),
+        (
+            lambda rows: [*rows, TODAY] * 2,
+            {"ratings", "repeated"},
+            "565 of 1,130 ratings repeat another one of the same user and item",
+        ),
         (lambda rows: [*rows[: len(rows) * 4 // 5], max(rows, key=lambda row: row[3])], {"ratings"}, "ratings, in release"),
     ],
 )
@@ -76,6 +82,17 @@ def test_a_wrong_feed_is_not_published(
     assert {name for name, gate in failed["gates"].items() if gate["status"] == "failed"} >= gates
     assert any(words in line for line in lines), lines
     assert (output / "LATEST").read_bytes() == served
+
+
+def test_a_feed_that_was_loaded_twice_and_makes_the_same_table_is_told_of(
+    job: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, flags = job
+    assert run_command(run.main, [*flags, f"--ratings={write_csv(tmp_path / 'feed.csv', HEADER, ratings() * 2)}"]) == OK
+    out = capsys.readouterr().out
+    assert "already published" in out
+    found = {" ".join(line.replace("│", " ").split()) for line in out.splitlines()}
+    assert {"ratings 1,128 564 +100.0%", "repeated ratings 564 (50.00%) 0"} <= found
 
 
 def test_a_wrong_feed_can_be_forced_whatever_the_number_of_buckets(job: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -112,7 +129,7 @@ def test_what_cannot_be_compared_fails_and_says_what_is_gone(
     release = release_of(output)
     ingest = release["stages"]["ingest"]
     shutil.rmtree(output / ingest["folder"] / "users")
-    rows = [*ratings(), ("u3", "i30", 4.0, 1_600_000_001)]
+    rows = [*ratings(), TODAY]
     flags = [*flags, f"--ratings={write_csv(tmp_path / 'tomorrow.csv', HEADER, rows)}"]
     assert run_command(run.main, flags) == GATE_FAILED
     line = next(line for line in capsys.readouterr().err.splitlines() if "error: gate" in line)
