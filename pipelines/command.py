@@ -44,6 +44,8 @@ class Terminated(KeyboardInterrupt):
 GRACE_SECONDS = 5.0
 """How long a command that was told to stop may take to tidy up, before it is ended as it is: Docker kills after ten."""
 
+_SOON_SECONDS = 0.05
+
 _TOLD_TO_STOP = threading.Event()
 """Whether SIGTERM has come: an exception can be swallowed, or become another, on its way out of a library."""
 
@@ -62,18 +64,37 @@ def _stopping_when_told_to() -> Iterator[None]:
     _TOLD_TO_STOP.clear()
     patience = threading.Timer(GRACE_SECONDS, _end_now)
     patience.daemon = True
+    has_ended = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _TOLD_TO_STOP.set()
-        patience.start()
+        if not _TOLD_TO_STOP.is_set():
+            _TOLD_TO_STOP.set()
+            patience.start()
         raise Terminated
 
+    def try_again(unraisable: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised while it deletes an object, as TensorFlow's are all the time."""
+        if unraisable.exc_type is not Terminated:
+            report(unraisable)
+            return
+        signal.signal(signal.SIGTERM, stop)
+        soon = threading.Timer(_SOON_SECONDS, tell_again)
+        soon.daemon = True
+        soon.start()
+
+    def tell_again() -> None:
+        if not has_ended.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    report, sys.unraisablehook = sys.unraisablehook, try_again
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
+        has_ended.set()
         patience.cancel()
+        sys.unraisablehook = report
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
@@ -74,6 +75,48 @@ def test_sigterm_stops_a_command_as_ctrl_c_does_and_a_second_one_does_not_distur
     assert tidied == [True]
     assert capsys.readouterr().err == "error: stopped; what was finished is kept, run the same command again to go on\n"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_is_not_lost_where_python_drops_what_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    def command(argv: object) -> None:
+        for _ in range(2):
+            Dying()
+            time.sleep(0)
+        time.sleep(4)
+
+    started = time.monotonic()
+    assert run_command(command, []) == TERMINATED
+    assert time.monotonic() - started < 4
+    assert capsys.readouterr().err == "error: stopped; what was finished is kept, run the same command again to go on\n"
+
+
+def test_a_command_that_does_not_stop_is_ended_with_all_that_it_started() -> None:
+    code = (
+        "import subprocess, sys, threading, time; from pipelines import command; command.GRACE_SECONDS = 0.5\n"
+        "def stubborn(argv):\n"
+        "    child = subprocess.Popen(['sleep', '60'])\n"
+        "    while True:\n"
+        "        try:\n"
+        "            print(child.pid, flush=True)\n"
+        "            time.sleep(60)\n"
+        "        except BaseException:\n"
+        "            pass\n"
+        "sys.exit(command.run_command(stubborn, []))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    child = int(process.stdout.readline())
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == TERMINATED
+    assert said == "error: stopped; what was finished is kept, run the same command again to go on\n"
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_command_in_a_thread_leaves_signals_alone() -> None:
