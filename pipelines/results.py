@@ -50,17 +50,15 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
             show_user(published, user_id, console)
     console.soft_wrap = True
     console.print(f"\n[bold]gates[/]     {escape(gates_line(outcome.manifest['gates']))}")
-    folder = table_folder(workspace, outcome)
     what = "failed gates, not published:" if outcome.failed else "published" if outcome.is_new else "already published"
     console.print(f"[bold]{what}[/] {outcome.latest.release} in {seconds:.1f} s")
     if made.published["ingest"].metrics["rows_holdout"]:
         console.print(
             "[bold]note[/]      the holdout is neither learned from nor counted as seen; --refit publishes a table of all"
         )
-    console.print(
-        f"[bold]table[/]     {escape(folder)}/*.parquet  ({counted(metrics['users'], 'user')}, "
-        f"{counted(metrics['pairs'], 'row')} of lists)"
-    )
+    rows, files = counted(metrics["pairs"], "row"), counted(len(outcome.latest.topk), "file")
+    made_of = f"{counted(metrics['users'], 'user')}, {rows} of lists, in the {files} that the release names"
+    console.print(f"[bold]table[/]     {escape(table_folder(workspace, outcome))}  ({made_of})")
     console.print(f"[bold]report[/]    {escape(join(workspace.root, workspace.release_report(outcome.latest.release)))}")
     if outcome.failed:
         console.print(f"[bold]manifest[/]  {escape(join(workspace.root, outcome.latest.manifest))}")
@@ -71,7 +69,7 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
         console.print(f"[bold]model[/]     {escape(exported(workspace, made))}")
     look_up = f"{this_python()} -m pipelines.lookup --output {shlex.quote(workspace.root)} --user USER"
     console.print(f"[bold]look up[/]   {escape(look_up)}")
-    console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(folder))}")
+    console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(workspace.root))}")
 
 
 def arrivals(made: Made, outcome: Outcome) -> tuple[Arrivals, Arrivals | None]:
@@ -161,12 +159,22 @@ def gates_line(gates: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join(words) or "none"
 
 
-def duckdb_line(folder: str) -> str:
-    """Returns the shell line that reads the table with DuckDB."""
-    if re.fullmatch(r"[\w./:=+-]+", folder):
-        return f"""{this_python()} -c "import duckdb; duckdb.sql(\\"FROM '{folder}/*.parquet'\\").show()\""""
-    query = "FROM '" + folder.replace("'", "''") + "/*.parquet'"
-    return f"{this_python()} -c {shlex.quote(f'import duckdb; duckdb.sql({json.dumps(query)}).show()')}"
+def duckdb_line(root: str) -> str:
+    """Returns the shell line that reads the table that is served with DuckDB: the files that `LATEST` names, and no others."""
+    root, quote = root.rstrip("/"), "'"
+    name = root.replace(quote, quote * 2)
+    files = f"SELECT list('{name}/' || path) FROM (SELECT unnest(topk) AS path FROM read_json('{_no_pattern(name)}/LATEST'))"
+    queries = [f"SET VARIABLE files = ({files})", "FROM read_parquet(getvariable('files'))"]
+    if re.fullmatch(r"[\w./:=+-]+", root):
+        made, read = (f'\\"{query}\\"' for query in queries)
+        return f"""{this_python()} -c "import duckdb; duckdb.sql({made}); duckdb.sql({read}).show()\""""
+    made, read = map(json.dumps, queries)
+    return f"{this_python()} -c {shlex.quote(f'import duckdb; duckdb.sql({made}); duckdb.sql({read}).show()')}"
+
+
+def _no_pattern(path: str) -> str:
+    """Returns a path for DuckDB, to which `*`, `?` and `[` are patterns."""
+    return re.sub(r"([*?[])", r"[\1]", path)
 
 
 def this_python() -> str:

@@ -19,9 +19,10 @@ from pipelines.lease import Held, time_in
 from pipelines.progress import Progress, follow
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
-from schemas.storage import WrittenFile, delete_folder, join, read_json
+from schemas.storage import WrittenFile, delete, delete_folder, join, list_files, read_json
 from schemas.words import counted
 from schemas.workspace import Workspace
+from transforms.training import TENSORBOARD
 from transforms.write import SUMMARY, WriteSummary
 
 VERSIONED = ("apache-beam", "numpy", "pyarrow", "scann", "tensorflow", "tensorflow-recommenders", "tf-keras")
@@ -103,6 +104,7 @@ def run_stage(
         summary = run_pipeline(stage, join(workspace.root, folder), options)
         stage.check(summary["metrics"], join(workspace.root, folder))
     files = [WrittenFile(**file) for file in summary["files"]]
+    delete_unlisted(join(workspace.root, folder), files)
     manifest = StageManifest(
         stage=stage.name,
         fingerprint=fingerprint,
@@ -123,6 +125,19 @@ def run_stage(
         return other
     write_manifest(workspace.manifest(stage.name, fingerprint), manifest)
     return workspace.read(stage.name, fingerprint) or manifest
+
+
+def delete_unlisted(attempt: str, files: Sequence[WrittenFile]) -> None:
+    """Deletes what an attempt's folder holds beside its files, its summary and TensorBoard's logs.
+
+    A bundle that was tried again may have left a file under a name that the second try did not write: who reads the whole
+    folder would find its rows twice.
+    """
+    listed = {join(attempt, file.path) for file in files} | {join(attempt, SUMMARY)}
+    logs = join(attempt, TENSORBOARD, "")
+    for found in list_files(join(attempt, "**")):
+        if found.path not in listed and not found.path.startswith(logs):
+            delete(found.path)
 
 
 def run_pipeline(stage: Stage, attempt: str, options: PipelineOptions) -> Mapping[str, Any]:

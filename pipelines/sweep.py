@@ -132,7 +132,7 @@ def show(workspace: Workspace, swept: StageManifest) -> None:
             console.print(f"trial {row['trial']} failed: {escape(row['reason'])}")
     folder = join(workspace.root, swept.folder)
     config = join(folder, WINNER_FILE)
-    console.print(f"[bold]trials[/]  {escape(join(folder, TRIALS))}/*.parquet")
+    console.print(f"[bold]trials[/]  {escape(swept.paths(workspace.root, TRIALS)[0])}")
     console.print(f"[bold]chart[/]   {escape(join(folder, CHART_FILE))}")
     flags = f"--output {shlex.quote(workspace.root)} --config {shlex.quote(config)}"
     console.print(f"[bold]winner[/]  {escape(f'{this_python()} -m pipelines.run {flags}')} --ratings …")

@@ -46,10 +46,11 @@ def run(plan: beam.PTransform, users: dict[int, str], output: str) -> dict[str, 
         blocks = pipeline | ReadParts(users)
         made = blocks | beam.MapTuple(lambda place, block: (place, with_vectors(block))).with_output_types(PlacedBlock) | plan
         files = made.topk | WritePlacedBlocks(output, "topk", TOPK)
-        exact = made.exact | beam.Map(lambda block: {"exact": block.to_pylist()})
+        exact = made.exact | beam.Map(lambda block: {"exact": {row["user_id"]: row["exact"] for row in block.to_pylist()}})
         _ = (files, made.reports, exact) | beam.Flatten() | WriteSummary(output)
     summary = read_json(join(output, SUMMARY))
-    summary["metrics"]["exact"].sort(key=lambda row: row["user_id"])
+    exact_lists = summary["metrics"]["exact"].items()
+    summary["metrics"]["exact"] = [{"user_id": user, "exact": found} for user, found in sorted(exact_lists)]
     return summary
 
 

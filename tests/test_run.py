@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -124,8 +125,17 @@ def test_results_name_metrics_users_and_how_to_read_the_table(
     for word in ("recall@10", "ndcg@10", "mrr", "coverage@10", "popularity", "Title of", "60 users"):
         assert word in out
     (line,) = [line for line in out.splitlines() if line.startswith("DuckDB")]
-    shown = subprocess.run(["bash", "-c", line.removeprefix("DuckDB")], capture_output=True, text=True, check=True)
+    read = line.removeprefix("DuckDB").replace(".show()", f".project('user_id').write_parquet('{folder}/users.parquet')")
+    files = [output / path for path in json.loads((output / "LATEST").read_text())["topk"]]
+    stray = files[0].with_name("part-000000_000001.parquet")
+    stray.write_bytes(files[0].read_bytes())  # A file that no manifest names is not read.
+    try:
+        shown = subprocess.run(["bash", "-c", line.removeprefix("DuckDB")], capture_output=True, text=True, check=True)
+        subprocess.run(["bash", "-c", read], capture_output=True, text=True, check=True)
+    finally:
+        stray.unlink()
     assert "personalised" in shown.stdout
+    assert sorted(pl.read_parquet(folder / "users.parquet")["user_id"]) == sorted(pl.read_parquet(files)["user_id"])
 
 
 def test_the_release_and_the_pointer_say_what_was_published(job: tuple[Path, Path]) -> None:

@@ -16,7 +16,7 @@ from pipelines.stage import Stage, code_version, run_stage, summary_of
 from schemas.blocks import in_blocks
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, read_manifest
-from schemas.storage import WrittenFile, exists, join, list_files, read_parquet_blocks, write_json
+from schemas.storage import WrittenFile, exists, join, list_files, read_parquet_blocks, write_file, write_json
 from schemas.workspace import Workspace
 from transforms.write import WriteParts
 
@@ -57,6 +57,30 @@ def test_a_stage_writes_its_files_then_its_manifest_and_is_skipped_from_then_on(
     assert run_stage(counting(25, build=never), workspace, OPTIONS, Progress()) == made
     assert workspace.finished("count") == [made]
     assert read_manifest(workspace.manifest("count", made.fingerprint)) == made
+
+
+def test_what_a_bundle_left_behind_is_gone_before_the_manifest_is_there(root: str) -> None:
+    """A file of the same part under other boundaries, and one that was never finished; what is not the attempt's stays."""
+    left = ["numbers/part-000000_000001.parquet", "numbers/part-000000.parquet.0123.tmp"]
+    kept = ["tensorboard/train/events"]
+    outside: list[str] = []
+
+    def build(pipeline: beam.Pipeline, attempt: str) -> list:
+        stage, _, own = attempt.rpartition("/")
+        outside.extend([f"{stage}/checkpoints/1", f"{stage}/{own}0/numbers/part-000000.parquet", f"{stage}/notes"])
+        for path in [*(f"{attempt}/{name}" for name in (*left, *kept)), *outside]:
+            folder, _, name = path.rpartition("/")
+            write_file(folder, name, b"left")
+        return list(counting(25).build(pipeline, attempt))
+
+    made = run_stage(counting(25, build=build), Workspace(root), OPTIONS, Progress())
+    attempt = join(root, made.folder)
+    assert {file.path for file in list_files(join(attempt, "**"))} == {
+        *made.paths(root, "numbers"),
+        *(join(attempt, name) for name in (*kept, "summary.json")),
+    }
+    assert len(outside) == 3
+    assert all(exists(path) for path in outside)
 
 
 def test_a_failed_check_leaves_no_manifest(root: str) -> None:

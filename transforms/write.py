@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -230,7 +231,8 @@ def _tell(told: dict[str, Any], name: str, value: Any, above: str = "") -> None:
         for key, each in value.items():
             _tell(told[name], key, each, f"{above}{name}.")
     elif name in told and told[name] != value:
-        raise ValueError(f"{above}{name} is reported twice, as {told[name]} and as {value}: only counts add up")
+        one, other = (shorten(str(each), 80) for each in (told[name], value))
+        raise ValueError(f"{above}{name} is reported twice, as {one} and as {other}: only counts add up")
     else:
         told[name] = value
 
