@@ -281,7 +281,7 @@ def publish(
             "another release has been published since the table was judged: run python -m pipelines.judge again"
         )
     for stage in made.published.values():
-        check_complete(workspace.root, stage, "topk" if stage.stage == "recommend" else None)
+        check_complete(workspace.root, stage, ["topk"] if stage.stage == "recommend" else [])
     seen = Seen(served, withdrawals_of(workspace, release_of(table), table.digest))
     before = last_release(workspace, last)
     gates = judge_release(facts_of(made, before, seen.withdrawals), settings)
@@ -324,7 +324,7 @@ def is_without_the_same(release: Mapping[str, Any], made: Made) -> bool:
 def names_of(made: Made, served: Mapping[str, Any] | None) -> Iterator[str]:
     """Yields names for the release of a table, for as long as one is taken by another verdict on it.
 
-    The first is the name of the table. A later verdict sorts after what it was compared with, so that going back from it leads
+    The first is the name of the table, if that sorts after what is served. A later verdict sorts after what it was compared with, so that going back from it leads
     there: its name has the time when the table was judged, or a second after what is served was, if that is later. The same
     command comes to the same name. Where that is taken too, it has the time now.
 
@@ -333,7 +333,8 @@ def names_of(made: Made, served: Mapping[str, Any] | None) -> Iterator[str]:
       served: the manifest of what is served.
     """
     table, judged_at = made.published["recommend"], made.published["judge"].finished_at
-    yield release_of(table)
+    if served is None or release_of(table) > served["release"]:
+        yield release_of(table)
     if served:
         judged_at = max(judged_at, a_second_after(served.get("judged_at") or served["created_at"]))
     yield name_at(judged_at, table.digest)

@@ -27,6 +27,9 @@ from transforms.write import SUMMARY, WriteSummary
 
 VERSIONED = ("apache-beam", "numpy", "pyarrow", "scann", "tensorflow", "tensorflow-recommenders", "tf-keras")
 
+PROVED_AS_LOADED = ("user_tower", "item_tower", "shards")
+"""Datasets that a worker hashes as it loads them. All else that a stage reads is hashed before the stage begins."""
+
 Reports = Sequence[beam.PCollection]
 """What a stage's `build` returns: collections of WrittenFile and of dicts of metrics."""
 
@@ -101,6 +104,8 @@ def run_stage(
     folder = workspace.new_attempt(stage.name, fingerprint)
     started_at = now()
     with progress.running(stage.name):
+        for name, datasets in stage.reads.items():
+            check_complete(workspace.root, stage.inputs[name], [each for each in datasets if each not in PROVED_AS_LOADED])
         summary = run_pipeline(stage, join(workspace.root, folder), options)
         stage.check(summary["metrics"], join(workspace.root, folder))
     files = [WrittenFile(**file) for file in summary["files"]]

@@ -91,13 +91,13 @@ def users_of(done: Mapping[str, StageManifest]) -> StageManifest:
     return lists if lists and lists.dataset("users") else done["ingest"]
 
 
-def check_complete(root: str, manifest: StageManifest, dataset: str | None = None) -> None:
-    """Makes sure that a stage's files are as they were written: see `damage_of`.
+def check_complete(root: str, manifest: StageManifest, datasets: Sequence[str] = ()) -> None:
+    """Makes sure that a stage's files are as they were written, those of some datasets by their contents: see `damage_of`.
 
     Raises:
       InputError: naming the first file that is missing or altered, and the folder to delete.
     """
-    damage = damage_of(root, manifest, [dataset] if dataset else [])
+    damage = damage_of(root, manifest, datasets)
     if damage:
         folder = join(root, manifest.folder).rpartition("/")[0]
         raise InputError(f"{damage}: delete {folder} and run the same command again, to make it anew")

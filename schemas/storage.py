@@ -133,7 +133,7 @@ def list_files(pattern: str) -> list[FileMetadata]:
     except Exception as error:
         if _is_absence(error):
             return []
-        raise _refusal(pattern, error) from error
+        raise _refusal(getattr(error, "filename", None) or pattern, error) from error
     return sorted(found, key=lambda metadata: metadata.path)
 
 
@@ -147,12 +147,19 @@ def _list_local(pattern: str, system: FileSystem) -> list[FileMetadata]:
         if not _is_absence(error):
             raise error
 
-    paths = (os.path.join(folder, name) for folder, _, names in os.walk(os.path.dirname(start), onerror=stop) for name in names)
+    if pattern.endswith("/"):
+        pattern += "*"
+    depth = None if "**" in pattern else pattern.count("/")
     found = []
-    for path in paths:
-        with suppress(FileNotFoundError):  # It may have gone since.
-            found.append(_metadata(path))
-    return list(system.match_files(found, f"{pattern}*" if pattern.endswith("/") else pattern))
+    for folder, folders, names in os.walk(os.path.dirname(start) or ".", onerror=stop):
+        folder = folder.removeprefix("./") if not pattern.startswith("./") else folder
+        folder = "" if folder == "." else folder
+        if depth is not None and f"{folder.rstrip('/')}/".count("/") >= depth + (not folder):
+            folders.clear()  # Nothing below can match, so that nothing below needs to be readable.
+        for name in names:
+            with suppress(FileNotFoundError):  # It may have gone since.
+                found.append(_metadata(os.path.join(folder, name)))
+    return list(system.match_files(found, pattern))
 
 
 def _metadata(path: str) -> FileMetadata:

@@ -238,3 +238,28 @@ def test_forgetting_does_not_report_that_nobody_is_left(
     assert run_command(releases.main, ["forget", "--user=nobody", f"--output={memory_root}", "--json"]) == FAULT
     out = capsys.readouterr().out
     assert json.loads(out.splitlines()[-1])["exit_status"] == FAULT
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_only_what_can_match_needs_to_be_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    """A locked folder beside the files, such as a disk's `lost+found`, is no matter; one that may hold some is, by its name."""
+    (tmp_path / "day").mkdir()
+    for path in ("a.csv", "b.txt", "day/c.csv"):
+        (tmp_path / path).write_text("x")
+    scandir = os.scandir
+
+    def locked(path: str) -> Any:
+        if os.path.basename(path) == "day":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    monkeypatch.chdir(tmp_path)
+    before = "" if relative else f"{tmp_path}/"
+    assert [each.path for each in list_files(f"{before}*.csv")] == [f"{before}a.csv"]
+    with pytest.raises(ReadRefused, match=r"day\b.*Permission denied|Permission denied.*day\b"):
+        list_files(f"{before}**.csv")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert [each.path for each in list_files(f"{before}*/*.csv")] == [f"{before}day/c.csv"]
+    assert [each.path for each in list_files(f"{before}**.csv")] == [f"{before}a.csv", f"{before}day/c.csv"]

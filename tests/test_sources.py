@@ -381,7 +381,11 @@ TEXT = b"user_id,item_id\n1,2\n"
         ("r.csv.gz", parquet_bytes(), "r.csv.gz is Parquet, though its name ends in .csv.gz: rename it to {folder}/r.parquet"),
         ("r.csv", gzip.compress(TEXT, mtime=0), "r.csv is gzip, though its name ends in .csv: rename it to {folder}/r.csv.gz"),
         ("r.inter", gzip.compress(TEXT, mtime=0), "r.inter is gzip, though its name ends in .inter: unpack it"),
-        ("r.parquet", gzip.compress(parquet_bytes(), mtime=0), "r.parquet is gzip, though its name ends in .parquet: unpack it"),
+        (
+            "r.parquet",
+            gzip.compress(parquet_bytes(), mtime=0),
+            "r.parquet is gzip, though its name ends in .parquet: unpack it",
+        ),
         ("r.csv.gz", TEXT, "r.csv.gz is not compressed, though its name ends in .csv.gz: rename it to {folder}/r.csv"),
         ("r.csv", b"PK\x03\x04 and so on", "r.csv is a zip archive (as .xlsx is), though its name ends in .csv: unpack it"),
         ("r.csv", b"\x28\xb5\x2f\xfd and so on", "r.csv is Zstandard, though its name ends in .csv: unpack it"),

@@ -204,10 +204,23 @@ def test_a_finished_stage_whose_files_are_gone_or_cut_says_what_to_delete(tmp_pa
     Path(path).write_bytes(data[:-1] + b"x")
     check_complete(str(tmp_path), made)
     with pytest.raises(InputError, match="has other contents than were written"):
-        check_complete(str(tmp_path), made, "numbers")
+        check_complete(str(tmp_path), made, ["numbers"])
     Path(path).unlink()
     with pytest.raises(InputError, match="is gone"):
         run_stage(counting(25), workspace, OPTIONS, Progress())
+
+
+def test_a_stage_does_not_begin_on_what_was_altered_though_its_size_is_the_same(tmp_path: Path) -> None:
+    """What it does not read may be as it is."""
+    workspace = Workspace(str(tmp_path))
+    made = run_stage(counting(25), workspace, OPTIONS, Progress())
+    (path,) = made.paths(str(tmp_path), "numbers")
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[:-1] + b"x")
+    with pytest.raises(InputError, match=r"part-000000.parquet has other contents than were written: delete .*stages/count-"):
+        run_stage(counting(3, inputs={"count": made}, reads={"count": ["numbers"]}), workspace, OPTIONS, Progress())
+    assert workspace.finished("count") == [made]
+    assert run_stage(counting(4, inputs={"count": made}, reads={"count": ["others"]}), workspace, OPTIONS, Progress())
 
 
 def test_a_finished_stage_is_checked_again_by_the_settings_of_today(root: str) -> None:
