@@ -324,9 +324,9 @@ def is_without_the_same(release: Mapping[str, Any], made: Made) -> bool:
 def names_of(made: Made, served: Mapping[str, Any] | None) -> Iterator[str]:
     """Yields names for the release of a table, for as long as one is taken by another verdict on it.
 
-    The first is the name of the table, if that sorts after what is served. A later verdict sorts after what it was compared with, so that going back from it leads
-    there: its name has the time when the table was judged, or a second after what is served was, if that is later. The same
-    command comes to the same name. Where that is taken too, it has the time now.
+    The first is the name of the table, if that sorts after what is served. A later verdict sorts after what it was compared
+    with, so that going back from it leads there: its name has the time when the table was judged, or a second after what is
+    served was, if that is later. The same command comes to the same name. Where that is taken too, it has the time now.
 
     Args:
       made: the finished stages.

@@ -1,6 +1,7 @@
 """Makes small ratings with a taste in them: users of one half like items of the same half."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +46,9 @@ def write_items(folder: Path, num_items: int = 40) -> Path:
     ids = [*ODD_IDS, *(f"i{i}" for i in range(num_items - len(ODD_IDS))), "unrated"]
     rows = [(each, f"Title of {each[:20]} <b>é</b>", "a|b") for each in ids]
     return write_csv(folder / "items.csv", ["item_id", "title", "genres"], rows)
+
+
+def with_flags(flags: Sequence[str], *changes: str) -> list[str]:
+    """Returns a command line in which `changes`, as `--name=value` each, stand in place of flags of the same names."""
+    named = {change.partition("=")[0] for change in changes}
+    return [*(flag for flag in flags if flag.partition("=")[0] not in named), *changes]

@@ -11,7 +11,7 @@ from pipelines.command import MISTAKE, OK, run_command
 from pipelines.settings import parse_command
 from schemas.storage import read_parquet_blocks
 from schemas.workspace import Workspace
-from tests.made_data import ODD_IDS, ratings, write_csv, write_ratings
+from tests.made_data import ODD_IDS, ratings, with_flags, write_csv, write_ratings
 from tests.test_run import topk_of
 from transforms.features import Feature
 
@@ -179,7 +179,7 @@ def test_mistakes_are_one_line(
     job: tuple[list[str], Path], changes: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (job[1] / "LATEST").read_bytes()
-    assert run_command(run.main, [*job[0], *changes]) == MISTAKE
+    assert run_command(run.main, with_flags(job[0], *changes)) == MISTAKE
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {message}")
     assert (job[1] / "LATEST").read_bytes() == before

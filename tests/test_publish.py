@@ -19,7 +19,7 @@ from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
 from pipelines.settings import parse_command
 from schemas.manifest import fingerprint_of
 from schemas.workspace import Workspace
-from tests.made_data import ratings, write_csv, write_items, write_ratings
+from tests.made_data import ratings, with_flags, write_csv, write_items, write_ratings
 from tests.made_releases import signed
 from transforms.gates import GATES
 from transforms.recency import Blend
@@ -197,7 +197,7 @@ def test_an_ordinary_next_night_passes_and_is_compared_with_the_last(job: tuple[
     before = release_of(output)
     rows = [*ratings(), ("u3", "i30", 4.0, 1_600_000_001), ("newcomer", "i5", 4.0, 1_600_000_002)]
     path = write_csv(tmp_path / "tomorrow.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
-    assert run_command(run.main, [*flags, f"--ratings={path}", "--num_buckets=3"]) == OK
+    assert run_command(run.main, with_flags(flags, f"--ratings={path}", "--num_buckets=3")) == OK
     release = release_of(output)
     assert release["compared_with"]["release"] == before["release"]
     assert {gate["status"] for gate in release["gates"].values()} == {"passed"}
@@ -211,7 +211,7 @@ def test_a_source_of_which_half_is_missing_is_not_published(
     served = (output / "LATEST").read_bytes()
     rows = ratings()
     path = write_csv(tmp_path / "half.csv", ["user_id", "item_id", "rating", "timestamp"], rows[: len(rows) // 2])
-    assert run_command(run.main, [*flags, f"--ratings={path}"]) == GATE_FAILED
+    assert run_command(run.main, with_flags(flags, f"--ratings={path}")) == GATE_FAILED
     assert "gate users failed: there are 30 users, in release" in capsys.readouterr().err.replace("31 users", "30 users")
     assert (output / "LATEST").read_bytes() == served
 
@@ -287,7 +287,7 @@ def test_json_is_one_line_whatever_happens_and_people_read_standard_error(
     result = json.loads(capsys.readouterr().out)
     assert (result["exit_status"], result["status"], result["gates"]["overlap"]["status"]) == (3, "failed", "failed")
 
-    assert run_command(run.main, [*flags, "--json", f"--items={output}/none.csv"]) == MISTAKE
+    assert run_command(run.main, with_flags(flags, "--json", f"--items={output}/none.csv")) == MISTAKE
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert result["exit_status"] == 2
@@ -390,7 +390,7 @@ def test_a_refit_needs_a_holdout_and_sources_that_stay(
         return original(*arguments)
 
     monkeypatch.setattr(run, "settings_of_refit", meanwhile)
-    assert run_command(run.main, [*flags, f"--ratings={path}", "--refit"]) == MISTAKE
+    assert run_command(run.main, with_flags(flags, f"--ratings={path}", "--refit")) == MISTAKE
     assert "the sources have changed while the job ran" in capsys.readouterr().err
 
 

@@ -73,8 +73,8 @@ class GateSettings:
       max_short_lists: the share of the users whose list may be shorter than half of k, or of the catalogue where that is
         smaller. Those who have rated most of what there is have one; where more have, too few items may be recommended.
       min_history_kept: of what a user had rated in the last release, how much must still be the user's, as a mean over the
-        users of that release; one who is not there any more has kept nothing. A night adds ratings and takes none away; a window of a week that moves by a day keeps 6/7 = .86. Where
-        the users of MovieTweetings-100K are permuted, .02 is left.
+        users of that release; one who is not there any more has kept nothing. A night adds ratings and takes none away; a
+        window of a week that moves by a day keeps 6/7 = .86. Where the users of MovieTweetings-100K are permuted, .02 is left.
       max_days_older: how many days the newest rating may be older than the last release's.
       max_growth: how much more ratings there may be than in the last release, as a share of those: a loader that ran twice
         doubles them.
@@ -460,8 +460,8 @@ def _histories(facts: Facts, settings: GateSettings) -> Gate:
     users, then = found["users_in_both"], found["users_then"]
     mean = found["mean_kept"] * users / then  # Whoever is not there any more has kept nothing.
     text = (
-        f"of what {then:,} users had rated in release {last.release}, {mean:.4f} is still theirs, it must be {limit:g} or more; "
-        f"{users:,} of them are still there"
+        f"of what {then:,} users had rated in release {last.release}, {mean:.4f} is still theirs, it must be {limit:g} or "
+        f"more; {users:,} of them are still there"
         if users
         else f"none of the {found['users_then']:,} users who had rated something in release {last.release} is there any more"
     )
