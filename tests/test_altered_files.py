@@ -285,7 +285,7 @@ def test_a_lease_or_a_withdrawal_of_another_name_deletes_nothing(root: str, caps
     assert run_command(releases.main, ["list", f"--output={root}"]) == OK
 
 
-DAMAGES: list[Any] = [None, [], {}, "x", -1, 1.5, {"x": {}}]
+DAMAGES: list[Any] = [None, [], "x", -1.5]
 
 
 def places(value: Any, path: str = "") -> list[str]:
