@@ -420,7 +420,7 @@ def test_verifying_grows_with_the_number_of_files_alone(tmp_path: Path, monkeypa
     compared = []
 
     class Counted(dict[str, Any]):
-        __hash__ = None  # type: ignore[assignment]
+        __hash__ = None
 
         def __eq__(self, other: object) -> bool:
             compared.append(self)

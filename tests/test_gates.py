@@ -232,7 +232,11 @@ def test_each_gate_fails_and_can_be_forced(facts: Facts, name: str, words: list[
     assert gate.reason in line
     if gate.allow:
         flag, value = gate.allow.removeprefix("--").split()
-        allowed = judge_release(facts, replace(GateSettings(), **{flag: float(value)})) if flag != "target_recall" else []
+        allowed = (
+            judge_release(facts, replace(GateSettings(), **dict[str, Any]({flag: float(value)})))
+            if flag != "target_recall"
+            else []
+        )
         assert failures(allowed) == [], "what it says is enough to let the gate pass"
 
 

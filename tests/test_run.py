@@ -18,7 +18,8 @@ import pytest
 from pipelines import lookup, run
 from pipelines.command import FAULT, MISTAKE, OK, run_command
 from schemas.blocks import Block
-from schemas.storage import exists, join, list_files, open_file, read_json
+from schemas.manifest import digest_of
+from schemas.storage import WrittenFile, exists, join, list_files, open_file, read_json
 from schemas.topk import TOPK, VERSION
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, write_csv, write_items, write_ratings
@@ -337,6 +338,7 @@ def test_stages_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: 
     (path,) = (tmp_path / "out" / "stages").glob("embed-*/manifest.json")
     manifest = json.loads(path.read_text())
     manifest["files"][0]["sha256"] = "0" * 64
+    manifest["digest"] = digest_of([WrittenFile(**file) for file in manifest["files"]])
     path.write_text(json.dumps(manifest))
     assert run_command(run._alone("recommend"), [*QUICK, f"--output={tmp_path}/out"]) == MISTAKE
     assert "was made from another embed than there is now: run python -m pipelines." in capsys.readouterr().err

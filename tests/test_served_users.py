@@ -36,7 +36,7 @@ def pairs_block(pairs: list[tuple[str, str]]) -> Block:
 
 
 def expected(rated: list[dict], served: list[str], pairs: list[tuple[str, str]]) -> list[dict]:
-    nobody = {"history": [], "below_min_rating": [], "holdout": []}
+    nobody: dict[str, list[str]] = {"history": [], "below_min_rating": [], "holdout": []}
     every = {name: {"user_id": name, **nobody} for name in served} | {row["user_id"]: row for row in rated}
     return [
         {**row, "excluded": sorted(item for user, item in pairs if user == name)}

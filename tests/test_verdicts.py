@@ -149,7 +149,8 @@ STEPS = ("report_of", "write_json")
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, module: Any, step: str, happens: Callable[[], Any]) -> None:
     """Lets something happen once, when a step of a module is done."""
-    original, times = getattr(module, step), []
+    original = getattr(module, step)
+    times: list[str] = []
 
     def overtaken(*arguments: Any, **options: Any) -> Any:
         done = original(*arguments, **options)

@@ -39,7 +39,7 @@ def shifted(rows: Rows) -> Rows:
     """Gives every user's ratings to another user."""
     users = list(dict.fromkeys(row[0] for row in rows))
     other = dict(zip(users, [*users[1:], users[0]], strict=True))
-    return [(other[user], *rest) for user, *rest in rows]
+    return [(other[user], item, rating, time) for user, item, rating, time in rows]
 
 
 def without_the_newest(rows: Rows) -> Rows:

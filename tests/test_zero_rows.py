@@ -84,6 +84,12 @@ NO_ITEMS = IdMap(pa.array([], pa.string()), np.zeros(0, np.int32))
 RULES = TableRules(k=2, recommend_seen=False, num_buckets=3, last_k=2)
 TEXTS = pa.list_(pa.string())
 
+
+def split_as(split: str, holdout: float) -> Callable[[Block], Any]:
+    """Returns what splits one block of ratings by user."""
+    return lambda block: histories.split_bucket([block], SplitSettings(split, holdout), histories.Times(5, 9, 1.0))[:4]
+
+
 FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
     "hash_ids": (ID_MAP, lambda block: partition.hash_ids(block["item_id"])),
     "hash_vectors": (EMBEDDINGS, lambda block: partition.hash_vectors(block["item_id"], block["embedding"])),
@@ -111,12 +117,7 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
     "range_of": (ID_MAP, lambda block: catalogue.range_of(block["item_id"], ["a", "b"])),
     "merge_range": (histories.ITEM_COUNTS, lambda block: catalogue.merge_range([block], []).items),
     **{
-        f"split_bucket_{split}": (
-            VALID,
-            lambda block, split=split, holdout=holdout: histories.split_bucket(
-                [block], SplitSettings(split, holdout), histories.Times(5, 9, 1.0)
-            )[:4],
-        )
+        f"split_bucket_{split}": (VALID, split_as(split, holdout))
         for split, holdout in (("random", 0.5), ("temporal", 0.5), ("last", 1), ("none", 0))
     },
     **{
