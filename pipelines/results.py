@@ -87,7 +87,7 @@ def arrivals(made: Made, outcome: Outcome) -> tuple[Arrivals, Arrivals | None]:
 
 def arrivals_table(now: Arrivals, then: Arrivals | None) -> Table:
     """Returns what came in, beside what had come in for the last release."""
-    table = Table(title="what came in", title_justify="left")
+    table = Table(title="what came in", title_justify="left", box=None, pad_edge=False)  # Room for words at 80 columns.
     table.add_column("", no_wrap=True)
     table.add_column("this time", justify="right", no_wrap=True)
     table.add_column("last release", justify="right", no_wrap=True)

@@ -162,7 +162,7 @@ def _share(share: Share | None) -> str:
 
 
 def _of(share: Share | None) -> str:
-    return NOTHING if share is None else f"{share[0]:,} of {share[1]:,} ({share_of(share):.1%})"
+    return NOTHING if share is None else f"{share[0]:,} of {share[1]:,}"
 
 
 def _change(now: int | None, then: int | None) -> str:
