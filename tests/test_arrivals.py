@@ -44,7 +44,7 @@ def test_rejected_and_repeated_rows_are_mentioned_below_any_limit_beside_those_o
     assert lines["rejected ratings"] == ("5 (0.50%)", "5 (0.62%)", "most often: rating is no number")
     assert lines["rejected exclusions"][0] == "9 (100.00%)"
     assert lines["repeated ratings"][:2] == ("95 (9.55%)", "95 (11.95%)")
-    assert lines["known ids: rated items"][0] == "30 of 40"
+    assert lines["known: rated items"][0] == "30 of 40"
     assert "rejected items" not in lines
     first = {each.name: tuple(each)[1:] for each in lines_of(arrivals_of(stages(newest=None)), None)}
     assert (first["ratings"], first["newest rating"]) == (("1,000", "-", ""), ("-", "-", ""))
@@ -119,5 +119,5 @@ def test_the_table_of_what_came_in_fits_a_terminal_of_80_columns() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(arrivals_table(now, arrivals_of(stages(ratings=123_456_000, newest=1_599_000_000))))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
-    assert "ratings                         123,456,789          123,456,000  +0.0%" in lines
+    assert "ratings                      123,456,789          123,456,000  +0.0%" in lines
     assert any(line.endswith("2020-09-13 12:26:40  2020-09-01 22:40:00  11.6 days later") for line in lines)

@@ -143,7 +143,7 @@ def lines_of(now: Arrivals, then: Arrivals | None) -> Iterator[Line]:
             yield Line(f"rejected {source}", _share(mine), _share(its), why)
     yield Line("repeated ratings", _share(now.repeated), _share(last.repeated), "")
     for name in dict.fromkeys([*now.joined, *last.joined]):
-        yield Line(f"known ids: {name.replace('_', ' ')}", _of(now.joined.get(name)), _of(last.joined.get(name)), "")
+        yield Line(f"known: {name.replace('_', ' ')}", _of(now.joined.get(name)), _of(last.joined.get(name)), "")
 
 
 def moment(seconds: int | None) -> str:
