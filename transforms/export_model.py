@@ -19,9 +19,8 @@ from schemas.blocks import one_block
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, upload_folder
-from schemas.stored import StoredFolder
+from schemas.stored import StoredFolder, checked_folder
 from schemas.users import USERS
-from transforms.embed import UserTower
 from transforms.id_map import IdMap
 from transforms.item_lists import ItemLists
 from transforms.load_index import files_of_shards, load_plan, load_shard
@@ -72,6 +71,8 @@ def write_model(job: ExportJob, folder: Path) -> None:
     Raises:
       InputError: if a shard is of a kind that ScaNN's TensorFlow ops cannot hold, or no item may be recommended.
     """
+    import tensorflow as tf
+
     from transforms.served_model import KnownUsers, ServedItems, ServedModel, save_model
     from transforms.served_scann import ServedShard
 
@@ -93,13 +94,15 @@ def write_model(job: ExportJob, folder: Path) -> None:
     served = ServedItems(
         items["item_id"], items["code"].to_numpy().astype(np.int64), items[RECENT].to_numpy().astype(np.float32)
     )
-    tower = UserTower(job.tower).model
     settings = job.settings
+    # The tower's vocabulary is a file beside it, which TensorFlow copies when the model is saved.
+    with checked_folder(job.tower.path, job.tower.files) as tower_folder:
+        tower = tf.saved_model.load(str(tower_folder))
 
-    def make(scratch: Path) -> ServedModel:
-        return ServedModel(tower, known, served, shards, settings.k, settings.search, settings.recommend_seen, scratch)
+        def make(scratch: Path) -> ServedModel:
+            return ServedModel(tower, known, served, shards, settings.k, settings.search, settings.recommend_seen, scratch)
 
-    save_model(make, folder)
+        save_model(make, folder)
 
 
 def export_model(job: ExportJob, root: str) -> list[WrittenFile]:
