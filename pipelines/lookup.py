@@ -27,7 +27,7 @@ from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest, users_of
 from schemas.printable import printable
 from schemas.release import Latest, read_latest, read_release, stage_of
-from schemas.storage import exists, find_rows, join
+from schemas.storage import find_rows, join
 from schemas.workspace import Workspace
 from transforms.partition import bucket_of
 from transforms.table import find_lists
@@ -129,16 +129,19 @@ def open_release(workspace: Workspace, latest: Latest, manifest: Mapping[str, An
 
 
 def _stage_of(workspace: Workspace, release: str, name: str, told: Mapping[str, Any]) -> StageManifest:
-    """Returns a stage as the release tells of it: its own manifest has no checksum, and may be of another attempt by now.
+    """Returns a stage as the release tells of it: its own manifest has no checksum for its settings and metrics.
 
-    Releases of schema version 1 left the files to the stage's manifest.
+    Where the stage was made again since, in another folder, and came to the same, its files are there. Releases of schema
+    version 1 left the files to the stage's manifest.
     """
     path = join(workspace.root, told["manifest"])
-    found = None
-    if exists(path):
-        found = stage_of(name, told) if told.get("files") else read_manifest(path)
+    found = read_manifest(path)
     if found is None:
         raise InputError(f"release {release} needs {path}, which is gone: publish again")
+    if found.digest != told["digest"]:
+        raise InputError(f"release {release} needs other files of {name} than {path} names: publish again")
+    if told.get("files") and found.folder == told["folder"]:
+        found = stage_of(name, told)
     return replace(found, settings=told["settings"], metrics=told["metrics"])
 
 

@@ -18,11 +18,11 @@ from pipelines.lease import time_in
 from pipelines.verify import verify_release
 from schemas.errors import InputError
 from schemas.lease import Lease, read_leases, write_lease
-from schemas.manifest import StageManifest, read_manifest
+from schemas.manifest import StageManifest, digest_of, read_manifest
 from schemas.names import FILE, FOLDER, NAME, TOPK
 from schemas.release import read_latest, read_named
 from schemas.shape import AtLeast, Each, Maybe, Text, check_shape
-from schemas.storage import exists, join, list_files, read_bytes, read_json, write_file
+from schemas.storage import WrittenFile, exists, join, list_files, read_bytes, read_json, write_file
 from schemas.workspace import Workspace
 from tests.made_releases import signed, write_release
 from tests.test_releases import TABLE, ask, overwrite
@@ -249,6 +249,25 @@ def test_a_stages_manifest_with_files_that_are_not_of_its_digest_is_not_used(roo
     write_file(root, "stages/recommend-0000000000000000/manifest.json", json.dumps(value).encode())
     with pytest.raises(InputError, match="it is of recommend"):
         read_manifest(elsewhere)
+
+
+def test_a_user_is_looked_up_by_what_the_release_says_of_its_stages(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = write_release(root, 1, TABLE, num_buckets=7)["stages"]["ingest"]
+    path = join(root, stage["manifest"])
+    value = read_json(path)
+    overwrite(path, json.dumps(value | {"metrics": {"num_buckets": 1}}).encode())
+    published = lookup.open_latest(Workspace(root))
+    assert published.ingest.metrics == stage["metrics"]
+    assert published.topk_of(["u1", "u2"]).num_rows == 2
+    # Made again since, it has other files, or the same in another folder.
+    again = json.loads(json.dumps(value).replace("/attempt-", "/attempt-0"))
+    overwrite(path, json.dumps(again).encode())
+    assert lookup.open_latest(Workspace(root)).ingest.folder == again["folder"]
+    files = [{**file, "sha256": "0" * 64} for file in value["files"]]
+    digest = digest_of([WrittenFile(**file) for file in files])
+    overwrite(path, json.dumps(again | {"files": files, "digest": digest}).encode())
+    assert run_command(lookup.main, [f"--output={root}", "--user=u1"]) == MISTAKE
+    assert "needs other files of ingest than" in capsys.readouterr().err
 
 
 def test_a_lease_or_a_withdrawal_of_another_name_deletes_nothing(root: str, capsys: pytest.CaptureFixture[str]) -> None:
