@@ -138,6 +138,7 @@ def test_what_a_newer_program_wrote_is_not_written_over(job: Job, capsys: pytest
     path = output / "releases" / first / "manifest.json"
     path.write_text(json.dumps(read_json(str(path)) | {"schema_version": 99}))
     before = path.read_bytes()
+    (output / "LATEST").unlink()
     assert run_command(run.main, [*flags, A]) == MISTAKE
     assert "schema version 99" in capsys.readouterr().err
     assert path.read_bytes() == before
