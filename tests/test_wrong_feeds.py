@@ -45,7 +45,7 @@ def shifted(rows: Rows) -> Rows:
 def half_renamed(rows: Rows) -> Rows:
     """Writes the ids of every other user in another way."""
     users = list(dict.fromkeys(row[0] for row in rows))
-    return [(f"id:{user}" if user in users[::2] else user, *rest) for user, *rest in rows]
+    return [(f"id:{user}" if user in users[::2] else user, item, rating, time) for user, item, rating, time in rows]
 
 
 def without_the_newest(rows: Rows) -> Rows:
