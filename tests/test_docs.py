@@ -152,7 +152,7 @@ def program_of(command: str) -> str:
 def substituted(command: str) -> str:
     for name, value in PLACEHOLDERS.items():
         edge = r"(?![\w.])" if name.isalpha() else ""
-        command = re.sub(rf"(?<![\w$]){re.escape(name)}{edge}", lambda _, value=value: value, command)
+        command = re.sub(rf"(?<![\w$]){re.escape(name)}{edge}", value.replace("\\", r"\\"), command)
     return command
 
 
@@ -379,11 +379,9 @@ def run_sql(block: Block, finished: Path) -> None:
     sql = re.sub(r"'(data/[^']*)'", lambda found: f"'{finished}/{found[1]}'", block.text)
     duckdb.sql(sql)
     written = f"{finished}/data/ratings/until=2026-11-20/ratings.parquet"
+    meant = f"FROM '{finished}/ratings.parquet' WHERE timestamp < epoch(TIMESTAMP '2026-11-21')"
     assert (
-        duckdb.sql(f"SELECT count(*) FROM '{written}'").fetchall()
-        == duckdb.sql(
-            f"SELECT count(*) FROM '{finished}/ratings.parquet' WHERE timestamp < epoch(TIMESTAMP '2026-11-21')"
-        ).fetchall()
+        duckdb.execute(f"SELECT count(*) FROM '{written}'").fetchone() == duckdb.execute(f"SELECT count(*) {meant}").fetchone()
     )
 
 
