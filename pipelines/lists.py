@@ -37,6 +37,7 @@ from schemas.interactions import EXCLUSIONS, ITEM_IDS, SERVED_USERS
 from schemas.manifest import StageManifest, users_of
 from schemas.rejected import REJECTED
 from schemas.users import USERS
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.catalogue import ITEMS_A_RANGE
 from transforms.item_lists import BLOCKED, CATALOGUE, ItemLists, WriteBlocked
@@ -120,7 +121,8 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         blocked = metrics["items_blocked"]
         if num_items and blocked == num_items:
             flags = " and ".join(f"--{flag}" for flag in _OF_ITEMS if flag in lists.given)
-            raise InputError(f"none of the {num_items:,} items of the catalogue may be recommended: check the ids in {flags}")
+            items = counted(num_items, "item")
+            raise InputError(f"no item of the catalogue ({items}) may be recommended: check the ids in {flags}")
 
     return Stage(
         name="lists",
@@ -258,6 +260,8 @@ def check_joined(lists: Lists, metrics: Mapping[str, Any]) -> None:
         if joined["ids"] and not joined["known"] and (name != "users" or joined["spellings"]):
             role = "user_id" if name.endswith("users") else "item_id"
             repair = f"check that {uri} is of the same data, and that --list_columns {role}=NAME names the right column"
+            if flag in ("block_items", "exclude"):
+                repair += "; if all that it names is gone, leave only its header, which is a list of nothing"
             raise InputError(nothing_joins(joined, what, elsewhere, repair))
         few = joined["ids"] and name != "users" and joined["share"] < FEW
         log = LOGGER.warning if few or joined["spelled_otherwise"] or (joined["ids"] and not joined["known"]) else LOGGER.info

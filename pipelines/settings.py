@@ -31,6 +31,7 @@ from transforms.split import DEFAULT_HOLDOUT, SplitSettings
 from transforms.training import CHECKPOINT_SECS, L2_OF, TrainingSettings
 from transforms.tune import THRESHOLDS, Sweep
 from transforms.validate import RatingRules
+from transforms.write import MAX_PARTS
 
 Number = TypeVar("Number", int, float)
 
@@ -258,8 +259,8 @@ class IngestSettings:
                 f"recency_half_life_days must be a number above 0, got {self.recency_half_life_days:g}: "
                 "change --recency_half_life_days"
             )
-        if self.num_buckets is not None and self.num_buckets < 1:
-            raise InputError(f"num_buckets must be at least 1, got {self.num_buckets}: change --num_buckets")
+        if self.num_buckets is not None and not 1 <= self.num_buckets <= MAX_PARTS:
+            raise InputError(f"num_buckets must be 1 to {MAX_PARTS:,}, got {self.num_buckets}: change --num_buckets")
 
 
 @dataclass(frozen=True)
@@ -672,6 +673,21 @@ _NOT_OF_JOB = ("output", "config", "json", "verbose", "check", "force", "reuse_m
 """Flags that say where, how loudly and under which exceptions a job runs, not what it makes."""
 
 
+_NEVER_EMPTY = {
+    "ratings": "a source",
+    "items": "a source",
+    "users": "a list of users",
+    "exclude": "a list of pairs",
+    "block_items": "a list of items",
+    "allow_items": "a list of items",
+    "tfds_data_dir": "a folder",
+    "reuse_model_from": "a release",
+    "trials": "a file",
+    "as_of": "a date or a time",
+}
+"""Flags whose value a script may have lost, such as `--block_items "$BLOCKED"`, after which nothing would be blocked."""
+
+
 def _defaults() -> argparse.Namespace:
     parser = OneLineParser(allow_abbrev=False)
     ShortlistOptions._add_argparse_args(parser)
@@ -717,6 +733,9 @@ def settings_of(flags: argparse.Namespace) -> Settings:
     """
     if not flags.output:
         raise InputError("no output root: give --output DIR")
+    for name in _NEVER_EMPTY:
+        if getattr(flags, name) == "":
+            raise InputError(f"--{name} is empty, and must name {_NEVER_EMPTY[name]}: give it, or leave --{name} out")
     check_root(flags.output)
     features = features_of(flags.features)
     item_tower = flags.item_tower or ("id+features" if features else "id")

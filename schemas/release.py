@@ -13,8 +13,10 @@ from schemas.shape import AtLeast, Each, Maybe, check_shape
 from schemas.storage import WrittenFile, exists, join, list_files, read_json, write_json
 from schemas.workspace import Workspace
 
-SCHEMA_VERSION = 2
-"""Of releases and of the pointer. Version 1 had no gates; it can still be read."""
+SCHEMA_VERSION = 3
+"""Of releases and of the pointer. Version 1 had no gates, version 2 not always a checksum; both can still be read."""
+
+_WITH_CHECKSUM = 3
 
 PASSED, FAILED = "passed", "failed"
 """The status of a release: whether it may be served. A failed one is kept to be looked at; `LATEST` never names one."""
@@ -247,7 +249,7 @@ def read_latest(workspace: Workspace) -> Latest | None:
     """
     if not exists(workspace.latest):
         return None
-    repair = "delete it and publish again, with the command that made the output"
+    repair = _restore(workspace)
     with _understanding(f"{workspace.latest} is not a pointer to a release", repair):
         value = read_json(workspace.latest)
         _refuse_newer(workspace.latest, value.get("schema_version", 1))
@@ -264,11 +266,8 @@ def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
     """
     path = join(workspace.root, latest.manifest)
     if not exists(path):
-        raise InputError(
-            f"{workspace.latest} names {latest.manifest}, which does not exist: delete {workspace.latest} and publish again, "
-            "with the command that made the output"
-        )
-    repair = f"delete {workspace.latest} and publish again, with the command that made the output"
+        raise InputError(f"{workspace.latest} names {latest.manifest}, which does not exist: {_restore(workspace)}")
+    repair = _restore(workspace)
     with _understanding(f"{path} is not the manifest of a release", repair):
         release = _understood(workspace, path, latest.release)
     if [file["path"] for file in release["topk"]] != list(latest.topk) or release["status"] != PASSED:
@@ -399,9 +398,11 @@ def _understood(workspace: Workspace, path: str, name: str, altered: bool = Fals
 
 
 def is_altered(manifest: Mapping[str, Any]) -> bool:
-    """Tells whether a release's manifest is not as it was written; one of an earlier program has nothing to tell it by."""
+    """Tells whether a release's manifest is not as it was written; one of a version before 3 may have nothing to tell it by."""
     content = {name: value for name, value in manifest.items() if name != "checksum"}
-    return "checksum" in manifest and manifest["checksum"] != fingerprint_of(content)
+    if "checksum" not in manifest:
+        return manifest["schema_version"] >= _WITH_CHECKSUM
+    return manifest["checksum"] != fingerprint_of(content)
 
 
 def _check_stage(workspace: Workspace, name: str, stage: Mapping[str, Any], altered: bool) -> None:
@@ -433,6 +434,14 @@ def _understanding(problem: str, repair: str) -> Iterator[None]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{problem} ({_said(error)}): {repair}") from error
+
+
+def _restore(workspace: Workspace) -> str:
+    """Returns how to get a pointer again that can be read; without one, the next release would be compared with none."""
+    return (
+        f"serve a release again with python -m pipelines.releases rollback RELEASE --output {workspace.root}, of those that "
+        "python -m pipelines.releases list names"
+    )
 
 
 def _said(error: Exception) -> str:

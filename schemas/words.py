@@ -14,6 +14,16 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
+def are(count: int) -> str:
+    """Returns the verb that follows a count: 'is' or 'are'."""
+    return "is" if count == 1 else "are"
+
+
+def have(count: int) -> str:
+    """Returns the verb that follows a count: 'has' or 'have'."""
+    return "has" if count == 1 else "have"
+
+
 def about(seconds: float) -> str:
     """Returns how long something takes, no more exactly than a guess deserves: 'about 3 minutes'."""
     for unit, noun in ((_DAY, "day"), (_HOUR, "hour"), (_MINUTE, "minute")):

@@ -119,8 +119,11 @@ def test_a_manifest_is_checked_against_its_checksum_whenever_it_is_read(root: st
     assert words in capsys.readouterr().err
     lines = {line["release"]: line for line in ask(capsys, "list", f"--output={root}")["releases"]}
     assert words in lines[release["release"]]["problem"]
-    # One that an earlier program wrote has none.
-    rewrite(root, {name: value for name, value in release.items() if name != "checksum"})
+    # One that an earlier program wrote may have none.
+    unsigned = {name: value for name, value in release.items() if name != "checksum"}
+    rewrite(root, unsigned)
+    assert words in ask(capsys, "show", f"--output={root}", code=MISTAKE)["error"]
+    rewrite(root, unsigned | {"schema_version": 2})
     assert ask(capsys, "show", f"--output={root}")["release"] == release["release"]
 
 

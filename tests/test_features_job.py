@@ -172,7 +172,7 @@ def parsed_features(flags: list[str]) -> tuple[Feature, ...]:
         (["--features=", "--item_tower=id+features"], "item_tower id+features needs features: declare them, as in --features"),
         (["--item_tower=features"], "item_tower must be one of id, id+features, got 'features': change --item_tower"),
         (["--id_dropout=1"], "id_dropout must be at least 0 and below 1, got 1: change --id_dropout"),
-        (["--items="], "the feature 'shelf' needs items: give --items, or use --item_tower id"),
+        (["--items="], "--items is empty, and must name a source: give it, or leave --items out"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -183,3 +183,9 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {message}")
     assert (job[1] / "LATEST").read_bytes() == before
+
+
+def test_features_need_items(job: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [flag for flag in job[0] if not flag.startswith(("--items=", "--output="))]
+    assert run_command(run.main, [*flags, f"--output={tmp_path}/out"]) == MISTAKE
+    assert "the feature 'shelf' needs items: give --items, or use --item_tower id" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.id_forms import MergeForms, forms_of, forms_of_block, merge_forms, odd_forms
+from transforms.id_forms import MergeForms, forms_of, forms_of_block, merge_forms, odd_forms, without_zero_fraction
 
 IDS = st.lists(st.text(st.sampled_from(" \t\u00a0\u3000éab.01-中🙂"), min_size=1).filter(str.strip))
 
@@ -21,6 +21,16 @@ def test_forms_are_counted_as_python_sees_them(ids: list[str], start: int) -> No
     assert found["padded"] == len(padded)
     assert found["padded_examples"] == sorted({*padded}, key=str.encode)[:3]
     assert found["whole_floats"] == sum(bool(re.fullmatch(r"-?[0-9]+\.0", each)) for each in kept)
+
+
+@given(
+    st.lists(st.none() | st.sampled_from(["", "7", "7.0", "0.0", "-7.0", "-0.0", "007.0", "7.00", ".0", "v7.0", "é.0"])),
+    st.integers(0, 2),
+)
+def test_whole_numbers_of_a_text_file_are_written_as_such(ids: list[str | None], start: int) -> None:
+    whole = {"7.0": "7", "0.0": "0", "-7.0": "-7"}
+    found = without_zero_fraction(pa.array(ids, pa.string())[start:])
+    assert found.to_pylist() == [whole.get(each, each) if each else each for each in ids[start:]]
 
 
 @given(st.lists(IDS, max_size=4))

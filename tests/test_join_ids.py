@@ -117,5 +117,5 @@ def test_an_error_shows_an_id_of_either_side_and_the_likely_repair() -> None:
     )
     other = join_ids(array_of(["a\n\x1b[1m"]), array_of(["1"])).metric([])
     assert nothing_joins(other, "ids", "the catalogue", "look") == (
-        "none of the 1 ids is in the catalogue: they are such as 'a\\n\\x1b[1m', the catalogue has '1': look"
+        "the only one of the ids, 'a\\n\\x1b[1m', is not in the catalogue, the catalogue has '1': look"
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -105,28 +106,38 @@ def test_a_missing_list_is_said_before_anything_is_read(tmp_path: Path, capsys: 
         (
             "block_items",
             ["item_id"],
-            [("1.0",)],
-            "they are such as '1.0', the catalogue has '1': write whole numbers without .0",
+            [("001",)],
+            "the only one of the ids of --block_items, '001', is not in the catalogue, the catalogue has '1': write the ids",
         ),
         ("block_items", ["item_id"], [("a",), ("b",)], "none of the 2 ids of --block_items is in the catalogue: they are such"),
-        ("allow_items", ["item_id"], [(" 2",)], "such as ' 2', the catalogue has '2': remove the spaces around the ids"),
+        (
+            "allow_items",
+            ["item_id"],
+            [(" 2",)],
+            "' 2', is not in the catalogue, the catalogue has '2': remove the spaces around the ids",
+        ),
         ("allow_items", ["item_id"], [], "names no item, so nothing might be recommended: name those that may be, or leave"),
-        ("exclude", ["user_id", "item_id"], [("u1", "x")], "none of the 1 item ids of --exclude is in the catalogue"),
+        (
+            "exclude",
+            ["user_id", "item_id"],
+            [("u1", "x")],
+            "the only one of the item ids of --exclude, 'x', is not in the catalogue",
+        ),
         (
             "exclude",
             ["user_id", "item_id"],
             [("v1", "1")],
-            "none of the 1 user ids of --exclude is in the users: they are such",
+            "the only one of the user ids of --exclude, 'v1', is not in the users, the users have 'u",
         ),
         (
             "users",
             ["user_id"],
             [("U1",)],
-            "is in the ratings: they are such as 'U1', the ratings has 'u1': write the ids in the",
+            "is not in the ratings, the ratings have 'u1': write the ids in the",
         ),
         ("block_items", ["item_id", "why"], [("1", "a"), ("", "b")], "has a row without an item_id (position"),
         ("block_items", ["item_id", "why"], [("1", "a"), ("2",)], "cannot be read (line has the wrong number of columns): '2'"),
-        ("block_items", ["item_id"], [(each,) for each in range(9)], "none of the 9 items of the catalogue may be recommended"),
+        ("block_items", ["item_id"], [(each,) for each in range(9)], "no item of the catalogue (9 items) may be recommended"),
         ("exclude", ["user_id", "item_id"], [("u1", "1"), ("u2", "")], "1 of 2 rows of the exclusions were rejected: item_id"),
     ],
 )
@@ -176,8 +187,8 @@ def test_users_who_all_are_new_are_served(tmp_path: Path) -> None:
 def test_a_catalogue_that_describes_nothing_that_was_rated_is_a_mistake(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [(user, f"{item}.0") for user in "ab" for item in range(3)]
-    source = write_csv(tmp_path / "r.csv", ["user_id", "item_id"], rows)
+    source = tmp_path / "r.parquet"
+    pq.write_table(pa.table({"user_id": ["a"] * 3 + ["b"] * 3, "item_id": ["0.0", "1.0", "2.0"] * 2}), source)
     items = write_csv(tmp_path / "i.csv", ["item_id", "title"], [(item, f"title {item}") for item in range(3)])
     flags = [*QUICK, f"--output={tmp_path}/out", f"--ratings={source}", "--split=none"]
     assert run_command(run.main, [*flags, f"--items={items}"]) == MISTAKE
@@ -215,13 +226,32 @@ def test_whole_numbers_give_the_ids_that_a_person_would_write_whatever_the_colum
 
 
 def test_text_that_ends_in_point_zero_stays_as_it_is_and_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = write_csv(tmp_path / "r.csv", ["user_id", "item_id"], [(user, f"{item}.0") for user in "ab" for item in range(3)])
-    listed(tmp_path / "out", f"--ratings={source}", "--split=none")
+    columns = {"user_id": ["a"] * 3 + ["b"] * 3, "item_id": ["0.0", "1.0", "2.0"] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "r.parquet")
+    listed(tmp_path / "out", f"--ratings={tmp_path}/r.parquet", "--split=none")
     ingested = Workspace(str(tmp_path / "out")).finished("ingest")[-1]
     assert [row["item_id"] for row in ids_in(ingested, tmp_path / "out", "items")] == ["0.0", "1.0", "2.0"]
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
     assert any("every item_id of the ratings ends in .0" in each for each in warned)
     assert not any("user_id" in each for each in warned)
+
+
+def test_whole_numbers_that_became_floats_have_the_same_ids_in_text_as_in_parquet(tmp_path: Path) -> None:
+    """As pandas writes integers with gaps, in either format; a list of plain integers names the same items."""
+    rated = [(float(user), float(item), 3.5) for user in range(4) for item in range(9) if (user + item) % 2]
+    columns = dict(zip(("user_id", "item_id", "rating"), zip(*rated, strict=True), strict=True))
+    pandas.DataFrame(columns).to_csv(tmp_path / "r.csv", index=False)
+    pandas.DataFrame(columns).to_csv(tmp_path / "r.tsv.gz", index=False, sep="\t")
+    pandas.DataFrame(columns).to_parquet(tmp_path / "r.parquet")
+    assert "1.0,0.0,3.5" in (tmp_path / "r.csv").read_text()
+    blocked = write_csv(tmp_path / "b.csv", ["item_id"], [(0,), (7,)])
+    found = {}
+    for name in ("r.csv", "r.tsv.gz", "r.parquet"):
+        done = listed(tmp_path / name[2:], f"--ratings={tmp_path}/{name}", f"--block_items={blocked}", "--split=none")
+        ingested = Workspace(str(tmp_path / name[2:])).finished("ingest")[-1]
+        found[name] = (done.rows("blocked"), ingested.digest_of_datasets(["users", "items", "interactions/train"]))
+    assert len({*found.values()}) == 1
+    assert found["r.csv"][0] == 2
 
 
 def test_two_users_who_differ_by_a_space_stay_two_and_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

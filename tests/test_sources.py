@@ -373,6 +373,11 @@ def parquet_bytes() -> bytes:
 TEXT = b"user_id,item_id\n1,2\n"
 
 
+def test_a_column_may_be_called_as_parquet_begins(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("PAR1,user_id,item_id\n9,u,i\n")
+    assert resolve_ratings(str(tmp_path / "r.csv")).columns == {"user_id": "user_id", "item_id": "item_id"}
+
+
 @pytest.mark.parametrize(
     ("name", "data", "expected"),
     [

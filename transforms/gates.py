@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from schemas.errors import InputError
+from schemas.words import are, counted, have
 from transforms.arrivals import Arrivals, Share, moment, share_of
 from transforms.judge_table import FAULTS
 
@@ -286,7 +287,8 @@ def _integrity(facts: Facts) -> Iterator[Gate]:
     for name, rule in FAULTS.items():
         count = facts.table["faults"][name]
         example = f", such as {facts.table['examples'][name]}" if count else ""
-        found = f"{count:,} of {facts.table['users_expected']:,} users break the rule that {rule}{example}"
+        users, verb = counted(facts.table["users_expected"], "user"), "breaks" if count == 1 else "break"
+        found = f"{count:,} of {users} {verb} the rule that {rule}{example}"
         repair = "the table is damaged or a defect made it; delete the folder of its recommend stage and run again"
         yield _gate(name, not count, count, 0, found, repair)
 
@@ -411,11 +413,9 @@ def _coverage(facts: Facts, settings: GateSettings) -> Gate:
 
 def _empty_lists(facts: Facts, settings: GateSettings) -> Gate:
     empty, users, limit = facts.table["lists_empty"], facts.table["users"], settings.max_empty_lists
-    found = f"{empty:,} of {users:,} lists are empty ({share_of((empty, users)):.4f}), at most {limit:g} of them may be"
-    repair = (
-        f"nothing is left for them of the {facts.table['items_eligible']:,} items that may be recommended; look at "
-        "--block_items, --allow_items and --exclude"
-    )
+    lists, items = counted(users, "list"), counted(facts.table["items_eligible"], "item")
+    found = f"{empty:,} of {lists} {are(empty)} empty ({share_of((empty, users)):.4f}), at most {limit:g} of them may be"
+    repair = f"nothing is left for them of {items} that may be recommended; look at --block_items, --allow_items and --exclude"
     return _at_most("empty_lists", "max_empty_lists", share_of((empty, users)), limit, found, repair)
 
 
@@ -423,11 +423,13 @@ def _short_lists(facts: Facts, settings: GateSettings) -> Gate:
     short, users, limit = facts.table["lists_short"], facts.table["users"], settings.max_short_lists
     asked = min(facts.k or facts.table["items"], facts.table["items"])
     found = (
-        f"{short:,} of {users:,} lists have less than half of {asked:,} items ({share_of((short, users)):.4f}), at most "
+        f"{short:,} of {counted(users, 'list')} {have(short)} less than half of {counted(asked, 'item')} "
+        f"({share_of((short, users)):.4f}), at most "
         f"{limit:g} of them may"
     )
     repair = (
-        f"{facts.table['items_eligible']:,} items may be recommended; look at --block_items, --allow_items and --exclude, or "
+        f"{counted(facts.table['items_eligible'], 'item')} may be recommended; look at --block_items, --allow_items and "
+        "--exclude, or "
         "lower --k"
     )
     return _at_most("short_lists", "max_short_lists", share_of((short, users)), limit, found, repair)
@@ -461,7 +463,7 @@ def _histories(facts: Facts, settings: GateSettings) -> Gate:
     mean = found["mean_kept"] * users / then  # Whoever is not there any more has kept nothing.
     text = (
         f"of what {then:,} users had rated in release {last.release}, {mean:.4f} is still theirs, it must be {limit:g} or "
-        f"more; {users:,} of them are still there"
+        f"more; {users:,} of them {are(users)} still there"
         if users
         else f"none of the {found['users_then']:,} users who had rated something in release {last.release} is there any more"
     )
@@ -473,11 +475,10 @@ def _rejected(facts: Facts, settings: GateSettings) -> Gate:
     shares = {dataset: count / rows if rows else 0.0 for dataset, (count, rows) in facts.rejected.items()}
     worst = max(shares, key=lambda dataset: shares[dataset])
     count, rows = facts.rejected[worst]
-    found = (
-        f"{count:,} of {rows:,} rows of the {worst} were rejected, at most {settings.max_rejected_fraction:g} of them may be"
-    )
+    limit, verb = settings.max_rejected_fraction, "was" if count == 1 else "were"
+    found = f"{count:,} of {counted(rows, 'row')} of the {worst} {verb} rejected, at most {limit:g} of them may be"
     repair = "mend the source (ingest keeps what it rejected, with reasons)"
-    return _at_most("rejected", "max_rejected_fraction", shares[worst], settings.max_rejected_fraction, found, repair)
+    return _at_most("rejected", "max_rejected_fraction", shares[worst], limit, found, repair)
 
 
 def _repeated(facts: Facts, settings: GateSettings) -> Gate:
@@ -489,7 +490,8 @@ def _repeated(facts: Facts, settings: GateSettings) -> Gate:
         return _skipped(name, f"release {last.release} does not say how many of its ratings were repeated")
     count, rows = facts.arrivals.repeated or (0, 0)
     found = (
-        f"{count:,} of {rows:,} ratings repeat another one of the same user and item ({now:.4f}), in release {last.release} it "
+        f"{count:,} of {counted(rows, 'rating')} {'repeats' if count == 1 else 'repeat'} another one of the same user and item "
+        f"({now:.4f}), in release {last.release} it "
         f"was {then:.4f}; the share may rise by {limit:g}"
     )
     repair = "look whether a part of the ratings was loaded twice"

@@ -1,6 +1,8 @@
 """Notices ids that are likely not what was meant: with white space around them, or whole numbers that end in `.0`.
 
-Ids are text, and text that differs is another id: nothing is stripped or merged here. It is counted, so that somebody sees it.
+Ids are text, and text that differs is another id, so what is noticed is counted and stays as it is. There is one exception: a
+text file has no types, and `7.0` in it is what pandas writes of the integer 7 where a column has gaps. It becomes `7`, as a
+float of Parquet does, so that the same data has the same ids in either format.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,17 +26,33 @@ Forms = dict[str, dict[str, Any]]
 many are whole numbers that end in `.0`."""
 
 
+def _begin_and_end(ids: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the first, the last and the last but one byte of [n] large_string ids, each [n] uint8; none may be empty."""
+    offsets = np.frombuffer(ids.buffers()[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    text = np.frombuffer(ids.buffers()[2], np.uint8)
+    return text[offsets[:-1]], text[offsets[1:] - 1], text[np.maximum(offsets[1:] - 2, 0)]
+
+
+def without_zero_fraction(ids: pa.Array) -> pa.Array:
+    """Returns [n] string ids of a text file, null or empty where they were, with `7.0` as `7`; all others are as they were."""
+    filled = pc.if_else(pc.greater(pc.fill_null(pc.binary_length(ids), 0), 0), ids, "-").cast(pa.large_string())
+    if not len(filled):
+        return ids
+    _, last, before = _begin_and_end(filled)
+    if not ((last == ord("0")) & (before == ord("."))).any():
+        return ids
+    return pc.replace_substring_regex(ids, r"^(0|-?[1-9][0-9]*)\.0$", r"\1")
+
+
 def forms_of(ids: pa.Array) -> dict[str, Any]:
     """Describes [n] string ids, none of them null or empty."""
     padded, whole_floats = pa.array([], pa.string()), 0
     if len(ids):
         ids = ids.cast(pa.large_string())
-        offsets = np.frombuffer(ids.buffers()[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
-        text = np.frombuffer(ids.buffers()[2], np.uint8)
-        first, last = text[offsets[:-1]], text[offsets[1:] - 1]
+        first, last, before = _begin_and_end(ids)
         some = ids.filter(pa.array(_SPACES[first] | _SPACES[last]))
         padded = some.filter(pc.not_equal(some, pc.utf8_trim_whitespace(some)))
-        zero = (last == ord("0")) & (text[np.maximum(offsets[1:] - 2, 0)] == ord("."))
+        zero = (last == ord("0")) & (before == ord("."))
         whole_floats = int(pc.sum(pc.match_substring_regex(ids.filter(pa.array(zero)), r"^-?[0-9]+\.0$")).as_py() or 0)
     examples = pc.unique(padded)
     examples = examples.take(pc.sort_indices(examples)[:_EXAMPLES]).to_pylist()

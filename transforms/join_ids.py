@@ -192,10 +192,13 @@ def nothing_joins(joined: Mapping[str, Any], what: str, elsewhere: str, repair: 
         one, other = joined["spellings"][0]
         repair = repair_of(one, other)
     else:
-        one = joined["unknown_examples"][0]
-        other = joined["other_examples"][0] if joined["other_examples"] else None
-    has = f"{elsewhere} has {other!r}" if other is not None else f"{elsewhere} has none at all"
-    return f"none of the {joined['ids']:,} {what} is in {elsewhere}: they are such as {one!r}, {has}: {repair}"
+        one = min(joined["unknown_examples"], key=len)
+        other = min(joined["other_examples"], key=len) if joined["other_examples"] else None
+    verb = "have" if elsewhere.endswith("s") else "has"
+    there = f"{elsewhere} {verb} {repr(other) if other is not None else 'none at all'}"
+    if joined["ids"] == 1:
+        return f"the only one of the {what}, {one!r}, is not in {elsewhere}, {there}: {repair}"
+    return f"none of the {joined['ids']:,} {what} is in {elsewhere}: they are such as {one!r}, {there}: {repair}"
 
 
 OTHERS = "others"

@@ -14,6 +14,7 @@ Keys in folder names (`day=2024-01-01`) are no columns.
 import glob
 import gzip
 import math
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,7 @@ from schemas.rejected import REJECTED
 from schemas.storage import exists, is_local, list_files, open_file
 from transforms import tfds_blocks
 from transforms.csv_pieces import CSV, NOT_UTF8, TSV, Dialect, cut, decode_utf8, parse_run, read_header, record_runs
+from transforms.id_forms import without_zero_fraction
 from transforms.validate import RawBlocks, is_text, rejected_block
 
 TFDS = "tfds:"
@@ -390,8 +392,10 @@ def _look_into(metadata: FileMetadata, file_format: Format) -> _Contents:
     return _Contents(pa.schema([(name, pa.string()) for name in names]), has_rows)
 
 
+_PARQUET = b"PAR1"
+
 _BEGINNINGS = {
-    b"PAR1": ("parquet", "Parquet"),
+    _PARQUET: ("parquet", "Parquet"),
     b"\x1f\x8b": ("gzip", "gzip"),
     b"PK\x03\x04": (None, "a zip archive (as .xlsx is)"),
     b"\x28\xb5\x2f\xfd": (None, "Zstandard"),
@@ -406,9 +410,13 @@ def _check_begins_as(path: str, file_format: Format) -> None:
     expected = "parquet" if file_format.name == "parquet" else "gzip" if file_format.is_gzip else "text"
     with open_file(path) as file:
         beginning = file.read(8)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_PARQUET)))
+        is_parquet = beginning.startswith(_PARQUET) and file.read() == _PARQUET  # The name of a column may be PAR1.
     kind, said = next(
         (known for start, known in _BEGINNINGS.items() if beginning.startswith(start)), ("text", "not compressed")
     )
+    if kind == "parquet" and expected == "text" and not is_parquet:
+        return
     if kind == expected:
         return
     ending = next(each for each in FORMATS if path.lower().endswith(each))
@@ -655,8 +663,17 @@ def _read_text(piece: Piece, source: Source) -> Iterator[Any]:
             row = 0
             for block in in_blocks(parsed.table):
                 rows = run.start + parsed.rows[row : row + block.num_rows]
-                yield from _raw(block, parsed.has_not_utf8, source, ordinal, rows)
+                yield from _raw(_whole_ids(block, source), parsed.has_not_utf8, source, ordinal, rows)
                 row += block.num_rows
+
+
+def _whole_ids(block: Block, source: Source) -> Block:
+    """Writes the ids of a text file that are whole numbers with `.0` as the same numbers in a column of floats are written."""
+    columns = dict(zip(block.schema.names, block.columns, strict=True))
+    for role, name in source.columns.items():
+        if role.endswith("_id"):
+            columns[name] = without_zero_fraction(columns[name])
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _positions(ordinal: int, rows: Any) -> pa.Array:
