@@ -25,7 +25,7 @@ from transforms.ranking_metrics import JudgeRankings, MeanOfRows
 from transforms.split import FindCut, FindLatest
 from transforms.top_k import Lists
 from transforms.validate import MergeSummaries
-from transforms.write import MergeReports
+from transforms.write import Counts, MergeReports
 
 Made = tuple[beam.CombineFn, list[Any]]
 
@@ -89,7 +89,8 @@ def summaries() -> Made:
 
 
 def reports() -> Made:
-    return MergeReports(), [*(WrittenFile(f"f{at}", at, at, "") for at in range(3)), {"a": 1, "l": [1]}, {"a": 2}, {"l": [2]}]
+    files = [WrittenFile(f"f{at}", at, at, "") for at in (2, 0, 1)]
+    return MergeReports(), [*files, Counts({"a": 1, "b": 2.5}), Counts({"a": 2}), {"same": [1], "of": {"x": 1}}]
 
 
 COMBINERS: list[Callable[[], Made]] = [

@@ -405,7 +405,7 @@ def manifest_of(output: Path) -> Path:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda output: newer(output / "LATEST"), "LATEST has schema version 99, this program knows versions up to 2"),
+        (lambda output: newer(output / "LATEST"), "LATEST has schema version 99, this program knows versions up to 3"),
         (lambda output: newer(manifest_of(output)), "manifest.json has schema version 99"),
         (lambda output: (output / "LATEST").write_text("{"), "LATEST is not a pointer to a release"),
         (lambda output: (output / "LATEST").write_text("[]"), "LATEST is not a pointer to a release"),

@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_listed_with_the_reason(tmp_path: Path, capsys: p
     write_file(root, "releases/text/manifest.json", b"no JSON")
     lines = {line["release"]: line for line in ask(capsys, "list", f"--output={root}")["releases"]}
     assert lines[good]["status"] == "passed"
-    assert "schema version 99, this program knows versions up to 2" in lines["newer"]["problem"]
+    assert "schema version 99, this program knows versions up to 3" in lines["newer"]["problem"]
     for name in ("other", "text"):
         assert "is not the manifest of a release" in lines[name]["problem"]
         assert "delete its folder" in ask(capsys, "show", name, f"--output={root}", code=MISTAKE)["error"]
