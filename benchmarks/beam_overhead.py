@@ -28,10 +28,11 @@ from transforms import recall_segments
 from transforms.canaries import NUM_CANARIES, MergeMeasured, canary_users, join_canaries, report, served_lists
 from transforms.canaries import measure as measure_block
 from transforms.embed import UserTower, embed_users
+from transforms.list_settings import ListSettings
 from transforms.load_index import load_index
 from transforms.popular import RANKINGS
 from transforms.ranking_metrics import JudgeRankings, MeanOfRows
-from transforms.recommend import ListSettings, recommend_block
+from transforms.recommend import recommend_block
 from transforms.table import dated, row_groups
 from transforms.write import part_path
 

@@ -15,9 +15,9 @@ from schemas.manifest import StageManifest
 from schemas.storage import read_parquet_blocks
 from schemas.users import unwanted_columns
 from transforms.id_map import IdMap
+from transforms.list_settings import CUTOFFS
 from transforms.partition import hash_ids
 from transforms.ranking_metrics import metrics_of_users
-from transforms.recommend import CUTOFFS
 from transforms.split import hash_pairs
 from transforms.top_k import PAD, Lists, codes_of, exclude, merge, pack
 

@@ -20,7 +20,7 @@ from schemas.manifest import StageManifest, users_of
 from schemas.storage import check_writable, join
 from schemas.workspace import Workspace
 from transforms.export_model import MODEL, ExportJob, ExportModel
-from transforms.recommend import ListSettings
+from transforms.list_settings import ListSettings
 from transforms.search import SearchSettings
 from transforms.training import USER_TOWER
 

@@ -22,11 +22,12 @@ from transforms.canaries import NUM_CANARIES, JudgeRun, Listed
 from transforms.carry_over import CarryOver, CarryRules, LastRelease, nothing_carried
 from transforms.embed import EmbedUsers
 from transforms.item_lists import BLOCKED, CountItems, ItemLists
+from transforms.list_settings import ListSettings
 from transforms.load_index import files_of_shards
 from transforms.progress import CountBlocks
 from transforms.read import ReadParts
 from transforms.recall_segments import RecallBySegment
-from transforms.recommend import ListSettings, RecommendFused
+from transforms.recommend import RecommendFused
 from transforms.recommend_by_shard import RecommendByShard
 from transforms.search import SearchSettings
 from transforms.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices

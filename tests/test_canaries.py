@@ -18,8 +18,8 @@ from schemas.users import USERS
 from transforms.canaries import JudgeRun, Listed, MergeMeasured, canaries_schema, join_canaries, judge, measure, report
 from transforms.embed import vector_column
 from transforms.item_lists import ItemLists
+from transforms.list_settings import ListSettings
 from transforms.read import Place
-from transforms.recommend import ListSettings
 from transforms.search import SearchSettings
 
 DIM, K, NUM_ITEMS = 8, 5, 60

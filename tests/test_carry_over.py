@@ -33,9 +33,10 @@ from transforms.carry_over import (
 )
 from transforms.embed import embed_users
 from transforms.item_lists import ItemLists
+from transforms.list_settings import ListSettings
 from transforms.load_index import load_index
 from transforms.read import Place, PlacedBlock
-from transforms.recommend import ListSettings, RecommendFused, recommend_block
+from transforms.recommend import RecommendFused, recommend_block
 from transforms.recommend_by_shard import RecommendByShard
 from transforms.search import SearchSettings
 from transforms.table import dated

@@ -20,10 +20,11 @@ from schemas.topk import TOPK
 from tests.made_index import MadeItems, item_lists, make_items, make_users, users_block, with_vectors, write_index, write_users
 from transforms import recommend_by_shard
 from transforms.item_lists import ItemLists
+from transforms.list_settings import ListSettings
 from transforms.load_index import EVERY_ITEM, LoadedShard, files_of_shards, load_shard
 from transforms.popular import OVERALL, most_popular
 from transforms.read import PlacedBlock, ReadParts
-from transforms.recommend import ListSettings, RecommendFused
+from transforms.recommend import RecommendFused
 from transforms.recommend_by_shard import (
     RecommendByShard,
     codes_in,

@@ -27,9 +27,10 @@ from transforms.item_lists import ItemLists, blocked_items
 from transforms.join_ids import find_spellings, join_ids
 from transforms.judge_table import Bucket, EligibleItems, KnownItems, TableRules, judge_bucket, last_lists, num_left
 from transforms.leave_out import Unwanted
+from transforms.list_settings import ListSettings, unwanted_of
 from transforms.popular import OVERALL, PopularItems, most_popular
 from transforms.ranking_metrics import metrics_of_users, recall_of_rows
-from transforms.recommend import ListSettings, asked_of, unwanted_of
+from transforms.recommend import asked_of
 from transforms.search import SearchSettings
 from transforms.served_users import add_lists
 from transforms.split import FindCut, FindLatest, SplitSettings

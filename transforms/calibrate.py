@@ -40,10 +40,10 @@ from schemas.storage import WrittenFile
 from schemas.users import USERS
 from transforms.build_indexes import vectors_of
 from transforms.id_map import IdMap
+from transforms.list_settings import ListSettings, unwanted_of
 from transforms.load_index import LoadedShard, ShardCache, load_shard
 from transforms.partition import hash_ids
 from transforms.ranking_metrics import MeanOfRows, recall_of_rows
-from transforms.recommend import ListSettings, unwanted_of
 from transforms.scann_index import ShardPlan
 from transforms.search import (
     MAX_ROUNDS,

@@ -24,9 +24,9 @@ from schemas.topk import RECOMMENDATION
 from transforms.build_indexes import vectors_of
 from transforms.id_map import list_lengths
 from transforms.item_lists import ItemLists
+from transforms.list_settings import ListSettings, unwanted_of
 from transforms.partition import is_sampled
 from transforms.read import PlacedBlock, ReadParquet
-from transforms.recommend import ListSettings, unwanted_of
 
 NUM_CANARIES = 64
 """About how many users are canaries."""

@@ -23,9 +23,9 @@ from schemas.stored import StoredFolder, checked_folder
 from schemas.users import USERS
 from transforms.id_map import IdMap
 from transforms.item_lists import ItemLists
+from transforms.list_settings import ListSettings, unwanted_of
 from transforms.load_index import files_of_shards, load_plan, load_shard
 from transforms.popular import RECENT
-from transforms.recommend import ListSettings, unwanted_of
 
 MODEL = "saved_model"
 VERSION = "1"

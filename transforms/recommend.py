@@ -18,22 +18,19 @@ from apache_beam.utils.shared import Shared
 from schemas.blocks import Block
 from schemas.storage import WrittenFile
 from schemas.topk import RECOMMENDATION, TOPK
-from schemas.users import unwanted_columns
 from transforms.build_indexes import vectors_of
 from transforms.carry_over import carried_keys, is_carried
 from transforms.id_map import IdMap, list_lengths
 from transforms.item_lists import ItemLists
+from transforms.list_settings import ListSettings, unwanted_of
 from transforms.load_index import EVERY_ITEM, LoadedIndex, load_index
 from transforms.partition import is_sampled
 from transforms.popular import RANKINGS, RECENT
 from transforms.ranking_metrics import JudgedBlock, JudgeRankings, MeanOfRows, RankingMetrics, recall_of_rows
 from transforms.read import PlacedBlock
-from transforms.search import SearchCounters, SearchSettings, TopK, search_block, top_k_of
+from transforms.search import SearchCounters, TopK, search_block, top_k_of
 from transforms.top_k import Lists, codes_of
 from transforms.write import Counts
-
-CUTOFFS = (10, 50, 100)
-"""Where lists are judged, beside at k."""
 
 HEADS = pa.schema(
     [
@@ -53,28 +50,6 @@ EXACT_LISTS = pa.schema(
     ]
 )
 """What exact search finds for the users whose lists are compared with it."""
-
-
-@dataclass(frozen=True)
-class ListSettings:
-    """What a list holds.
-
-    Attributes:
-      k: items a user.
-      recommend_seen: whether a list may hold items that the user has seen.
-      search: how the index is searched.
-      checked_fraction: the share of users whose lists are compared with exact search.
-    """
-
-    k: int
-    recommend_seen: bool
-    search: SearchSettings
-    checked_fraction: float
-
-    @property
-    def cutoffs(self) -> list[int]:
-        """Where lists are judged: never beyond k."""
-        return sorted({min(cutoff, self.k) for cutoff in CUTOFFS} | {self.k})
 
 
 class Asked(NamedTuple):
@@ -121,16 +96,6 @@ def asked_of(block: Block, settings: ListSettings) -> Asked:
 
 def _vectors_at(block: Block, rows: np.ndarray) -> np.ndarray:
     return vectors_of(block["vector"].take(pa.array(rows)))
-
-
-def unwanted_of(block: Block, settings: ListSettings) -> Block:
-    """Returns the columns of lists of ids that a row must not get: what is excluded, and what the user has seen.
-
-    Args:
-      block: rows of USERS.
-      settings: what a list holds.
-    """
-    return block.select(unwanted_columns(settings.recommend_seen))
 
 
 def heads_of(block: Block, known: np.ndarray) -> Block:
