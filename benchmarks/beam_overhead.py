@@ -24,17 +24,17 @@ from pipelines.settings import parse_command
 from pipelines.stage import run_pipeline
 from schemas.storage import WrittenFile, join, parquet_writer, read_parquet_blocks
 from schemas.topk import TOPK
-from transforms import recall_segments
-from transforms.canaries import NUM_CANARIES, MergeMeasured, canary_users, join_canaries, report, served_lists
-from transforms.canaries import measure as measure_block
-from transforms.embed import UserTower, embed_users
-from transforms.list_settings import ListSettings
-from transforms.load_index import load_index
-from transforms.popular import RANKINGS
-from transforms.ranking_metrics import JudgeRankings, MeanOfRows
-from transforms.recommend import recommend_block
-from transforms.table import dated, row_groups
-from transforms.write import part_path
+from transforms.index.embed import UserTower, embed_users
+from transforms.index.load import load_index
+from transforms.index.popular import RANKINGS
+from transforms.io.write import part_path
+from transforms.lists import recall_segments
+from transforms.lists.canaries import NUM_CANARIES, MergeMeasured, canary_users, join_canaries, report, served_lists
+from transforms.lists.canaries import measure as measure_block
+from transforms.lists.fused import recommend_block
+from transforms.lists.table import dated, row_groups
+from transforms.search.list_settings import ListSettings
+from transforms.search.ranking_metrics import JudgeRankings, MeanOfRows
 
 NUM_USERS, NUM_ITEMS, RATINGS_A_USER = 200_000, 50_000, 20
 

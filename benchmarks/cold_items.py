@@ -37,8 +37,8 @@ from pipelines.stage import run_stage
 from schemas.errors import InputError
 from schemas.storage import read_parquet_blocks
 from schemas.workspace import Workspace
-from transforms.partition import hash_ids
-from transforms.top_k import Lists
+from transforms.io.partition import hash_ids
+from transforms.search.top_k import Lists
 
 AMONG_COLD = "lists of the items set aside"
 WHOLE = "lists of the whole catalogue, judged by the items set aside"

@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from schemas.manifest import StageManifest
 from schemas.storage import read_parquet_blocks
 from schemas.users import unwanted_columns
-from transforms.id_map import IdMap
-from transforms.list_settings import CUTOFFS
-from transforms.partition import hash_ids
-from transforms.ranking_metrics import metrics_of_users
-from transforms.split import hash_pairs
-from transforms.top_k import PAD, Lists, codes_of, exclude, merge, pack
+from transforms.ingest.split import hash_pairs
+from transforms.io.partition import hash_ids
+from transforms.search.id_map import IdMap
+from transforms.search.list_settings import CUTOFFS
+from transforms.search.ranking_metrics import metrics_of_users
+from transforms.search.top_k import PAD, Lists, codes_of, exclude, merge, pack
 
 K = 100
 METRICS = [f"{name}@{cutoff}" for cutoff in CUTOFFS for name in ("recall", "ndcg", "hit_rate")] + ["mrr"]

@@ -26,10 +26,10 @@ from schemas import storage
 from schemas.blocks import Block
 from schemas.storage import WrittenFile, find_rows, parquet_writer
 from schemas.topk import LAYOUTS, TOPK
-from transforms import table
-from transforms.histories import USERS_A_BLOCK
-from transforms.partition import bucket_of, split_by_key
-from transforms.write import part_path
+from transforms.ingest.histories import USERS_A_BLOCK
+from transforms.io.partition import bucket_of, split_by_key
+from transforms.io.write import part_path
+from transforms.lists import table
 
 ITEM_IDS = pa.array([f"item-{number}" for number in range(50_000)])
 SIZES = (1 << 13, 1 << 15, 1 << 16, table.ITEMS_A_ROW_GROUP, 1 << 20)

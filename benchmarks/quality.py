@@ -38,9 +38,9 @@ from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.storage import read_parquet_blocks
 from schemas.workspace import Workspace
-from transforms.build_indexes import vectors_of
-from transforms.embed import UserTower
-from transforms.training import ITEM_TOWERS, USER_TOWER, USER_TOWERS, TrainingSettings
+from transforms.index.build import vectors_of
+from transforms.index.embed import UserTower
+from transforms.train.training import ITEM_TOWERS, USER_TOWER, USER_TOWERS, TrainingSettings
 
 VALIDATION_FRACTION = 0.1
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.judging import METRICS, OBJECTIVE, Judged
-from transforms.charts import GREY, Axis, Marks, Panel, draw
+from transforms.charts.draw import GREY, Axis, Marks, Panel, draw
 
 SHOWN = ("recall@10", "recall@50", "recall@100", "ndcg@10", "mrr")
 COMPARED = PLOTTED = ("recall@100", "ndcg@10")

@@ -31,15 +31,15 @@ from pipelines import run
 from pipelines.command import run_command
 from pipelines.settings import parse_command
 from schemas.storage import read_parquet_blocks
-from transforms.build_indexes import vectors_of
-from transforms.calibrate import CalibrationSettings, UserSample, calibrate
-from transforms.embed import UserTower
-from transforms.partition import shard_of
-from transforms.ranking_metrics import recall_against
-from transforms.scann_index import build, plan_shard
-from transforms.search import SearchSettings, Shard, top_k_of_block
-from transforms.top_k import Lists, width_per_shard
-from transforms.training import USER_TOWER
+from transforms.index.build import vectors_of
+from transforms.index.calibrate import CalibrationSettings, UserSample, calibrate
+from transforms.index.embed import UserTower
+from transforms.io.partition import shard_of
+from transforms.search.ranking_metrics import recall_against
+from transforms.search.scann_index import build, plan_shard
+from transforms.search.search import SearchSettings, Shard, top_k_of_block
+from transforms.search.top_k import Lists, width_per_shard
+from transforms.train.training import USER_TOWER
 
 K, NUM_USERS, NOISE, REPEATS = 100, 8_192, 0.1, 5
 GAUSSIAN_SHAPE = 1_000_000, 64

@@ -36,7 +36,7 @@ from benchmarks.tutorial.ratings import Ratings, read_ratings
 from pipelines import logs
 from pipelines.command import run_command
 from schemas.errors import InputError
-from transforms.training import TrainingRows, TrainingSettings, read_rows, train
+from transforms.train.training import TrainingRows, TrainingSettings, read_rows, train
 
 SETTINGS = TrainingSettings(user_tower="id", dim=published.DIM)
 """Shortlist's defaults, with the tutorial's towers."""

@@ -24,7 +24,7 @@ from pipelines.settings import Settings
 from schemas.manifest import StageManifest, users_of
 from schemas.release import read_latest, read_release
 from schemas.workspace import Workspace
-from transforms.join_ids import JOINED, in_words
+from transforms.ingest.join_ids import JOINED, in_words
 
 _EXAMPLES = 3
 

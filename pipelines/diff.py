@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 from schemas.blocks import FEWER_USERS, one_block
 from schemas.storage import join
 from schemas.workspace import Workspace
-from transforms.compare_lists import RBO_P, add_counts, check_p, compare_lists, count_items
-from transforms.id_map import list_lengths
-from transforms.table import read_table
-from transforms.write import part_of
+from transforms.evaluate.compare import RBO_P, add_counts, check_p, compare_lists, count_items
+from transforms.io.write import part_of
+from transforms.lists.table import read_table
+from transforms.search.id_map import list_lengths
 
 _MOST = 5
 """Items that are named of those that lists have gained, and of those that they have lost."""

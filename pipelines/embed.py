@@ -11,11 +11,11 @@ from schemas.embeddings import embeddings_schema
 from schemas.items import ITEMS
 from schemas.manifest import StageManifest
 from schemas.stored import StoredFolder
-from transforms.embed import DigestVectors, EmbedItems
-from transforms.progress import CountBlocks
-from transforms.read import ReadParts
-from transforms.training import ITEM_TOWER
-from transforms.write import WritePlacedBlocks, part_of
+from transforms.index.embed import DigestVectors, EmbedItems
+from transforms.io.progress import CountBlocks
+from transforms.io.read import ReadParts
+from transforms.io.write import WritePlacedBlocks, part_of
+from transforms.train.training import ITEM_TOWER
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:

@@ -19,10 +19,10 @@ from pipelines.stage import Reports, Stage, run_stage
 from schemas.manifest import StageManifest, users_of
 from schemas.storage import check_writable, join
 from schemas.workspace import Workspace
-from transforms.export_model import MODEL, ExportJob, ExportModel
-from transforms.list_settings import ListSettings
-from transforms.search import SearchSettings
-from transforms.training import USER_TOWER
+from transforms.search.list_settings import ListSettings
+from transforms.search.search import SearchSettings
+from transforms.serving.export import MODEL, ExportJob, ExportModel
+from transforms.train.training import USER_TOWER
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:

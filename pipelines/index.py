@@ -19,8 +19,8 @@ from schemas.errors import InputError
 from schemas.manifest import StageManifest, plain
 from schemas.storage import WrittenFile, join
 from schemas.stored import StoredFolder
-from transforms.build_indexes import BuildIndexes
-from transforms.calibrate import (
+from transforms.index.build import BuildIndexes
+from transforms.index.calibrate import (
     EXACT_SHARDS,
     CalibrateSearch,
     Calibration,
@@ -29,13 +29,13 @@ from transforms.calibrate import (
     calibration_report,
     nothing_to_calibrate,
 )
-from transforms.copy_index import CopyIndexes
-from transforms.embed import VECTORS, EmbedUsers
-from transforms.progress import CountBlocks
-from transforms.read import ReadParquet
-from transforms.scann_index import EXACT_BELOW, BuildSettings, plan_shard
-from transforms.search import SearchSettings
-from transforms.training import USER_TOWER
+from transforms.index.copy import CopyIndexes
+from transforms.index.embed import VECTORS, EmbedUsers
+from transforms.io.progress import CountBlocks
+from transforms.io.read import ReadParquet
+from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
+from transforms.search.search import SearchSettings
+from transforms.train.training import USER_TOWER
 
 USERS_TO_DRAW_FROM = 16
 """So many times the users of the sample, at least, are embedded to find enough who have a vector."""

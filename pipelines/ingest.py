@@ -25,17 +25,17 @@ from schemas.manifest import StageManifest
 from schemas.rejected import REJECTED
 from schemas.users import USERS
 from schemas.workspace import Workspace
-from transforms.catalogue import BuildCatalogue
-from transforms.features import in_catalogue
-from transforms.histories import SplitByUser
-from transforms.id_forms import Forms, odd_forms
-from transforms.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
-from transforms.leave_out import LeaveOut, Unwanted
-from transforms.progress import CountBlocks
-from transforms.sources import ReadBlocks, Source, resolve_items, resolve_ratings, text_bytes_of
-from transforms.split import FindCut, FindLatest, SplitSettings
-from transforms.validate import ValidateItems, ValidateRatings, check_rejected
-from transforms.write import Part, WriteParts
+from transforms.ingest.catalogue import BuildCatalogue
+from transforms.ingest.histories import SplitByUser
+from transforms.ingest.id_forms import Forms, odd_forms
+from transforms.ingest.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
+from transforms.ingest.leave_out import LeaveOut, Unwanted
+from transforms.ingest.sources import ReadBlocks, Source, resolve_items, resolve_ratings, text_bytes_of
+from transforms.ingest.split import FindCut, FindLatest, SplitSettings
+from transforms.ingest.validate import ValidateItems, ValidateRatings, check_rejected
+from transforms.io.progress import CountBlocks
+from transforms.io.write import Part, WriteParts
+from transforms.train.features import in_catalogue
 
 DAY_SECONDS = 86_400
 
@@ -192,7 +192,7 @@ def name_forgotten(rows: int, dataset: str) -> dict[str, int]:
 
 
 def id_forms(dataset: str) -> str:
-    """Returns the name of the metric that says what the ids of a source look like: see `transforms.id_forms`."""
+    """Returns the name of the metric that says what the ids of a source look like: see `transforms.ingest.id_forms`."""
     return f"{dataset.replace(' ', '_')}_id_forms"
 
 

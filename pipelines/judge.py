@@ -19,10 +19,10 @@ from schemas.manifest import StageManifest, fingerprint_of, users_of
 from schemas.release import read_latest, read_release
 from schemas.storage import join, list_files
 from schemas.workspace import Workspace
-from transforms.describe_table import DescribeTable
-from transforms.item_lists import ItemLists
-from transforms.judge_table import BucketFiles, JudgeTable, TableRules
-from transforms.write import part_of
+from transforms.evaluate.describe_table import DescribeTable
+from transforms.evaluate.judge import BucketFiles, JudgeTable, TableRules
+from transforms.index.item_lists import ItemLists
+from transforms.io.write import part_of
 
 FOUND = "table"
 """The metric that says what was found."""

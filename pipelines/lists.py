@@ -39,14 +39,12 @@ from schemas.rejected import REJECTED
 from schemas.users import USERS
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.catalogue import ITEMS_A_RANGE
-from transforms.item_lists import BLOCKED, CATALOGUE, ItemLists, WriteBlocked
-from transforms.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
-from transforms.leave_out import LeaveOut, Unwanted
-from transforms.progress import CountBlocks
-from transforms.read import ReadParquet
-from transforms.served_users import AddLists
-from transforms.sources import (
+from transforms.index.item_lists import BLOCKED, CATALOGUE, ItemLists, WriteBlocked
+from transforms.ingest.catalogue import ITEMS_A_RANGE
+from transforms.ingest.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
+from transforms.ingest.leave_out import LeaveOut, Unwanted
+from transforms.ingest.served_users import AddLists
+from transforms.ingest.sources import (
     ALLOWED_ITEMS_ROLES,
     BLOCKED_ITEMS_ROLES,
     EXCLUSIONS_ROLES,
@@ -55,8 +53,10 @@ from transforms.sources import (
     Source,
     resolve_list,
 )
-from transforms.validate import Summary, ValidateIds, check_rejected
-from transforms.write import Counts, WriteParts, part_of
+from transforms.ingest.validate import Summary, ValidateIds, check_rejected
+from transforms.io.progress import CountBlocks
+from transforms.io.read import ReadParquet
+from transforms.io.write import Counts, WriteParts, part_of
 
 _KINDS = {
     "users": (SERVED_USERS_ROLES, SERVED_USERS),

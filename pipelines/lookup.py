@@ -29,9 +29,9 @@ from schemas.printable import printable
 from schemas.release import Latest, read_latest, read_release, stage_of
 from schemas.storage import find_rows, join
 from schemas.workspace import Workspace
-from transforms.partition import bucket_of
-from transforms.table import find_lists
-from transforms.write import part_of
+from transforms.io.partition import bucket_of
+from transforms.io.write import part_of
+from transforms.lists.table import find_lists
 
 SHOWN = 20
 """Items of a list, and of a history, that are shown where nothing else is said."""

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pipelines.logs import LOGGER
 from schemas.words import counted
-from transforms.progress import NAMESPACE, TALLY
+from transforms.io.progress import NAMESPACE, TALLY
 
 _REFRESH_SECONDS = 0.2
 _LOG_SECONDS = 30.0

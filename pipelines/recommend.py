@@ -18,22 +18,22 @@ from schemas.errors import InputError
 from schemas.manifest import StageManifest, users_of
 from schemas.storage import WrittenFile, join
 from schemas.stored import StoredFolder
-from transforms.canaries import NUM_CANARIES, JudgeRun, Listed
-from transforms.carry_over import CarryOver, CarryRules, LastRelease, nothing_carried
-from transforms.embed import EmbedUsers
-from transforms.item_lists import BLOCKED, CountItems, ItemLists
-from transforms.list_settings import ListSettings
-from transforms.load_index import files_of_shards
-from transforms.progress import CountBlocks
-from transforms.read import ReadParts
-from transforms.recall_segments import RecallBySegment
-from transforms.recommend import RecommendFused
-from transforms.recommend_by_shard import RecommendByShard
-from transforms.search import SearchSettings
-from transforms.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
-from transforms.table import FOLDER, DateRows, WriteTable
-from transforms.training import USER_TOWER
-from transforms.write import part_of
+from transforms.index.embed import EmbedUsers
+from transforms.index.item_lists import BLOCKED, CountItems, ItemLists
+from transforms.index.load import files_of_shards
+from transforms.index.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
+from transforms.io.progress import CountBlocks
+from transforms.io.read import ReadParts
+from transforms.io.write import part_of
+from transforms.lists.by_shard import RecommendByShard
+from transforms.lists.canaries import NUM_CANARIES, JudgeRun, Listed
+from transforms.lists.carry_over import CarryOver, CarryRules, LastRelease, nothing_carried
+from transforms.lists.fused import RecommendFused
+from transforms.lists.recall_segments import RecallBySegment
+from transforms.lists.table import FOLDER, DateRows, WriteTable
+from transforms.search.list_settings import ListSettings
+from transforms.search.search import SearchSettings
+from transforms.train.training import USER_TOWER
 
 CHECKED_USERS = 1_000
 """About how many users' lists are compared with exact search."""

@@ -18,7 +18,7 @@ from pipelines.ingest import FORGOTTEN
 from pipelines.settings import Settings
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
-from transforms.recency import blend_of
+from transforms.train.recency import blend_of
 
 
 def settings_of_refit(settings: Settings, evaluated: Mapping[str, StageManifest]) -> Settings:

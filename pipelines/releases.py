@@ -29,9 +29,9 @@ from schemas.errors import InputError
 from schemas.release import FoundRelease, find_releases, find_withdrawals, read_latest, read_named
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.arrivals import NOTHING, arrivals_from, arrivals_of, lines_of, moment
-from transforms.compare_lists import RBO_P
-from transforms.gates import FAILED, FORCED
+from transforms.evaluate.arrivals import NOTHING, arrivals_from, arrivals_of, lines_of, moment
+from transforms.evaluate.compare import RBO_P
+from transforms.evaluate.gates import FAILED, FORCED
 
 LATEST = "LATEST"
 """The name that stands for the release that is served."""

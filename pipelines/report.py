@@ -19,9 +19,9 @@ from schemas.errors import InputError
 from schemas.release import read_latest, read_named, read_release
 from schemas.storage import exists, join, read_json, read_parquet_blocks, replacing, sha256_of
 from schemas.workspace import Workspace
-from transforms.describe_table import DATASETS
-from transforms.report_page import Report, render
-from transforms.training import CURVES_FILE
+from transforms.evaluate.describe_table import DATASETS
+from transforms.report.page import Report, render
+from transforms.train.training import CURVES_FILE
 
 
 def report_of(workspace: Workspace, manifest: Mapping[str, Any]) -> str:

@@ -20,9 +20,9 @@ from pipelines.publish import Made, Outcome, describe_stage
 from schemas.storage import join
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
-from transforms.gates import FAILED, FORCED, PASSED, SKIPPED, ways_on
-from transforms.table import read_table
+from transforms.evaluate.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
+from transforms.evaluate.gates import FAILED, FORCED, PASSED, SKIPPED, ways_on
+from transforms.lists.table import read_table
 
 _SHOWN_USERS = 3
 _SHOWN_ITEMS = 5

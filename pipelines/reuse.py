@@ -22,7 +22,7 @@ from schemas.manifest import StageManifest, damage_of, plain
 from schemas.release import Base, base_of, find_withdrawals, read_latest, read_named, read_release
 from schemas.storage import exists, join
 from schemas.workspace import Workspace
-from transforms.training import ITEM_TOWER, USER_TOWER
+from transforms.train.training import ITEM_TOWER, USER_TOWER
 
 LATEST = "LATEST"
 

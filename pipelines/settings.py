@@ -20,18 +20,18 @@ from schemas.release import Base
 from schemas.storage import check_file_system, exists, read_bytes
 from schemas.topk import LAYOUTS, NESTED
 from schemas.yaml_text import read_yaml
-from transforms.calibrate import REORDER_FACTORS, TARGET_RECALL
-from transforms.describe_table import MAX_EXAMPLES
-from transforms.features import features_of
-from transforms.gates import GateSettings
-from transforms.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
-from transforms.search import SearchSettings
-from transforms.search_plan import MAX_WORKER_BYTES, PLANS
-from transforms.split import DEFAULT_HOLDOUT, SplitSettings
-from transforms.training import CHECKPOINT_SECS, L2_OF, TrainingSettings
-from transforms.tune import THRESHOLDS, Sweep
-from transforms.validate import RatingRules
-from transforms.write import MAX_PARTS
+from transforms.evaluate.describe_table import MAX_EXAMPLES
+from transforms.evaluate.gates import GateSettings
+from transforms.index.calibrate import REORDER_FACTORS, TARGET_RECALL
+from transforms.index.search_plan import MAX_WORKER_BYTES, PLANS
+from transforms.index.tune import THRESHOLDS, Sweep
+from transforms.ingest.split import DEFAULT_HOLDOUT, SplitSettings
+from transforms.ingest.validate import RatingRules
+from transforms.io.write import MAX_PARTS
+from transforms.search.scann_index import QUANTIZATION_THRESHOLD, BuildSettings
+from transforms.search.search import SearchSettings
+from transforms.train.features import features_of
+from transforms.train.training import CHECKPOINT_SECS, L2_OF, TrainingSettings
 
 Number = TypeVar("Number", int, float)
 

@@ -22,8 +22,8 @@ from schemas.manifest import StageManifest, check_complete, digest_of, fingerpri
 from schemas.storage import WrittenFile, delete, delete_folder, join, list_files, read_json
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.training import TENSORBOARD
-from transforms.write import SUMMARY, WriteSummary
+from transforms.io.write import SUMMARY, WriteSummary
+from transforms.train.training import TENSORBOARD
 
 VERSIONED = ("apache-beam", "numpy", "pyarrow", "scann", "tensorflow", "tensorflow-recommenders", "tf-keras")
 
@@ -213,7 +213,7 @@ def _read_code(module: str) -> _Code:
     named: dict[str, None] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
-            # `from transforms import sources` names a module too, `from transforms.sources import resolve` names none.
+            # `from transforms import sources` names a module too, `from transforms.ingest.sources import resolve` names none.
             named |= dict.fromkeys([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
         elif isinstance(node, ast.Import):
             named |= dict.fromkeys(alias.name for alias in node.names)
@@ -233,8 +233,8 @@ def _is_module(name: str) -> bool:
 def _path_of(module: str) -> Path | None:
     """Returns where a module's source lies, or None where there is no such module.
 
-    Python's own `find_spec` imports all that is above the last dot: to ask it for `transforms.towers.TwoTowers` would import
-    TensorFlow, in a run that has nothing to do.
+    Python's own `find_spec` imports all that is above the last dot: to ask it for `transforms.train.towers.TwoTowers` would
+    import TensorFlow, in a run that has nothing to do.
     """
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)

@@ -30,9 +30,9 @@ from schemas.trials import FAILED
 from schemas.words import counted
 from schemas.workspace import Workspace
 from schemas.yaml_text import read_yaml
-from transforms.search_space import SPACE, trials_of
-from transforms.training import TrainingPaths, TrainingSettings
-from transforms.trials import CHART_FILE, TRIALS, WINNER_FILE, RunTrials, Trial
+from transforms.train.search_space import SPACE, trials_of
+from transforms.train.training import TrainingPaths, TrainingSettings
+from transforms.train.trials import CHART_FILE, TRIALS, WINNER_FILE, RunTrials, Trial
 
 DEFAULT_NUM_TRIALS = 20
 _SHOWN_TRIALS = 20
@@ -51,7 +51,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     asked = [train.training_of(replace(settings, training=each), ingested) for each in trials_asked]
     paths = train.paths_of(settings.output, ingested, asked)
     reads = ["interactions/train", *(["items"] if paths.items else [])]
-    made_from = [code_version("transforms.trials"), ingested.digest_of_datasets(reads)]
+    made_from = [code_version("transforms.train.trials"), ingested.digest_of_datasets(reads)]
     trials = [
         Trial(number, each, Workspace.trial(fingerprint_of([made_from, asdict(each)]))) for number, each in enumerate(asked, 1)
     ]

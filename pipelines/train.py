@@ -12,9 +12,9 @@ from pipelines.settings import Settings
 from pipelines.stage import Reports, Stage
 from schemas.manifest import StageManifest
 from schemas.storage import join
-from transforms.features import in_catalogue
-from transforms.training import TrainingPaths, TrainingSettings, TrainTowers
-from transforms.write import part_of
+from transforms.io.write import part_of
+from transforms.train.features import in_catalogue
+from transforms.train.training import TrainingPaths, TrainingSettings, TrainTowers
 
 VALIDATION = {"random": "random", "temporal": "temporal", "last": "last", "none": "temporal"}
 """How to validate for each split of `ingest`: as the holdout was made, and for what is to come where nothing was held out."""

@@ -36,13 +36,13 @@ from schemas.storage import check_writable, join, read_parquet_blocks
 from schemas.stored import StoredFolder
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.calibrate import CalibrationSettings, DrawSample
-from transforms.embed import EmbedUsers
-from transforms.read import ReadParquet
-from transforms.scann_index import EXACT_BELOW, BuildSettings, plan_shard
-from transforms.training import USER_TOWER
-from transforms.tune import Sweep, TuneIndex
-from transforms.tuning_report import CHART, CONFIG, TRIALS, group_of, write_results
+from transforms.index.calibrate import CalibrationSettings, DrawSample
+from transforms.index.embed import EmbedUsers
+from transforms.index.tune import Sweep, TuneIndex
+from transforms.index.tuning_report import CHART, CONFIG, TRIALS, group_of, write_results
+from transforms.io.read import ReadParquet
+from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
+from transforms.train.training import USER_TOWER
 
 _SHOWN = 16
 

@@ -15,8 +15,8 @@ from schemas.release import files_of, is_altered, pointer_to, read_latest
 from schemas.storage import exists, join, list_files, sha256_of
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.training import TENSORBOARD
-from transforms.write import SUMMARY
+from transforms.io.write import SUMMARY
+from transforms.train.training import TENSORBOARD
 
 _READERS = 4
 """Files that are read at once: hashing and reading leave Python's lock alone."""

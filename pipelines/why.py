@@ -18,9 +18,9 @@ from schemas.storage import find_rows, join
 from schemas.stored import check_file
 from schemas.topk import SOURCES
 from schemas.users import USERS
-from transforms.build_indexes import vectors_of
-from transforms.item_lists import BLOCKED
-from transforms.popular import RECENT
+from transforms.index.build import vectors_of
+from transforms.index.item_lists import BLOCKED
+from transforms.index.popular import RECENT
 
 LISTED, WITHHELD, EXCLUDED, SEEN, UNKNOWN, BELOW, MISSED = (
     "listed",
@@ -151,7 +151,7 @@ class Explainer:
 
     @cached_property
     def _tower(self) -> Any:
-        from transforms.embed import UserTower
-        from transforms.training import USER_TOWER
+        from transforms.index.embed import UserTower
+        from transforms.train.training import USER_TOWER
 
         return UserTower(self._stages["train"].stored(self._root, USER_TOWER))

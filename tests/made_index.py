@@ -13,12 +13,12 @@ from schemas.embeddings import embeddings_schema
 from schemas.items import BLOCKED_ITEMS
 from schemas.storage import WrittenFile, join, parquet_writer
 from schemas.users import USERS
-from transforms.build_indexes import write_shard
-from transforms.embed import vector_column
-from transforms.item_lists import BLOCKED, ItemLists
-from transforms.partition import key_by_shard
-from transforms.scann_index import plan_shard
-from transforms.write import part_path, write_part
+from transforms.index.build import write_shard
+from transforms.index.embed import vector_column
+from transforms.index.item_lists import BLOCKED, ItemLists
+from transforms.io.partition import key_by_shard
+from transforms.io.write import part_path, write_part
+from transforms.search.scann_index import plan_shard
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def write_index(root: str, items: MadeItems, num_shards: int, num_leaves: int | 
     """Builds the shards, with trees of `num_leaves` where given."""
     files = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transforms.build_indexes.plan_shard", lambda n, dim: plan_shard(n, dim, num_leaves))
+        patch.setattr("transforms.index.build.plan_shard", lambda n, dim: plan_shard(n, dim, num_leaves))
         for shard, block in key_by_shard(items.block, num_shards):
             files += write_shard(shard, [block], root, items.vectors.shape[1], seed=0)
     return files

@@ -12,8 +12,8 @@ from schemas.release import SCHEMA_VERSION, pointer_to, write_latest
 from schemas.storage import WrittenFile, join, parquet_writer, write_file, write_json
 from schemas.topk import LAYOUTS, LONG, NESTED, TOPK
 from schemas.workspace import Workspace
-from transforms.partition import bucket_of
-from transforms.table import one_row_a_rank
+from transforms.io.partition import bucket_of
+from transforms.lists.table import one_row_a_rank
 
 Table = Mapping[str, Sequence[str]]
 """The list of each user, best first."""

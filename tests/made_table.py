@@ -13,9 +13,9 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from schemas.blocks import Block
 from schemas.topk import TOPK
 from tests.made_data import ODD_IDS
-from transforms.partition import bucket_of
-from transforms.read import Place, PlacedBlock
-from transforms.table import WriteTable
+from transforms.io.partition import bucket_of
+from transforms.io.read import Place, PlacedBlock
+from transforms.lists.table import WriteTable
 
 GOLDEN = Path(__file__).parent / "golden"
 

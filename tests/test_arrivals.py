@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.results import arrivals_table
-from transforms.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
-from transforms.gates import ways_on
-from transforms.past import NUM_RELEASES, past_of
-from transforms.report_charts import past_panels
+from transforms.evaluate.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
+from transforms.evaluate.gates import ways_on
+from transforms.report.charts import past_panels
+from transforms.report.past import NUM_RELEASES, past_of
 
 
 def stages(ratings: int = 1_000, newest: int | None = 1_600_000_000, **metrics: Any) -> dict[str, Any]:

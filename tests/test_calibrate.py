@@ -21,9 +21,9 @@ from schemas.storage import WrittenFile
 from schemas.users import USERS
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
-from transforms import calibrate as calibrate_module
-from transforms.build_indexes import write_shard
-from transforms.calibrate import (
+from transforms.index import calibrate as calibrate_module
+from transforms.index.build import write_shard
+from transforms.index.calibrate import (
     EXACT_SHARDS,
     CalibrateSearch,
     Calibration,
@@ -35,14 +35,14 @@ from transforms.calibrate import (
     calibration_report,
     cost_of_row,
 )
-from transforms.embed import vector_column
-from transforms.load_index import LoadedShard, ShardCache, load_plan
-from transforms.partition import key_by_shard
-from transforms.ranking_metrics import recall_against
-from transforms.scann_index import ShardPlan, build, plan_shard
-from transforms.search import SearchSettings, Shard, top_k_of_block
-from transforms.search_plan import ShardBytes
-from transforms.top_k import Lists
+from transforms.index.embed import vector_column
+from transforms.index.load import LoadedShard, ShardCache, load_plan
+from transforms.index.search_plan import ShardBytes
+from transforms.io.partition import key_by_shard
+from transforms.search.ranking_metrics import recall_against
+from transforms.search.scann_index import ShardPlan, build, plan_shard
+from transforms.search.search import SearchSettings, Shard, top_k_of_block
+from transforms.search.top_k import Lists
 
 NUM_ITEMS, DIM, K = 30_000, 16, 20
 ASK = CalibrationSettings(K, target_recall=0.95)
@@ -313,7 +313,7 @@ def test_the_pipeline_finds_what_the_function_finds(
 ) -> None:
     items, sample, _ = data
     items = items[:9_000]
-    monkeypatch.setattr("transforms.build_indexes.plan_shard", lambda count, dim: plan_shard(count, dim, 100))
+    monkeypatch.setattr("transforms.index.build.plan_shard", lambda count, dim: plan_shard(count, dim, 100))
     catalogue = catalogue_of(items)
     files = written_shards(catalogue, num_shards, root)
     ids = catalogue["item_id"].to_pylist()
@@ -349,7 +349,7 @@ def test_the_pipeline_finds_what_the_function_finds(
 
 
 def test_the_stage_calibrates_trees_and_says_so_in_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.build_indexes.plan_shard", lambda count, dim: plan_shard(count, dim, 5))
+    monkeypatch.setattr("transforms.index.build.plan_shard", lambda count, dim: plan_shard(count, dim, 5))
     monkeypatch.setattr(index, "EXACT_BELOW", 0)
     flags = [*SMALL, "--num_buckets=3", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK

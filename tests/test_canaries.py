@@ -15,12 +15,12 @@ from schemas.embeddings import embeddings_schema
 from schemas.storage import join, parquet_writer
 from schemas.topk import RECOMMENDATION, TOPK
 from schemas.users import USERS
-from transforms.canaries import JudgeRun, Listed, MergeMeasured, canaries_schema, join_canaries, judge, measure, report
-from transforms.embed import vector_column
-from transforms.item_lists import ItemLists
-from transforms.list_settings import ListSettings
-from transforms.read import Place
-from transforms.search import SearchSettings
+from transforms.index.embed import vector_column
+from transforms.index.item_lists import ItemLists
+from transforms.io.read import Place
+from transforms.lists.canaries import JudgeRun, Listed, MergeMeasured, canaries_schema, join_canaries, judge, measure, report
+from transforms.search.list_settings import ListSettings
+from transforms.search.search import SearchSettings
 
 DIM, K, NUM_ITEMS = 8, 5, 60
 Lists = list[list[dict[str, Any]]]

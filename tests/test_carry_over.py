@@ -18,7 +18,13 @@ from schemas.topk import TOPK
 from schemas.users import USERS
 from tests.made_index import MadeItems, make_items, make_users, write_index
 from tests.test_recommend_by_shard import expected_list
-from transforms.carry_over import (
+from transforms.index.embed import embed_users
+from transforms.index.item_lists import ItemLists
+from transforms.index.load import load_index
+from transforms.io.read import Place, PlacedBlock
+from transforms.io.write import SUMMARY, WritePlacedBlocks, WriteSummary, part_path
+from transforms.lists.by_shard import RecommendByShard
+from transforms.lists.carry_over import (
     LISTS,
     REASONS,
     CarryOver,
@@ -31,16 +37,10 @@ from transforms.carry_over import (
     report,
     same_lists,
 )
-from transforms.embed import embed_users
-from transforms.item_lists import ItemLists
-from transforms.list_settings import ListSettings
-from transforms.load_index import load_index
-from transforms.read import Place, PlacedBlock
-from transforms.recommend import RecommendFused, recommend_block
-from transforms.recommend_by_shard import RecommendByShard
-from transforms.search import SearchSettings
-from transforms.table import dated
-from transforms.write import SUMMARY, WritePlacedBlocks, WriteSummary, part_path
+from transforms.lists.fused import RecommendFused, recommend_block
+from transforms.lists.table import dated
+from transforms.search.list_settings import ListSettings
+from transforms.search.search import SearchSettings
 
 K = 6
 DIM = 8

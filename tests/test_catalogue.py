@@ -9,8 +9,8 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.catalogue import BuildCatalogue, FindRanges, range_of
-from transforms.histories import ITEM_COUNTS
+from transforms.ingest.catalogue import BuildCatalogue, FindRanges, range_of
+from transforms.ingest.histories import ITEM_COUNTS
 
 FEATURES = [pa.field("genres", pa.string())]
 

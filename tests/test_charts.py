@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from transforms.charts import IN_PAGE, Axis, Marks, Panel, draw, draw_panel
+from transforms.charts.draw import IN_PAGE, Axis, Marks, Panel, draw, draw_panel
 
 SVG = "{http://www.w3.org/2000/svg}"
 

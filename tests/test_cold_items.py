@@ -15,7 +15,7 @@ from pipelines.command import MISTAKE, OK, run_command
 from schemas.errors import InputError
 from tests.made_data import ratings, write_csv, write_ratings
 from tests.test_quality import question_of
-from transforms.top_k import Lists
+from transforms.search.top_k import Lists
 
 
 def ratings_table() -> pa.Table:

@@ -14,18 +14,18 @@ from apache_beam.testing.util import assert_that, equal_to
 from schemas.description import ITEMS_BY_LISTINGS
 from schemas.storage import WrittenFile
 from schemas.users import USERS
-from transforms.calibrate import SampleUsers
-from transforms.canaries import Measured, MergeMeasured
-from transforms.catalogue import FindRanges
-from transforms.describe_table import AddUp, KeepFirst
-from transforms.embed import vector_column
-from transforms.histories import ITEM_COUNTS
-from transforms.judge_table import FAULTS, Findings, _MergeFindings
-from transforms.ranking_metrics import JudgeRankings, MeanOfRows
-from transforms.split import FindCut, FindLatest
-from transforms.top_k import Lists
-from transforms.validate import MergeSummaries
-from transforms.write import Counts, MergeReports
+from transforms.evaluate.describe_table import AddUp, KeepFirst
+from transforms.evaluate.judge import FAULTS, Findings, _MergeFindings
+from transforms.index.calibrate import SampleUsers
+from transforms.index.embed import vector_column
+from transforms.ingest.catalogue import FindRanges
+from transforms.ingest.histories import ITEM_COUNTS
+from transforms.ingest.split import FindCut, FindLatest
+from transforms.ingest.validate import MergeSummaries
+from transforms.io.write import Counts, MergeReports
+from transforms.lists.canaries import Measured, MergeMeasured
+from transforms.search.ranking_metrics import JudgeRankings, MeanOfRows
+from transforms.search.top_k import Lists
 
 Made = tuple[beam.CombineFn, list[Any]]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
-from transforms.compare_lists import add_counts, compare_lists, count_items
+from transforms.evaluate.compare import add_counts, compare_lists, count_items
 
 ITEMS = "abcdefghij"
 LISTS = st.lists(st.sampled_from(ITEMS), unique=True, max_size=len(ITEMS))

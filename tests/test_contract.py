@@ -15,7 +15,7 @@ from schemas import contract
 from schemas.fields import doc_of
 from schemas.topk import HISTORY, LAYOUTS, LONG, NESTED, VERSION
 from tests.made_table import GOLDEN, made_rows, pairs_of, write_table
-from transforms.partition import bucket_of
+from transforms.io.partition import bucket_of
 
 PAGE = contract.PAGE.read_text(encoding="utf-8")
 

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
-from transforms import csv_pieces
-from transforms.csv_pieces import CSV, NOT_UTF8, TSV, Dialect, cut, decode_utf8, parse_run, read_header, record_runs
+from transforms.ingest import csv_pieces
+from transforms.ingest.csv_pieces import CSV, NOT_UTF8, TSV, Dialect, cut, decode_utf8, parse_run, read_header, record_runs
 
 NAMES = ["x", "y"]
 

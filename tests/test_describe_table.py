@@ -12,11 +12,11 @@ import pytest
 from schemas.items import ITEMS
 from schemas.topk import LONG_TOPK, TOPK
 from schemas.users import USERS
-from transforms import describe_table
-from transforms.describe_table import DATASETS, NUM_SHOWN, NUM_TOP_ITEMS, DescribeTable
-from transforms.partition import bucket_of, hash_ids
-from transforms.table import one_row_a_rank
-from transforms.write import write_part
+from transforms.evaluate import describe_table
+from transforms.evaluate.describe_table import DATASETS, NUM_SHOWN, NUM_TOP_ITEMS, DescribeTable
+from transforms.io.partition import bucket_of, hash_ids
+from transforms.io.write import write_part
+from transforms.lists.table import one_row_a_rank
 
 ITEM_IDS = [f"i{number:03d}" for number in range(60)]
 USER_IDS = [f"u{number}" for number in range(150)]

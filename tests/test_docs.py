@@ -22,8 +22,8 @@ from pipelines.settings import ShortlistOptions, parse_command
 from schemas.storage import read_json
 from tests.made_data import write_csv
 from tests.made_releases import write_release
-from transforms.search_space import trials_of
-from transforms.training import TrainingSettings
+from transforms.train.search_space import trials_of
+from transforms.train.training import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

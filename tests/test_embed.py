@@ -17,7 +17,7 @@ from schemas.items import with_features
 from schemas.storage import join, upload_folder
 from schemas.users import USERS
 from tests.made_stored import stored_folder
-from transforms.embed import (
+from transforms.index.embed import (
     ITEMS_WITHOUT_VECTOR,
     VECTORS,
     DigestVectors,
@@ -29,9 +29,9 @@ from transforms.embed import (
     embed_users,
     vector_column,
 )
-from transforms.partition import hash_vectors
-from transforms.read import Place
-from transforms.recency import lift_items
+from transforms.io.partition import hash_vectors
+from transforms.io.read import Place
+from transforms.train.recency import lift_items
 
 
 class FakeTower:
@@ -63,7 +63,7 @@ def users_of(ids: list[str]) -> Block:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A saved tower of the ids x0 to x4, and its vectors."""
-    from transforms.towers import IdTower
+    from transforms.train.towers import IdTower
 
     folder = tmp_path_factory.mktemp("towers") / "tower"
     tower = IdTower(5, 3, 0.1, seed=0)
@@ -115,7 +115,7 @@ def test_no_tower_at_the_path(root: str) -> None:
 
 
 def test_a_vector_that_is_not_finite_names_its_item(tmp_path: Path) -> None:
-    from transforms.towers import IdTower
+    from transforms.train.towers import IdTower
 
     tower = IdTower(3, 2, 0.1, seed=0)
     tower.embeddings.assign([[0, 1], [np.nan, 0], [0, np.inf]])

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import InputError
-from transforms.features import Feature, declaration_of, feature_of, features_of, from_json, in_catalogue, to_json
+from transforms.train.features import Feature, declaration_of, feature_of, features_of, from_json, in_catalogue, to_json
 
 
 def test_two_forms_of_one_declaration() -> None:

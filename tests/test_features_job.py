@@ -13,7 +13,7 @@ from schemas.storage import read_parquet_blocks
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, with_flags, write_csv, write_ratings
 from tests.test_run import topk_of
-from transforms.features import Feature
+from transforms.train.features import Feature
 
 QUICK = [
     *("--dim=8", "--max_epochs=12", "--batch_size=64", "--learning_rate=0.02"),

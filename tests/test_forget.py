@@ -25,8 +25,8 @@ from tests.made_data import ratings, write_csv, write_items
 from tests.made_releases import signed, write_release
 from tests.made_stored import stored_folder
 from tests.test_releases import TABLE, ask
-from transforms.embed import UserTower
-from transforms.training import USER_TOWER
+from transforms.index.embed import UserTower
+from transforms.train.training import USER_TOWER
 
 HEADER = ["user_id", "item_id", "rating", "timestamp"]
 QUICK = [*test_run.QUICK, "--seed=42", "--k=6", "--user_tower=id+history", "--max_rejected_fraction=0.5"]

@@ -23,8 +23,8 @@ from schemas.rejected import REJECTED
 from schemas.storage import join, list_files, read_json, write_file, write_json
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, write_csv, write_items
-from transforms.leave_out import TEXT_LEFT_OUT, LeaveOut, Unwanted
-from transforms.validate import RawBlocks
+from transforms.ingest.leave_out import TEXT_LEFT_OUT, LeaveOut, Unwanted
+from transforms.ingest.validate import RawBlocks
 
 HEADER = ["user_id", "item_id", "rating", "timestamp"]
 USERS, ITEMS = ['quo"te', "007", "nobody"], ["emoji 🙂", "7", "nothing"]

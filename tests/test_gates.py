@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
-from transforms.arrivals import Arrivals
-from transforms.gates import (
+from transforms.evaluate.arrivals import Arrivals
+from transforms.evaluate.gates import (
     GATES,
     Evaluation,
     Facts,
@@ -23,7 +23,7 @@ from transforms.gates import (
     failures,
     judge_release,
 )
-from transforms.judge_table import FAULTS
+from transforms.evaluate.judge import FAULTS
 
 SPLIT = {"split": "temporal", "holdout": 0.1, "min_rating": None, "k": 50, "recommend_seen": False}
 

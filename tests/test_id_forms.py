@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.id_forms import MergeForms, forms_of, forms_of_block, merge_forms, odd_forms, without_zero_fraction
+from transforms.ingest.id_forms import MergeForms, forms_of, forms_of_block, merge_forms, odd_forms, without_zero_fraction
 
 IDS = st.lists(st.text(st.sampled_from(" \t\u00a0\u3000éab.01-中🙂"), min_size=1).filter(str.strip))
 

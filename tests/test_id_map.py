@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.id_map import IdMap
+from transforms.search.id_map import IdMap
 
 CATALOGUES = st.dictionaries(st.text(max_size=5), st.integers(0, 1_000)).filter(
     lambda found: len(set(found.values())) == len(found)

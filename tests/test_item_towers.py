@@ -11,14 +11,14 @@ import tensorflow as tf
 from schemas.blocks import Block
 from tests.made_stored import stored_folder
 from tests.test_training import Interrupted, clustered_pairs, rows_of, weights_of
-from transforms.curves import CurveRow
-from transforms.embed import ItemTower
-from transforms.encode_features import Bags, FeatureEncoder, ItemFeatures, encode_rated, fit_features
-from transforms.features import features_of
-from transforms.item_towers import FeatureTower, make_item_tower
-from transforms.recency import lift_items, lift_users
-from transforms.towers import IdTower, SparseAdam
-from transforms.training import TrainingRows, TrainingSettings, train
+from transforms.index.embed import ItemTower
+from transforms.train.curves import CurveRow
+from transforms.train.encode_features import Bags, FeatureEncoder, ItemFeatures, encode_rated, fit_features
+from transforms.train.features import features_of
+from transforms.train.item_towers import FeatureTower, make_item_tower
+from transforms.train.recency import lift_items, lift_users
+from transforms.train.towers import IdTower, SparseAdam
+from transforms.train.training import TrainingRows, TrainingSettings, train
 
 TAGS = [["a", "b"], ["b"], None, ["a", "c"], ["c", "b", "a"], ["a"]]
 PRICES = [1.0, None, 5.0, 2.0, 2.0, 2.0]
@@ -69,7 +69,7 @@ def test_a_vector_is_the_own_one_and_the_weighted_features() -> None:
 
 def test_pieces_change_no_vector(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tower_of().vectors
-    monkeypatch.setattr("transforms.item_towers._ITEMS_AT_ONCE", 4)
+    monkeypatch.setattr("transforms.train.item_towers._ITEMS_AT_ONCE", 4)
     np.testing.assert_array_equal(tower_of().vectors, whole)
 
 

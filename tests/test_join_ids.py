@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.blocks import Block
-from transforms.join_ids import (
+from transforms.ingest.join_ids import (
     JOINED,
     OTHERS,
     SAMPLE_IDS,

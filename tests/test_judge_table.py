@@ -21,7 +21,7 @@ from schemas.items import ITEMS
 from schemas.topk import LONG, LONG_TOPK, RECOMMENDATION, TOPK
 from schemas.users import USERS
 from tests.made_index import item_lists
-from transforms.judge_table import (
+from transforms.evaluate.judge import (
     FAULTS,
     LAST_LISTS,
     Bucket,
@@ -37,8 +37,8 @@ from transforms.judge_table import (
     rated,
     report,
 )
-from transforms.partition import bucket_of, hash_ids
-from transforms.write import write_part
+from transforms.io.partition import bucket_of, hash_ids
+from transforms.io.write import write_part
 
 K = 4
 COUNTS = {"a": 9, "b": 7, "c": 7, "d": 5, "e": 3, "f": 1, "g": 1}

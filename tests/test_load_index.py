@@ -14,10 +14,10 @@ from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.storage import create_file, delete, join, read_bytes
 from tests.made_index import MadeItems, item_lists, make_items, write_index
-from transforms.load_index import LoadedShard, ShardCache, files_of_shards, load_index, load_items, load_plan, load_shard
-from transforms.scann_index import ShardPlan
-from transforms.search import SearchSettings, served_plan, top_k_of_block
-from transforms.top_k import Lists, codes_of
+from transforms.index.load import LoadedShard, ShardCache, files_of_shards, load_index, load_items, load_plan, load_shard
+from transforms.search.scann_index import ShardPlan
+from transforms.search.search import SearchSettings, served_plan, top_k_of_block
+from transforms.search.top_k import Lists, codes_of
 
 NUM_SHARDS = 4
 

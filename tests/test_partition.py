@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.partition import bucket_of, hash_ids, key_by_shard, key_by_user, shard_of
+from transforms.io.partition import bucket_of, hash_ids, key_by_shard, key_by_user, shard_of
 
 GOLDEN = (1 << 64) - 1
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from schemas.blocks import Block
 from schemas.embeddings import ID_MAP
-from transforms.popular import OVERALL, RANKINGS, RECENT, PopularItems, most_popular
-from transforms.top_k import PAD, Lists, codes_of, unpack
+from transforms.index.popular import OVERALL, RANKINGS, RECENT, PopularItems, most_popular
+from transforms.search.top_k import PAD, Lists, codes_of, unpack
 
 
 def items_of(codes: np.ndarray, counts: np.ndarray) -> Block:
@@ -73,5 +73,5 @@ def test_blocks_are_split_so_that_keys_fit_memory(monkeypatch) -> None:
     counts = np.random.default_rng(0).integers(0, 9, 50)
     popular, seen = PopularItems.of(items_of(np.arange(50), counts), RECENT), Lists.of([[row % 50] for row in range(90)])
     expected = popular.top_k(seen, 4)
-    monkeypatch.setattr("transforms.search._MAX_KEYS", 30)
+    monkeypatch.setattr("transforms.search.search._MAX_KEYS", 30)
     np.testing.assert_array_equal(popular.top_k(seen, 4), expected)

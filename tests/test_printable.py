@@ -15,8 +15,8 @@ from pipelines import logs
 from pipelines.command import MISTAKE, Output, run_command
 from schemas.errors import InputError
 from schemas.printable import printable
-from transforms.charts import escape as in_svg
-from transforms.markup import tag
+from transforms.charts.draw import escape as in_svg
+from transforms.charts.markup import tag
 
 ODD = "\x1b]0;owned\x07\x1b[2Jred\x9b31m\u202egnp.exe\r\ttitle\x00"
 

@@ -20,7 +20,7 @@ from pipelines import run
 from pipelines.command import MISTAKE, OK, run_command
 from schemas.workspace import Workspace
 from tests.made_data import write_items, write_ratings
-from transforms.top_k import Lists
+from transforms.search.top_k import Lists
 
 DAY = 86_400
 

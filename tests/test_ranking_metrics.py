@@ -9,8 +9,8 @@ from apache_beam.transforms import CombineGlobally, Create
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.ranking_metrics import Estimate, JudgeRankings, metrics_of_users, recall_against
-from transforms.top_k import Lists
+from transforms.search.ranking_metrics import Estimate, JudgeRankings, metrics_of_users, recall_against
+from transforms.search.top_k import Lists
 
 NUM_ITEMS = 20
 

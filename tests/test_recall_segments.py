@@ -13,9 +13,9 @@ from apache_beam.testing.util import assert_that
 from schemas.blocks import Block, in_blocks
 from schemas.storage import parquet_writer
 from schemas.topk import TOPK
-from transforms.read import Place
-from transforms.recall_segments import RecallBySegment, compare, report, segment_names, served_lists, sums_by_popularity
-from transforms.recommend import EXACT_LISTS
+from transforms.io.read import Place
+from transforms.lists.fused import EXACT_LISTS
+from transforms.lists.recall_segments import RecallBySegment, compare, report, segment_names, served_lists, sums_by_popularity
 
 NUM_USERS, NUM_ITEMS, K = 60, 90, 8
 RNG = np.random.default_rng(0)

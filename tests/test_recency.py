@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from schemas.errors import InputError
 from tests.made_stored import stored_folder
 from tests.test_training import rows_of
-from transforms.embed import ItemTower, UserTower
-from transforms.recency import (
+from transforms.index.embed import ItemTower, UserTower
+from transforms.train.recency import (
     DAY_SECONDS,
     PLAIN,
     Blend,
@@ -27,7 +27,7 @@ from transforms.recency import (
     lift_users,
     recent_counts,
 )
-from transforms.training import TrainingRows, TrainingSettings, train, validation_rows, write_towers
+from transforms.train.training import TrainingRows, TrainingSettings, train, validation_rows, write_towers
 
 DAYS = [0, 30, 30, 58, 60, 60, 59, 1, 2]
 ITEMS = [0, 0, 1, 1, 1, 2, 2, 3, 3]

@@ -18,14 +18,13 @@ from schemas.embeddings import ID_MAP
 from schemas.storage import WrittenFile, join, read_json
 from schemas.topk import TOPK
 from tests.made_index import MadeItems, item_lists, make_items, make_users, users_block, with_vectors, write_index, write_users
-from transforms import recommend_by_shard
-from transforms.item_lists import ItemLists
-from transforms.list_settings import ListSettings
-from transforms.load_index import EVERY_ITEM, LoadedShard, files_of_shards, load_shard
-from transforms.popular import OVERALL, most_popular
-from transforms.read import PlacedBlock, ReadParts
-from transforms.recommend import RecommendFused
-from transforms.recommend_by_shard import (
+from transforms.index.item_lists import ItemLists
+from transforms.index.load import EVERY_ITEM, LoadedShard, files_of_shards, load_shard
+from transforms.index.popular import OVERALL, most_popular
+from transforms.io.read import PlacedBlock, ReadParts
+from transforms.io.write import SUMMARY, WritePlacedBlocks, WriteSummary
+from transforms.lists import by_shard as by_shard_plan
+from transforms.lists.by_shard import (
     RecommendByShard,
     codes_in,
     finish_pieces,
@@ -33,9 +32,10 @@ from transforms.recommend_by_shard import (
     request_block,
     request_of,
 )
-from transforms.search import Request, SearchSettings
-from transforms.top_k import PAD, codes_of, pack
-from transforms.write import SUMMARY, WritePlacedBlocks, WriteSummary
+from transforms.lists.fused import RecommendFused
+from transforms.search.list_settings import ListSettings
+from transforms.search.search import Request, SearchSettings
+from transforms.search.top_k import PAD, codes_of, pack
 
 PARTS = {0: 25, 3: 17, 4: 1}
 NUM_USERS = sum(PARTS.values())
@@ -95,12 +95,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_both_plans_make_the_same(case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.search._EXACT_SHARE", 0)
-    monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)
+    monkeypatch.setattr("transforms.search.search._EXACT_SHARE", 0)
+    monkeypatch.setattr("transforms.search.search.EXACT_BELOW", 0)
     if case.get("narrow"):
-        monkeypatch.setattr("transforms.search.width_per_shard", lambda width, num_shards: max(1, width // num_shards - 2))
+        monkeypatch.setattr(
+            "transforms.search.search.width_per_shard", lambda width, num_shards: max(1, width // num_shards - 2)
+        )
     if case.get("few_popular"):
-        monkeypatch.setattr(recommend_by_shard, "POPULAR_ITEMS", 1)
+        monkeypatch.setattr(by_shard_plan, "POPULAR_ITEMS", 1)
     items = make_items(case.get("num_items", 120))
     num_shards, k = case["num_shards"], case.get("k", 12)
     files = write_index(str(tmp_path), items, num_shards, case.get("num_leaves"))
@@ -178,8 +180,8 @@ def test_a_worker_holds_one_shard_at_a_time(tmp_path: Path, monkeypatch: pytest.
         held.append(weakref.ref(loaded))
         return loaded
 
-    monkeypatch.setattr(recommend_by_shard, "load_shard", load_and_look)
-    monkeypatch.setattr("transforms.search.width_per_shard", lambda width, num_shards: max(1, width // num_shards - 2))
+    monkeypatch.setattr(by_shard_plan, "load_shard", load_and_look)
+    monkeypatch.setattr("transforms.search.search.width_per_shard", lambda width, num_shards: max(1, width // num_shards - 2))
     settings = ListSettings(5, False, SearchSettings(), 0.1)
     for number, (max_worker_bytes, loads, most_others) in enumerate([(1, 8, 0), (1 << 30, 4, 3)]):
         held.clear()
@@ -274,8 +276,8 @@ def test_popular_lists_ask_for_as_much_of_the_ranking_as_they_need() -> None:
 
 def test_a_block_with_a_list_missing_is_a_fault() -> None:
     block = users_block(make_users(make_items(5), 2))
-    heads = recommend_by_shard.heads_of(block, np.array([True, True]))
-    lists = recommend_by_shard.lists_block(np.array([1]), np.full((1, 3), PAD))
-    nothing = pa.RecordBatch.from_pylist([], recommend_by_shard.ITEMS)
+    heads = by_shard_plan.heads_of(block, np.array([True, True]))
+    lists = by_shard_plan.lists_block(np.array([1]), np.full((1, 3), PAD))
+    nothing = pa.RecordBatch.from_pylist([], by_shard_plan.ITEMS)
     with pytest.raises(RuntimeError, match="2 users must have a list each, got 1 lists"):
         finish_pieces([(0, heads, nothing), (1, lists, nothing)], 3)

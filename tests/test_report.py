@@ -20,12 +20,12 @@ from schemas.printable import printable
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, write_items, write_ratings
 from tests.made_releases import signed
-from transforms.curves import CurveRow
-from transforms.describe_table import DATASETS
-from transforms.gates import GATES
-from transforms.markup import Html, foreign, tag
-from transforms.report_charts import Shares, bins_of, gini, recall_panels, short
-from transforms.report_page import SECTIONS, Report, render
+from transforms.charts.markup import Html, foreign, tag
+from transforms.evaluate.describe_table import DATASETS
+from transforms.evaluate.gates import GATES
+from transforms.report.charts import Shares, bins_of, gini, recall_panels, short
+from transforms.report.page import SECTIONS, Report, render
+from transforms.train.curves import CurveRow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

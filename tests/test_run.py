@@ -24,7 +24,7 @@ from schemas.topk import TOPK, VERSION
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, write_csv, write_items, write_ratings
 from tests.made_table import pairs_of
-from transforms import build_indexes
+from transforms.index import build as build_indexes
 
 QUICK = [
     "--dim=8",

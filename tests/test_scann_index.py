@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
-from transforms import scann_index
-from transforms.scann_index import BuildSettings, ShardPlan, build, load, plan_shard
+from transforms.search import scann_index
+from transforms.search.scann_index import BuildSettings, ShardPlan, build, load, plan_shard
 
 KINDS = {
     "exact": lambda n, dim: ShardPlan("exact", n, dim),
@@ -406,7 +406,7 @@ import sys
 sys.modules["tensorflow"] = None
 import json
 import numpy as np
-from transforms.scann_index import load
+from transforms.search.scann_index import load
 print(json.dumps(load({str(tmp_path)!r}).search(np.eye(20, dtype=np.float32), 1)[0][:, 0].tolist()))
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import InputError
-from transforms.ranking_metrics import recall_against
-from transforms.scann_index import ShardPlan, build, plan_shard
-from transforms.search import (
+from transforms.search.ranking_metrics import recall_against
+from transforms.search.scann_index import ShardPlan, build, plan_shard
+from transforms.search.search import (
     MAX_ROUNDS,
     Answer,
     Request,
@@ -18,7 +18,7 @@ from transforms.search import (
     top_k_of,
     top_k_of_block,
 )
-from transforms.top_k import NO_MORE, PAD, Lists, pack
+from transforms.search.top_k import NO_MORE, PAD, Lists, pack
 
 
 def make_shards(vectors, num_shards, *, plan=plan_shard, blocked=None, seed=0):
@@ -83,8 +83,8 @@ def test_approximate_lists_are_full_sorted_and_without_what_must_not_be_in_them(
     for plan in (lambda n, dim: plan_shard(n, dim, 5), lambda n, dim: ShardPlan("hashed" if n >= 16 else "exact", n, dim)):
         shards = make_shards(vectors, 3, plan=plan, blocked=blocked)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("transforms.search._EXACT_SHARE", 0)
-            patch.setattr("transforms.search.EXACT_BELOW", 0)
+            patch.setattr("transforms.search.search._EXACT_SHARE", 0)
+            patch.setattr("transforms.search.search.EXACT_BELOW", 0)
             top, _ = top_k_of_block(shards, users, Lists.of(seen), k, SearchSettings(leaves, 1.0))
 
         for row, codes in enumerate(lists_of(top)):
@@ -136,7 +136,7 @@ def test_real_scores_do_not_depend_on_shards_or_kind(vectors, users, seen):
 
 @pytest.mark.parametrize("num_leaves", [None, 60])
 def test_answers_do_not_depend_on_blocks(vectors, users, seen, num_leaves, monkeypatch):
-    monkeypatch.setattr("transforms.search._EXACT_SHARE", 0)
+    monkeypatch.setattr("transforms.search.search._EXACT_SHARE", 0)
     shards = make_shards(vectors, 2, plan=lambda n, dim: plan_shard(n, dim, num_leaves))
     excluded = Lists.of([codes[: row % 60] for row, codes in enumerate(seen)])
     search = SearchSettings(20, 2.0)
@@ -153,7 +153,7 @@ def test_answers_do_not_depend_on_blocks(vectors, users, seen, num_leaves, monke
 @pytest.mark.parametrize("num_leaves", [None, 30])
 @pytest.mark.parametrize("blocked_share", [0, 0.2])
 def test_an_answer_keeps_nothing_back_before_its_bound(vectors, users, num_leaves, blocked_share, monkeypatch):
-    monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)
+    monkeypatch.setattr("transforms.search.search.EXACT_BELOW", 0)
     users = users[:50]
     codes = np.arange(0, 9000, 3)
     blocked = np.random.default_rng(1).random(9000) < blocked_share
@@ -204,8 +204,8 @@ def test_a_shard_that_holds_more_of_the_best_than_its_share_is_asked_for_more():
 
 def test_a_shard_with_most_of_the_best_and_blocked_items_is_asked_for_more(monkeypatch):
     """The same with trees that keep a few blocked items, whose rows are dropped from what they find."""
-    monkeypatch.setattr("transforms.search._EXACT_SHARE", 0)
-    monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)
+    monkeypatch.setattr("transforms.search.search._EXACT_SHARE", 0)
+    monkeypatch.setattr("transforms.search.search.EXACT_BELOW", 0)
     vectors = np.arange(10_000, dtype=np.float32)[:, None]
     blocked = np.random.default_rng(0).random(10_000) < 0.1
     shards = [
@@ -246,7 +246,7 @@ def test_long_lists_are_searched_exactly_at_once(vectors, users):
 def test_blocks_are_split_so_that_answers_fit_memory(vectors, users, seen, monkeypatch):
     shards = make_shards(vectors, 4)
     expected, _ = top_k_of_block(shards, users, Lists.of(seen), 20, SearchSettings())
-    monkeypatch.setattr("transforms.search._MAX_KEYS", 500)
+    monkeypatch.setattr("transforms.search.search._MAX_KEYS", 500)
 
     requests = first_requests(users, Lists.of(seen), 20, [shard.index.plan for shard in shards])
     top, _ = top_k_of_block(shards, users, Lists.of(seen), 20, SearchSettings())
@@ -257,8 +257,8 @@ def test_blocks_are_split_so_that_answers_fit_memory(vectors, users, seen, monke
 
 
 def test_blocked_items_that_lie_anywhere_are_made_up_for_in_one_search(vectors, users, monkeypatch):
-    monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)
-    monkeypatch.setattr("transforms.search._EXACT_SHARE", 0)
+    monkeypatch.setattr("transforms.search.search.EXACT_BELOW", 0)
+    monkeypatch.setattr("transforms.search.search._EXACT_SHARE", 0)
     blocked = np.random.default_rng(0).random(len(vectors)) < 0.5
     shards = make_shards(vectors, 1, plan=lambda n, dim: plan_shard(n, dim, 40), blocked=blocked)
 
@@ -271,8 +271,8 @@ def test_blocked_items_that_lie_anywhere_are_made_up_for_in_one_search(vectors, 
 @pytest.mark.parametrize("blocked_share", [0.05, 0.5, 0.9])
 def test_blocked_items_cost_no_eligible_one_its_place(vectors, users, blocked_share, monkeypatch):
     """Blocked are the items that most users like best; a tree that keeps them is asked for more."""
-    monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)
-    monkeypatch.setattr("transforms.search._EXACT_SHARE", 0)
+    monkeypatch.setattr("transforms.search.search.EXACT_BELOW", 0)
+    monkeypatch.setattr("transforms.search.search._EXACT_SHARE", 0)
     popularity = (users @ vectors.T).mean(axis=0)
     blocked = popularity > np.quantile(popularity, 1 - blocked_share)
     shards = make_shards(vectors, 2, plan=lambda n, dim: plan_shard(n, dim, 40), blocked=blocked)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from schemas.storage import WrittenFile
 from tests.made_index import make_items, write_index
-from transforms.load_index import files_of_shards
-from transforms.search_plan import BY_SHARD, FUSED, ShardBytes, bytes_of_shard, choose_plan, choose_slices
+from transforms.index.load import files_of_shards
+from transforms.index.search_plan import BY_SHARD, FUSED, ShardBytes, bytes_of_shard, choose_plan, choose_slices
 
 GIB = 1 << 30
 

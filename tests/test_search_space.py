@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from schemas.errors import InputError
-from transforms.search_space import SPACE, trials_of, varied_settings
-from transforms.training import TrainingSettings
+from transforms.train.search_space import SPACE, trials_of, varied_settings
+from transforms.train.training import TrainingSettings
 
 BASE = TrainingSettings(dim=48, l2=0.3, seed=5)
 

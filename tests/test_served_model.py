@@ -10,14 +10,15 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms import served_scann, top_k
-from transforms.scann_index import ShardPlan, build, plan_shard
-from transforms.search import SearchSettings, Shard, top_k_of_block
-from transforms.served_ids import save_served
-from transforms.served_model import KnownUsers, ServedItems, ServedModel
-from transforms.served_scann import ServedShard
-from transforms.top_k import Lists
-from transforms.towers import IdTower, ServedVectors
+from transforms.search import top_k
+from transforms.search.scann_index import ShardPlan, build, plan_shard
+from transforms.search.search import SearchSettings, Shard, top_k_of_block
+from transforms.search.top_k import Lists
+from transforms.serving import scann
+from transforms.serving.model import KnownUsers, ServedItems, ServedModel
+from transforms.serving.scann import ServedShard
+from transforms.train.served_ids import save_served
+from transforms.train.towers import IdTower, ServedVectors
 
 NUM_ITEMS, NUM_USERS, DIM, K = 3_000, 48, 8, 10
 IDS = pa.array([f"i{code:05d}" for code in range(NUM_ITEMS)])
@@ -29,8 +30,8 @@ FLOATS = st.floats(allow_nan=False, allow_subnormal=False, width=32)  # TensorFl
 @given(st.lists(st.tuples(FLOATS, st.integers(0, 2**31 - 1)), min_size=1, max_size=20), st.integers(1, 25))
 def test_keys_sort_as_those_of_numpy_do(pairs: list[tuple[float, int]], k: int) -> None:
     scores, codes = np.array([each[0] for each in pairs], np.float32), np.array([each[1] for each in pairs], np.int32)
-    mine = served_scann.merge(served_scann.pack(tf.constant(scores), tf.constant(codes))[tf.newaxis], k)
-    found_scores, found_codes = (each.numpy() for each in served_scann.unpack(mine))
+    mine = scann.merge(scann.pack(tf.constant(scores), tf.constant(codes))[tf.newaxis], k)
+    found_scores, found_codes = (each.numpy() for each in scann.unpack(mine))
     expected_scores, expected_codes = top_k.unpack(top_k.merge(top_k.pack(scores, codes)[None], k))
     np.testing.assert_array_equal(found_codes, expected_codes)
     np.testing.assert_array_equal(found_scores, expected_scores)
@@ -90,10 +91,10 @@ def made(
 def test_answers_are_those_of_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, num_shards: int, blocked_share: float, leaves: int | None
 ) -> None:
-    monkeypatch.setattr("transforms.search.EXACT_BELOW", 0)  # Few vectors are as good as many here.
-    monkeypatch.setattr("transforms.search._EXACT_SHARE", 8)
+    monkeypatch.setattr("transforms.search.search.EXACT_BELOW", 0)  # Few vectors are as good as many here.
+    monkeypatch.setattr("transforms.search.search._EXACT_SHARE", 8)
     # So little is asked of each shard at first that many rows have to be asked for again.
-    monkeypatch.setattr("transforms.search.width_per_shard", lambda width, num_shards: max(1, width // 4))
+    monkeypatch.setattr("transforms.search.search.width_per_shard", lambda width, num_shards: max(1, width // 4))
     rng = np.random.default_rng(1)
     blocked = rng.random(NUM_ITEMS) < blocked_share
     # From nothing to everything seen; long lists are searched exactly, short ones are widened.

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from schemas.blocks import Block
 from schemas.interactions import EXCLUSIONS, SERVED_USERS
 from schemas.users import USERS
-from transforms.partition import bucket_of
-from transforms.served_users import AddLists, add_lists
-from transforms.write import write_part
+from transforms.ingest.served_users import AddLists, add_lists
+from transforms.io.partition import bucket_of
+from transforms.io.write import write_part
 
 NAMES = ["a", "b", "c", "0", "00", "é", "🙂"]
 

@@ -12,8 +12,8 @@ from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 from pipelines import releases
 from pipelines.settings import OneLineParser, ShortlistOptions, parse_command, settings_of_job
 from schemas.errors import InputError
-from transforms.scann_index import BuildSettings
-from transforms.search import SearchSettings
+from transforms.search.scann_index import BuildSettings
+from transforms.search.search import SearchSettings
 
 OUTPUT = ["--output", "/tmp/out"]
 

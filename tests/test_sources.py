@@ -25,7 +25,7 @@ from schemas import storage
 from schemas.blocks import MAX_ROWS, Block
 from schemas.errors import InputError
 from schemas.rejected import REJECTED
-from transforms.sources import (
+from transforms.ingest.sources import (
     PIECE_BYTES,
     RATING_ROLES,
     ReadBlocks,

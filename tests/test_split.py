@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from schemas.interactions import VALID
-from transforms.histories import MILLION, Times, latest_of_each_pair, sorted_unique, split_bucket
-from transforms.split import FindCut, FindLatest, SplitSettings, split_rows, user_rows
+from transforms.ingest.histories import MILLION, Times, latest_of_each_pair, sorted_unique, split_bucket
+from transforms.ingest.split import FindCut, FindLatest, SplitSettings, split_rows, user_rows
 
 ROWS = st.lists(
     st.tuples(

@@ -18,7 +18,7 @@ from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, read_manifest
 from schemas.storage import WrittenFile, exists, join, list_files, read_parquet_blocks, write_file, write_json
 from schemas.workspace import Workspace
-from transforms.write import WriteParts
+from transforms.io.write import WriteParts
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = pa.schema([("n", pa.int64())])
@@ -34,7 +34,7 @@ def counting(limit: int, **changes: Any) -> Stage:
 
     facts: dict[str, Any] = {
         "name": "count",
-        "module": "transforms.write",
+        "module": "transforms.io.write",
         "settings": {"limit": limit},
         "inputs": {},
         "build": build,
@@ -118,7 +118,7 @@ def test_fingerprints_follow_settings_inputs_sources_and_code() -> None:
         first,
         counting(6),
         counting(5, name="other"),
-        counting(5, module="transforms.read"),
+        counting(5, module="transforms.io.read"),
         counting(5, sources=[{"path": "x", "size": 1}]),
         counting(5, sources=[{"path": "x", "size": 2}]),
         counting(5, inputs={"up": upstream}),
@@ -176,8 +176,8 @@ def test_a_module_that_runs_as_a_command_has_the_version_that_it_has_when_it_is_
 
 def test_code_version_covers_every_module_that_a_stage_reaches() -> None:
     reached = stages._imported("pipelines.ingest")
-    assert {"transforms.sources", "transforms.tfds_blocks", "transforms.partition", "schemas.items"} <= reached
-    assert "transforms.towers" in stages._imported("pipelines.train")
+    assert {"transforms.ingest.sources", "transforms.ingest.tfds_blocks", "transforms.io.partition", "schemas.items"} <= reached
+    assert "transforms.train.towers" in stages._imported("pipelines.train")
     assert not any(name.startswith("pipelines") for name in reached - {"pipelines.ingest"})
 
 

@@ -16,8 +16,8 @@ from schemas.stored import StoredFolder, checked_folder
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
 from tests.made_stored import stored_folder
-from transforms.embed import ItemTower
-from transforms.training import ITEM_TOWER, USER_TOWER
+from transforms.index.embed import ItemTower
+from transforms.train.training import ITEM_TOWER, USER_TOWER
 
 FLAGS = ["--dim=8", "--max_epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--min_lift=0"]
 
@@ -36,7 +36,7 @@ def altered(data: bytes) -> bytes:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two saved towers, `tower` and `other`."""
-    from transforms.towers import IdTower
+    from transforms.train.towers import IdTower
 
     folder = tmp_path_factory.mktemp("saved")
     for seed, name in enumerate(["tower", "other"]):
@@ -160,7 +160,7 @@ def test_a_tower_is_hashed_once_for_all_blocks(root: str, saved: Path, monkeypat
     from apache_beam.testing.test_pipeline import TestPipeline
 
     from tests.test_embed import items_of
-    from transforms.embed import EmbedItems
+    from transforms.index.embed import EmbedItems
 
     upload_folder(saved / "tower", root, "tower")
     folder = stored_folder(join(root, "tower"))
@@ -171,7 +171,7 @@ def test_a_tower_is_hashed_once_for_all_blocks(root: str, saved: Path, monkeypat
         opened.append(path)
         return original(path, files)
 
-    monkeypatch.setattr("transforms.embed.checked_folder", counted)
+    monkeypatch.setattr("transforms.index.embed.checked_folder", counted)
     with TestPipeline("FnApiRunner") as pipeline:
         items = pipeline | beam.Create([items_of([f"x{i}"]) for i in range(5)]) | beam.Reshuffle()
         _ = items | EmbedItems(folder, 4)

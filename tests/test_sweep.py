@@ -15,9 +15,9 @@ from pipelines.command import MISTAKE, OK, run_command
 from schemas.trials import DONE, FAILED
 from schemas.workspace import Workspace
 from tests.made_data import write_csv, write_ratings
-from transforms import trials
-from transforms.training import TrainingRows, read_rows, train
-from transforms.trials import Result, Trial, chart_of, ranked, row_of
+from transforms.train import trials
+from transforms.train.training import TrainingRows, read_rows, train
+from transforms.train.trials import Result, Trial, chart_of, ranked, row_of
 
 QUICK = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--num_buckets=2", "--seed=7"]
 TRIALS = "[{dim: 4}, {learning_rate: 1e30}, {dim: 12, l2: 0.01}]"

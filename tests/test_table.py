@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.topk import LAYOUTS, LONG, LONG_TOPK, NESTED, TOPK
 from tests.made_table import Row, made_rows, pairs_of, write_table
-from transforms.table import (
+from transforms.lists.table import (
     ITEMS_A_ROW_GROUP,
     WriteTable,
     dated,

@@ -15,8 +15,8 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from schemas.errors import InputError
 from tests.test_sources import read
-from transforms import tfds_blocks
-from transforms.sources import ReadBlocks, resolve_items, resolve_ratings
+from transforms.ingest import tfds_blocks
+from transforms.ingest.sources import ReadBlocks, resolve_items, resolve_ratings
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ITEMS = {"1": ("Toy Story (1995)", ["Animation", "Children"]), "2": ("Misérables, Les (1995)", []), "3": ("Heat", ["Action"])}
@@ -112,6 +112,8 @@ def test_without_a_network_it_fails_soon_and_says_what_to_do(tmp_path, monkeypat
 
 
 def test_tfds_is_not_imported_before_it_is_asked_for():
-    code = "import sys, transforms.sources; sys.exit('tensorflow' in sys.modules or 'tensorflow_datasets' in sys.modules)"
+    code = (
+        "import sys, transforms.ingest.sources; sys.exit('tensorflow' in sys.modules or 'tensorflow_datasets' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert importlib.util.find_spec("tensorflow_datasets") is not None

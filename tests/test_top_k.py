@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from transforms import top_k
-from transforms.top_k import (
+from transforms.search import top_k
+from transforms.search.top_k import (
     NO_MORE,
     PAD,
     Lists,

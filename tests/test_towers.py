@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from transforms.towers import Batch, IdTower, SparseAdam, TwoTowers, mixed_log_probability, negatives
-from transforms.user_towers import UserIdTower
+from transforms.train.towers import Batch, IdTower, SparseAdam, TwoTowers, mixed_log_probability, negatives
+from transforms.train.user_towers import UserIdTower
 
 USERS = np.array([0, 1, 2, 0, 3], np.int32)
 ITEMS = np.array([0, 1, 0, 2, 3], np.int32)

@@ -18,11 +18,11 @@ from schemas.errors import InputError
 from schemas.interactions import INTERACTIONS
 from schemas.storage import join, list_files, parquet_writer, read_bytes, read_parquet_blocks, sha256_of
 from tests.made_stored import stored_folder
-from transforms import towers
-from transforms.curves import CurveRow, draw_curves
-from transforms.embed import ItemTower, UserTower
-from transforms.recency import PLAIN, item_bias, lift_items, lift_users
-from transforms.training import (
+from transforms.index.embed import ItemTower, UserTower
+from transforms.train import towers
+from transforms.train.curves import CurveRow, draw_curves
+from transforms.train.recency import PLAIN, item_bias, lift_items, lift_users
+from transforms.train.training import (
     USER_TOWERS,
     Trained,
     TrainingPaths,
@@ -188,12 +188,12 @@ def test_quality_is_the_same_in_pieces(rows: TrainingRows, monkeypatch: pytest.M
     rng = np.random.default_rng(0)
     users, items = rng.normal(size=(len(validation.users), 4)), rng.normal(size=(len(rows.item_ids), 4))
     whole = quality_of(users, items, validation)
-    monkeypatch.setattr("transforms.training._SCORES_AT_ONCE", 7 * len(items))
+    monkeypatch.setattr("transforms.train.training._SCORES_AT_ONCE", 7 * len(items))
     assert quality_of(users, items, validation) == pytest.approx(whole)
 
 
 def test_validation_takes_a_sample_of_many_users(rows: TrainingRows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.training.MAX_VALIDATION_USERS", 10)
+    monkeypatch.setattr("transforms.train.training.MAX_VALIDATION_USERS", 10)
     held_out = slice_of(rows, 0.2, 0)
     validation = make_validation(rows, held_out, ~held_out, 0)
     assert len(validation.users) == 10
@@ -280,7 +280,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(rows: TrainingRows, ro
 
 def test_a_training_interrupted_within_an_epoch_goes_on(rows: TrainingRows, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(rows, SMALL)
-    monkeypatch.setattr("transforms.training._STEPS_A_CALL", 5)
+    monkeypatch.setattr("transforms.train.training._STEPS_A_CALL", 5)
     saved = 0
 
     def write_some(path: str, checkpoint: Any) -> None:
@@ -291,7 +291,7 @@ def test_a_training_interrupted_within_an_epoch_goes_on(rows: TrainingRows, root
             assert checkpoint.progress.step == 10
             raise Interrupted
 
-    from transforms import training
+    from transforms.train import training
 
     original = training.write_checkpoint
     monkeypatch.setattr(training, "write_checkpoint", write_some)
@@ -318,7 +318,7 @@ def test_a_training_that_fails_keeps_its_last_good_checkpoint(
     rows: TrainingRows, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The vectors grow until their products are not finite; nothing of it gets into a training with a lower rate."""
-    monkeypatch.setattr("transforms.training._STEPS_A_CALL", 1)
+    monkeypatch.setattr("transforms.train.training._STEPS_A_CALL", 1)
     failing = replace(SMALL, learning_rate=1e18)
     with pytest.raises(InputError, match=r"finite, got nan or inf at step \d+ of epoch \d+: .* which is 1e\+18") as error:
         train(rows, failing, root, checkpoint_secs=0)
@@ -434,5 +434,5 @@ def test_train_towers(root: str) -> None:
 
 
 def test_a_pipeline_is_built_without_tensorflow() -> None:
-    code = "import sys, transforms.training, transforms.embed; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, transforms.train.training, transforms.index.embed; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

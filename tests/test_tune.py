@@ -28,14 +28,10 @@ from schemas.storage import WrittenFile, parquet_writer
 from schemas.stored import StoredFolder
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
-from transforms.calibrate import CalibrationSettings, UserSample, calibrate, start_trial
-from transforms.embed import vector_column
-from transforms.load_index import load_plan
-from transforms.partition import key_by_shard, shard_of
-from transforms.scann_index import BuildSettings, ShardPlan
-from transforms.search import SearchSettings, top_k_of_block
-from transforms.top_k import Lists
-from transforms.tune import (
+from transforms.index.calibrate import CalibrationSettings, UserSample, calibrate, start_trial
+from transforms.index.embed import vector_column
+from transforms.index.load import load_plan
+from transforms.index.tune import (
     EXACT,
     ShardVectors,
     Sweep,
@@ -46,7 +42,11 @@ from transforms.tune import (
     read_shards,
     try_build,
 )
-from transforms.tuning_report import CHART, CONFIG, chart_of, conclude, config_of, flags_of, front_of
+from transforms.index.tuning_report import CHART, CONFIG, chart_of, conclude, config_of, flags_of, front_of
+from transforms.io.partition import key_by_shard, shard_of
+from transforms.search.scann_index import BuildSettings, ShardPlan
+from transforms.search.search import SearchSettings, top_k_of_block
+from transforms.search.top_k import Lists
 
 K, DIM = 10, 8
 ASK = CalibrationSettings(K, target_recall=0.9, num_users=150)

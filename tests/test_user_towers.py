@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from schemas.users import USERS
 from tests.made_stored import stored_folder
-from transforms.embed import UserTower
-from transforms.towers import Batch
-from transforms.user_towers import Histories, HistoryTower, IdAndHistoryTower, UserIdTower, make_user_tower
+from transforms.index.embed import UserTower
+from transforms.train.towers import Batch
+from transforms.train.user_towers import Histories, HistoryTower, IdAndHistoryTower, UserIdTower, make_user_tower
 
 RATED = [[4, 0, 2], [1], [3, 1, 4, 0, 2, 5], [], [5, 2]]
 """What each of five users rated, out of six items."""
@@ -113,7 +113,7 @@ def test_whole_histories_make_the_vectors(monkeypatch: pytest.MonkeyPatch) -> No
     users = np.array([2, 3, 0])
     expected = [rated[RATED[2]].mean(axis=0), np.zeros(3), rated[RATED[0]].mean(axis=0)]
     np.testing.assert_allclose(tower.vectors_of(users), expected, rtol=1e-5, atol=1e-8)
-    monkeypatch.setattr("transforms.user_towers._USERS_AT_ONCE", 2)
+    monkeypatch.setattr("transforms.train.user_towers._USERS_AT_ONCE", 2)
     np.testing.assert_array_equal(tower.vectors_of(users), tower.vectors_of(users[[0, 1, 2]]))
     assert tower.vectors_of(users[:0]).shape == (0, 3)
 
@@ -171,7 +171,7 @@ def test_a_saved_tower_knows_users_by_id_or_by_history(tmp_path: Path, kind: str
     )
     # In pieces it is the same, even where one history fills several.
     for at_once in (1, 2, 4):
-        monkeypatch.setattr("transforms.embed._ITEMS_AT_ONCE", at_once)
+        monkeypatch.setattr("transforms.index.embed._ITEMS_AT_ONCE", at_once)
         np.testing.assert_array_equal(served.embed(block)[0], vectors)
         assert served.embed(block)[1].tolist() == known.tolist()
     # A slice is embedded as itself, and no users give no vectors.

@@ -18,7 +18,7 @@ from schemas.blocks import Block
 from schemas.errors import InputError
 from schemas.interactions import VALID
 from schemas.rejected import REJECTED
-from transforms.validate import (
+from transforms.ingest.validate import (
     LAST_SECOND,
     MergeSummaries,
     RatingRules,

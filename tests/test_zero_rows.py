@@ -16,26 +16,29 @@ from schemas.items import BLOCKED_ITEMS, with_features
 from schemas.rejected import REJECTED
 from schemas.topk import LONG, LONG_TOPK, NESTED, TOPK
 from schemas.users import USERS
-from transforms import canaries, catalogue, describe_table, histories, partition, recall_segments, recommend_by_shard, table
-from transforms.build_indexes import vectors_of
-from transforms.calibrate import CalibrationSettings, SampleUsers, sample_of, wanted_rows
-from transforms.carry_over import LISTS, CarryRules, KeptItems, SomeItems, carried_keys, carry_over
-from transforms.embed import embed_items, embed_users
-from transforms.id_forms import forms_of_block
-from transforms.id_map import IdMap, list_lengths
-from transforms.item_lists import ItemLists, blocked_items
-from transforms.join_ids import find_spellings, join_ids
-from transforms.judge_table import Bucket, EligibleItems, KnownItems, TableRules, judge_bucket, last_lists, num_left
-from transforms.leave_out import Unwanted
-from transforms.list_settings import ListSettings, unwanted_of
-from transforms.popular import OVERALL, PopularItems, most_popular
-from transforms.ranking_metrics import metrics_of_users, recall_of_rows
-from transforms.recommend import asked_of
-from transforms.search import SearchSettings
-from transforms.served_users import add_lists
-from transforms.split import FindCut, FindLatest, SplitSettings
-from transforms.top_k import Lists
-from transforms.validate import RatingRules, validate_ids, validate_items, validate_ratings
+from transforms.evaluate import describe_table
+from transforms.evaluate.judge import Bucket, EligibleItems, KnownItems, TableRules, judge_bucket, last_lists, num_left
+from transforms.index.build import vectors_of
+from transforms.index.calibrate import CalibrationSettings, SampleUsers, sample_of, wanted_rows
+from transforms.index.embed import embed_items, embed_users
+from transforms.index.item_lists import ItemLists, blocked_items
+from transforms.index.popular import OVERALL, PopularItems, most_popular
+from transforms.ingest import catalogue, histories
+from transforms.ingest.id_forms import forms_of_block
+from transforms.ingest.join_ids import find_spellings, join_ids
+from transforms.ingest.leave_out import Unwanted
+from transforms.ingest.served_users import add_lists
+from transforms.ingest.split import FindCut, FindLatest, SplitSettings
+from transforms.ingest.validate import RatingRules, validate_ids, validate_items, validate_ratings
+from transforms.io import partition
+from transforms.lists import by_shard, canaries, recall_segments, table
+from transforms.lists.carry_over import LISTS, CarryRules, KeptItems, SomeItems, carried_keys, carry_over
+from transforms.lists.fused import asked_of
+from transforms.search.id_map import IdMap, list_lengths
+from transforms.search.list_settings import ListSettings, unwanted_of
+from transforms.search.ranking_metrics import metrics_of_users, recall_of_rows
+from transforms.search.search import SearchSettings
+from transforms.search.top_k import Lists
 
 DIM = 3
 
@@ -151,7 +154,7 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
     "most_popular": (ID_MAP, lambda block: most_popular([block], 3, OVERALL)),
     "popular_items": (ID_MAP, lambda block: PopularItems.of(block, OVERALL).top_k(Lists.none(0), 2)),
     "popular_lists": (ID_MAP, lambda block: PopularItems.of(block, OVERALL).top_k(Lists.of([[1], []]), 2)[:0]),
-    "id_map_of": (recommend_by_shard.ITEMS, lambda block: recommend_by_shard.id_map_of([block]).codes_of(block["item_id"])),
+    "id_map_of": (by_shard.ITEMS, lambda block: by_shard.id_map_of([block]).codes_of(block["item_id"])),
     "sample_users": (
         WITH_VECTORS,
         lambda block: SampleUsers(3, DIM).add_input(SampleUsers(3, DIM).create_accumulator(), block),

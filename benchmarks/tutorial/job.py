@@ -12,7 +12,7 @@ from benchmarks.tutorial.ratings import Ratings
 from pipelines import run
 from pipelines.settings import parse_command
 from schemas.storage import read_parquet_blocks
-from transforms.id_map import list_lengths, places_in_lists
+from transforms.search.id_map import list_lengths, places_in_lists
 
 K = max(published.ACCURACY)
 

@@ -20,8 +20,8 @@ from benchmarks.timing import interleaved, num_threads, timed
 from benchmarks.tutorial.figures import markdown
 from pipelines.logs import LOGGER
 from schemas.errors import InputError
-from transforms.ranking_metrics import recall_against
-from transforms.scann_index import ShardPlan, build, plan_shard
+from transforms.search.ranking_metrics import recall_against
+from transforms.search.scann_index import ShardPlan, build, plan_shard
 
 K = 100
 REPEATS = 3

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.tutorial import published
 from benchmarks.tutorial.figures import Figure
 from benchmarks.tutorial.libraries import Comparison
-from transforms.charts import GREY, Axis, Marks, Panel, draw
+from transforms.charts.draw import GREY, Axis, Marks, Panel, draw
 
 SIDES = {"published": ("the tutorial says", GREY), "tutorial": ("its code, here", 1), "shortlist": ("Shortlist, here", 0)}
 """Attributes of a figure: their labels and colours."""

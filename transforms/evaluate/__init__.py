@@ -1,0 +1,1 @@
+"""Measures finished tables, compares them, and decides with gates whether one may be published."""

@@ -1,0 +1,185 @@
+"""What trials of an index come to: their table, the Pareto front, a plot, and the settings to take."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from schemas.blocks import Block, one_block
+from schemas.search_trials import SEARCH_TRIALS
+from schemas.storage import WrittenFile, parquet_writer, write_file
+from transforms.charts.draw import GREY, Axis, Marks, Panel, draw
+from transforms.index.calibrate import CalibrationSettings, Tried, is_enough
+from transforms.io.write import part_path
+from transforms.search.scann_index import BuildSettings, ShardPlan
+
+TRIALS, CHART, CONFIG = "trials", "trials.svg", "tuned.yaml"
+
+
+def trials_block(
+    ask: BuildSettings,
+    plans: Sequence[ShardPlan],
+    tried: Sequence[Tried],
+    num_users: int,
+    build_seconds: float,
+    calibration: CalibrationSettings,
+) -> Block:
+    """Returns what was tried of one build as rows of SEARCH_TRIALS."""
+    is_exact = all(plan.kind == "exact" for plan in plans)
+    kind = "exact" if is_exact else str(ask.kind)
+    rows = [
+        {
+            "kind": kind,
+            "leaves": max(plan.num_leaves for plan in plans),
+            "quantization_threshold": None if is_exact else ask.quantization_threshold,
+            "soar": kind == "tree" and ask.soar,
+            "leaves_to_search": each.settings.leaves_to_search,
+            "reorder_per_neighbor": None if is_exact else each.settings.reorder_per_neighbor,
+            "recall": each.recall,
+            "standard_error": each.standard_error,
+            "lower_bound": each.lower_bound,
+            "cost": each.cost,
+            "cpu_msec": 1000 * each.seconds / num_users,
+            "users_per_second": num_users / each.seconds if each.seconds else math.inf,
+            "rows_widened": each.rows_widened,
+            "rows_exact": each.rows_exact,
+            "build_cpu_seconds": build_seconds,
+            "index_bytes": sum(plan.index_bytes for plan in plans),
+            "is_enough": is_enough(each, calibration),
+            "is_front": False,
+            "is_chosen": False,
+        }
+        for each in tried
+    ]
+    return pa.RecordBatch.from_pylist(rows, SEARCH_TRIALS)
+
+
+def front_of(recalls: np.ndarray, speeds: np.ndarray) -> np.ndarray:
+    """Returns [n] bool: the Pareto front, on which nothing has another above it in one and not below it in the other.
+
+    Args:
+      recalls: [n] float64.
+      speeds: [n] float64.
+    """
+    front = np.zeros(len(recalls), bool)
+    best = -math.inf
+    # The fastest first; of equally fast ones the one that finds most.
+    for at in np.lexsort((-recalls, -speeds)):
+        front[at] = recalls[at] > best
+        best = max(best, recalls[at])
+    return front
+
+
+def conclude(blocks: Sequence[Block]) -> pa.Table:
+    """Returns all trials, the cheapest first, with the front and the choice marked; exact search is always enough."""
+    table = pa.Table.from_batches(blocks, SEARCH_TRIALS).sort_by(
+        [(name, "ascending") for name in ("cost", *SEARCH_TRIALS.names[:6])]
+    )
+    front = front_of(table["recall"].to_numpy(), table["users_per_second"].to_numpy())
+    chosen = np.zeros(len(table), bool)
+    chosen[np.flatnonzero(table["is_enough"].to_numpy(zero_copy_only=False))[0]] = True
+    for name, values in (("is_front", front), ("is_chosen", chosen)):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, SEARCH_TRIALS.field(name), pa.array(values))
+    return table
+
+
+def flags_of(row: dict[str, Any], num_shards: int, target_recall: float) -> dict[str, Any]:
+    """Returns the flags with which `index` builds and searches as a trial did, and what they rest on.
+
+    Args:
+      row: of SEARCH_TRIALS.
+      num_shards: of the index.
+      target_recall: what had to be found.
+    """
+    flags: dict[str, Any] = {"num_shards": num_shards, "target_recall": target_recall, "index_kind": row["kind"]}
+    if row["kind"] == "tree":
+        flags |= {"leaves": row["leaves"], "no_soar": not row["soar"]}
+    if row["kind"] != "exact":
+        flags["quantization_threshold"] = row["quantization_threshold"]
+        flags["leaves_to_search"] = row["leaves_to_search"]
+        flags["reorder_per_neighbor"] = row["reorder_per_neighbor"]
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def config_of(row: dict[str, Any], num_shards: int, calibration: CalibrationSettings) -> str:
+    """Returns a YAML file for --config; its comment says what the settings promise, without a clock in it."""
+    flags = yaml.safe_dump(flags_of(row, num_shards, calibration.target_recall), sort_keys=False)
+    found = f"recall@{calibration.k} {row['recall']:.4f}, with a lower bound of {row['lower_bound']:.4f}"
+    return f"# The cheapest of the settings tried that are sure of the target recall: {found}.\n{flags}"
+
+
+def chart_of(table: pa.Table, calibration: CalibrationSettings, num_vectors: int) -> str:
+    """Returns the plot: recall against users a second and core, and against the cost, with the front and the choice.
+
+    Args:
+      table: from `conclude`.
+      calibration: what had to be found.
+      num_vectors: that were searched.
+    """
+    rows = table.to_pylist()
+    shown = [row for row in rows if row["recall"] >= min(0.7, calibration.target_recall - 0.1) or row["is_front"]]
+    groups = (("exact", 7), ("hashed", 4), ("tree, SOAR", 0), ("tree, no SOAR", 2))
+
+    def panel(x: str, title: str, axis: str) -> Panel:
+        marks = []
+        values = np.array([row[x] for row in shown])
+        is_front = front_of(np.array([row["recall"] for row in shown]), -values if x == "cost" else values)
+        front = sorted((row for row, on in zip(shown, is_front, strict=True) if on), key=lambda row: row[x])
+        marks.append(Marks([r[x] for r in front], [r["recall"] for r in front], "Pareto front", 1, is_line=True))
+        for label, color in groups:
+            mine = [row for row in shown if group_of(row) == label]
+            if mine:
+                tips = [label_of(row) for row in mine]
+                marks.append(Marks([r[x] for r in mine], [r["recall"] for r in mine], label, color, is_hollow=True, tips=tips))
+        on_front = Marks([r[x] for r in front], [r["recall"] for r in front], "", 1, tips=[label_of(row) for row in front])
+        chosen = [row for row in rows if row["is_chosen"]]
+        best = Marks([r[x] for r in chosen], [r["recall"] for r in chosen], "chosen", 3, tips=[label_of(r) for r in chosen])
+        ends = [min(row[x] for row in shown), max(row[x] for row in shown)]
+        target = Marks(ends, [calibration.target_recall] * 2, f"target {calibration.target_recall:g}", GREY, is_line=True)
+        return Panel(title, [target, *marks, on_front, best], Axis(axis, is_log=True), Axis(f"recall@{calibration.k}"))
+
+    return draw(
+        f"Searching {num_vectors:,} vectors: recall against speed",
+        [
+            panel("users_per_second", "Measured", "users a second, one core (CPU time)"),
+            panel("cost", "On any machine", "cost of a user, in roughly scored vectors"),
+        ],
+        note="Mean recall over a sample of the run's users, against exact search; point at a dot for its settings.",
+        width=460,
+        height=340,
+    )
+
+
+def group_of(row: dict[str, Any]) -> str:
+    """Returns what a trial is shown as in the plot."""
+    if row["kind"] != "tree":
+        return row["kind"]
+    return "tree, SOAR" if row["soar"] else "tree, no SOAR"
+
+
+def label_of(row: dict[str, Any]) -> str:
+    """Returns a trial's settings and findings in a line."""
+    words = [group_of(row)]
+    if row["kind"] == "tree":
+        words.append(f"{row['leaves_to_search']:,} of {row['leaves']:,} leaves")
+    if row["kind"] != "exact":
+        words.append(f"threshold {row['quantization_threshold']:g}, reorder {row['reorder_per_neighbor']:g} a neighbor")
+    return ", ".join([*words, f"recall {row['recall']:.4f}, {row['users_per_second']:,.0f} users a second"])
+
+
+def write_results(
+    root: str, blocks: Sequence[Block], num_shards: int, num_vectors: int, calibration: CalibrationSettings
+) -> tuple[list[WrittenFile], dict[str, Any]]:
+    """Writes the table, the plot and the chosen settings; returns the files, and a report."""
+    table = conclude(blocks)
+    written: list[WrittenFile] = []
+    with parquet_writer(root, part_path(TRIALS, 0), SEARCH_TRIALS, written) as writer:
+        writer.write_batch(one_block(table.to_batches(), SEARCH_TRIALS))
+    chosen = table.filter(table["is_chosen"]).to_pylist()[0]
+    written.append(write_file(root, CHART, chart_of(table, calibration, num_vectors).encode()))
+    written.append(write_file(root, CONFIG, config_of(chosen, num_shards, calibration).encode()))
+    return written, {"trials": len(table), "chosen": chosen}

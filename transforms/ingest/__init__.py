@@ -1,0 +1,1 @@
+"""Reads ratings, catalogues and lists from outside, validates them, and splits them by user."""

@@ -1,0 +1,1 @@
+"""Reads, writes and partitions the blocks of a pipeline, and counts them."""

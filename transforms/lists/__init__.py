@@ -1,0 +1,1 @@
+"""Makes the top-k lists of users, as the table holds them, and proves them."""

@@ -1,0 +1,1 @@
+"""Writes the page that shows a release to people."""

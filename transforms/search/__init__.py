@@ -1,0 +1,1 @@
+"""Searches the shards of an index, merges what they find, and measures rankings."""

@@ -1,0 +1,1 @@
+"""Makes towers and index one SavedModel that takes raw ids."""

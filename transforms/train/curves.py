@@ -1,0 +1,96 @@
+"""Shows how a training went, epoch by epoch: as a chart, and as logs that TensorBoard reads while it goes on."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from schemas.storage import join, replacing
+from transforms.charts.draw import Axis, Marks, Panel, draw
+
+
+class CurveRow(TypedDict):
+    """One epoch."""
+
+    phase: str
+    """'search' for the best epoch, or 'full': training anew on every training row."""
+    epoch: int
+    """Of the phase, from 1."""
+    loss: float
+    """The mean over the epoch's steps, L2 terms included."""
+    recall_at_100: float | None
+    ndcg_at_10: float | None
+    """On the validation slice; None without one."""
+
+
+MEASURES = (("loss", "loss"), ("recall_at_100", "Recall@100"), ("ndcg_at_10", "NDCG@10"))
+"""The columns that are drawn and logged, and what they are called."""
+
+
+def draw_curves(curve: Sequence[CurveRow], best_epoch: int | None = None) -> str:
+    """Returns an SVG document of the panels of `curve_panels`."""
+    return draw("Training", curve_panels(curve, best_epoch), columns=3, width=260)
+
+
+def curve_panels(curve: Sequence[CurveRow], best_epoch: int | None = None) -> list[Panel]:
+    """Returns charts of the loss, and of the quality on the validation slice, over the epochs.
+
+    Args:
+      curve: a row an epoch.
+      best_epoch: the search's, which gets a ring.
+    """
+    phases = list(dict.fromkeys(row["phase"] for row in curve))
+    panels = []
+    for column, title in MEASURES:
+        marks = []
+        for color, phase in enumerate(phases):
+            points = [(row["epoch"], row[column]) for row in curve if row["phase"] == phase and row[column] is not None]  # type: ignore[literal-required]
+            if not points:
+                continue
+            epochs, values = zip(*points, strict=True)
+            tips = [f"{phase}, epoch {epoch}: {value:.4f}" for epoch, value in points]
+            marks.append(Marks(epochs, values, phase, color, is_line=True, tips=tips))
+            if best_epoch is not None and best_epoch in epochs and phase == phases[0] and column != "loss":
+                value = values[epochs.index(best_epoch)]
+                marks.append(Marks([best_epoch], [value], "best", 3, is_hollow=True, tips=[f"best: epoch {best_epoch}"]))
+        if marks:
+            panels.append(Panel(title, marks, Axis("epoch")))
+    return panels
+
+
+class TensorBoardLogs:
+    """Logs of a training: a run (a folder) a phase, a file an epoch, written once and whole, as object stores like it.
+
+    They hold the time of day, so they are no part of a stage's digest.
+
+    Args:
+      root: the folder, which may be remote: what `tensorboard --logdir` is given.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._num_rows = 0
+        self._time = time.monotonic()
+
+    def write(self, curve: Sequence[CurveRow]) -> None:
+        """Writes the rows of the curve that are not written yet: the last, or all where a training has gone on elsewhere."""
+        import tensorflow as tf
+
+        seconds, self._time = time.monotonic() - self._time, time.monotonic()
+        for row in curve[self._num_rows :]:
+            values = {name: row[column] for column, name in MEASURES if row[column] is not None}  # type: ignore[literal-required]
+            if row is curve[-1]:
+                values["seconds"] = seconds
+            with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
+                writer = tf.summary.create_file_writer(folder)
+                with writer.as_default(step=row["epoch"]):
+                    for name, value in values.items():
+                        tf.summary.scalar(name, value)
+                writer.close()
+                (events,) = Path(folder).iterdir()
+                # TensorBoard reads a run's files in the order of their names.
+                path = join(self._root, row["phase"], f"events.out.tfevents.{row['epoch']:06d}")
+                with replacing(path) as file:
+                    file.write(events.read_bytes())
+        self._num_rows = len(curve)
