@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.made_ratings import make_ratings
-from pipelines import recommend, run
-from pipelines.command import run_command
-from pipelines.settings import parse_command
-from pipelines.stage import run_pipeline
+from pipelines import run
+from pipelines.cli.command import run_command
+from pipelines.cli.config import parse_command
+from pipelines.engine.stage import run_pipeline
+from pipelines.job import finished
+from pipelines.stages import recommend
 from schemas.storage import WrittenFile, join, parquet_writer, read_parquet_blocks
 from schemas.topk import TOPK
 from transforms.index.embed import UserTower, embed_users
@@ -86,7 +88,7 @@ def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
 def measure(output: str, repeats: int) -> dict:
     """Alternates both, and returns medians and their ratio."""
     settings, options = parse_command([f"--output={output}"], "")
-    done = run.finished_before("judge", settings).published
+    done = finished.finished_before("judge", settings).published
     stage = recommend.stage(settings, {name: done[name] for name in ("ingest", "train", "embed", "index")})
     job, lists = recommend.job_of(settings, done)
     seconds: dict[str, list[float]] = {"beam": [], "bare": []}

@@ -28,12 +28,15 @@ import pyarrow.parquet as pq
 
 from benchmarks.judging import METRICS, Model, Question, judge, read_question
 from benchmarks.quality import Job, make_towers, towers_of
-from pipelines import ingest, logs
-from pipelines.command import run_command
-from pipelines.logs import LOGGER
-from pipelines.progress import Progress
-from pipelines.settings import OneLineParser, Settings, parse_command
-from pipelines.stage import run_stage
+from pipelines.cli import logs
+from pipelines.cli.command import run_command
+from pipelines.cli.config import parse_command
+from pipelines.cli.logs import LOGGER
+from pipelines.cli.options import OneLineParser
+from pipelines.cli.settings import Settings
+from pipelines.engine.progress import Progress
+from pipelines.engine.stage import run_stage
+from pipelines.stages import ingest
 from schemas.errors import InputError
 from schemas.storage import read_parquet_blocks
 from schemas.workspace import Workspace

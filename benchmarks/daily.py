@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pipelines.settings import OneLineParser
+from pipelines.cli.options import OneLineParser
 from schemas.storage import read_json
 
 FLAGS = ("--user_tower=history", "--split=temporal", "--refit")
@@ -36,8 +36,9 @@ FLAGS = ("--user_tower=history", "--split=temporal", "--refit")
 
 _NOTHING_CARRIED = """
 import sys
-from pipelines import index, recommend, run
-from pipelines.command import run_command
+from pipelines import run
+from pipelines.cli.command import run_command
+from pipelines.stages import index, recommend
 index.kept_index = lambda *_: None
 recommend.base_lists = lambda *_: "asked for by the benchmark"
 sys.exit(run_command(run.main, sys.argv[1:]))

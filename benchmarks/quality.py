@@ -28,12 +28,16 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from benchmarks.anchors import ANCHORS, Anchor, check_installed, tune
 from benchmarks.judging import Model, Question, judge, objective, read_question, validation_of
 from benchmarks.quality_report import OURS, Row, chart_of, figures, table_of
-from pipelines import embed, ingest, logs, train
-from pipelines.command import run_command
-from pipelines.logs import LOGGER
-from pipelines.progress import Progress
-from pipelines.settings import OneLineParser, Settings, parse_command
-from pipelines.stage import run_stage, versions
+from pipelines.cli import logs
+from pipelines.cli.command import run_command
+from pipelines.cli.config import parse_command
+from pipelines.cli.logs import LOGGER
+from pipelines.cli.options import OneLineParser
+from pipelines.cli.settings import Settings
+from pipelines.engine.fingerprint import versions
+from pipelines.engine.progress import Progress
+from pipelines.engine.stage import run_stage
+from pipelines.stages import embed, ingest, train
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.storage import read_parquet_blocks

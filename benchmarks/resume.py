@@ -26,7 +26,7 @@ _MEASURED = """
 import json, sys, time
 started = time.perf_counter(), time.process_time()
 from pipelines import run
-from pipelines.command import run_command
+from pipelines.cli.command import run_command
 imported = time.perf_counter(), time.process_time()
 code = run_command(run.main, sys.argv[1:])
 ended = time.perf_counter(), time.process_time()

@@ -27,9 +27,9 @@ import pyarrow as pa
 
 from benchmarks.timing import wall_and_cpu
 from benchmarks.tutorial.catalogue import enlarged
-from pipelines import run
-from pipelines.command import run_command
-from pipelines.settings import parse_command
+from pipelines.cli.command import run_command
+from pipelines.cli.config import parse_command
+from pipelines.job import finished
 from schemas.storage import read_parquet_blocks
 from transforms.index.build import vectors_of
 from transforms.index.calibrate import CalibrationSettings, UserSample, calibrate
@@ -49,7 +49,7 @@ HEAVY_HISTORY = 20_000
 def read_vectors(output: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the items' and the users' vectors of a run, and how long the users' histories are."""
     settings, _ = parse_command([f"--output={output}"], "")
-    done = run.finished_before("judge", settings).published
+    done = finished.finished_before("judge", settings).published
     items = [
         vectors_of(block["embedding"])
         for path in done["embed"].paths(output, "embeddings")

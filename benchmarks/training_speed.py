@@ -33,8 +33,8 @@ from benchmarks.tutorial.accuracy import accuracy_of, train_model, unseen_lists
 from benchmarks.tutorial.job import run_job, write_training_rows
 from benchmarks.tutorial.model import TutorialModel, batches
 from benchmarks.tutorial.ratings import Ratings, read_ratings
-from pipelines import logs
-from pipelines.command import run_command
+from pipelines.cli import logs
+from pipelines.cli.command import run_command
 from schemas.errors import InputError
 from transforms.train.training import TrainingRows, TrainingSettings, read_rows, train
 

@@ -4,5 +4,5 @@ import logging
 
 __version__ = "0.1.0"
 
-# Beam warns on the root logger as it is imported, of clients that nothing here uses. `pipelines.logs` decides from then on.
+# Beam warns on the root logger as it is imported, of clients that nothing here uses. `pipelines.cli.logs` decides from then on.
 logging.getLogger().setLevel(logging.ERROR)

@@ -6,101 +6,15 @@ written to FILE instead: for a release of an earlier version of the program, who
 """
 
 import argparse
-import hashlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from apache_beam.io.filesystem import BeamIOError
-
-from pipelines.command import run_command
-from pipelines.settings import OneLineParser, check_root
-from schemas.errors import InputError
-from schemas.release import read_latest, read_named, read_release
-from schemas.storage import exists, join, read_json, read_parquet_blocks, replacing, sha256_of
+from pipelines.cli.command import run_command
+from pipelines.cli.options import OneLineParser
+from pipelines.cli.settings import check_root
+from pipelines.job.report import _read_served, _write, report_of, restore
+from schemas.release import read_named
 from schemas.workspace import Workspace
-from transforms.evaluate.describe_table import DATASETS
-from transforms.report.page import Report, render
-from transforms.train.training import CURVES_FILE
-
-
-def report_of(workspace: Workspace, manifest: Mapping[str, Any]) -> str:
-    """Returns the report on a release, a page of HTML, given the release's manifest.
-
-    Raises:
-      InputError: if a file that it needs is gone.
-    """
-    judged = manifest["stages"].get("judge")
-    if judged is None:
-        raise InputError(
-            f"release {manifest['release']} was made by a program without gates, which measured too little for a report: "
-            "publish again"
-        )
-    described = {name: _rows(workspace, judged, name) for name in DATASETS}
-    before = manifest["evaluated"]["stages"].get("train")
-    curves = [_curve(workspace, "the published model", manifest["stages"]["train"])]
-    if before:
-        curves.insert(0, _curve(workspace, "the model that was evaluated", before))
-    return render(Report(manifest, curves, {name: rows for name, rows in described.items() if rows is not None}))
-
-
-def _rows(workspace: Workspace, stage: Mapping[str, Any], dataset: str) -> list[dict[str, Any]] | None:
-    """Returns the rows of a small dataset of a stage, or None where the stage has no such thing."""
-    paths = [file["path"] for file in stage["files"] if file["path"].startswith(f"{stage['folder']}/{dataset}/")]
-    if not paths:
-        return None
-    return [row for path in paths for block in read_parquet_blocks(join(workspace.root, path)) for row in block.to_pylist()]
-
-
-def _curve(workspace: Workspace, name: str, trained: Mapping[str, Any]) -> tuple[str, list[Any], int | None]:
-    path = join(workspace.root, trained["folder"], CURVES_FILE)
-    try:
-        curves = read_json(path)
-        has_quality = any(row["recall_at_100"] is not None for row in curves["epochs"])
-        return name, curves["epochs"], curves["num_epochs"] if has_quality else None
-    except (ValueError, KeyError, TypeError, FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(
-            f"{path} is gone or damaged ({error!r}): delete the folder of its stage and run the same command again"
-        ) from error
-
-
-def restore(workspace: Workspace, manifest: Mapping[str, Any]) -> str:
-    """Returns where a release's report is, and makes it again if it is gone or altered.
-
-    Raises:
-      InputError: if this version of the program cannot make the very same.
-    """
-    recorded = manifest.get("report")
-    if recorded is None:
-        raise InputError(f"release {manifest['release']} was published without a report: make one with --to FILE")
-    path = join(workspace.root, recorded["path"])
-    if exists(path) and sha256_of(path) == recorded["sha256"]:
-        return path
-    page = report_of(workspace, manifest).encode()
-    if hashlib.sha256(page).hexdigest() != recorded["sha256"]:
-        raise InputError(
-            f"{path} is gone or altered, and this version of the program makes another: use the version that published "
-            f"release {manifest['release']}, or write a new one elsewhere with --to FILE"
-        )
-    _write(path, page)
-    return path
-
-
-def _write(path: str, page: bytes) -> None:
-    try:
-        with replacing(path) as file:
-            file.write(page)
-    except (OSError, BeamIOError, ValueError) as error:
-        raise InputError(f"{path} cannot be written ({error}): choose another place with --to FILE") from error
-
-
-def _read_served(workspace: Workspace) -> dict[str, Any]:
-    latest = read_latest(workspace)
-    if latest is None:
-        raise InputError(
-            f"nothing is served below {workspace.root}: name a release with --release, or run python -m pipelines.run first"
-        )
-    return read_release(workspace, latest)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from pipelines import __version__
-from pipelines.command import CALLED_AS, OK, run_command
+from pipelines.cli.command import CALLED_AS, OK, run_command
 from schemas.errors import InputError
 
 PROGRAM = "shortlist"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.publish import describe_stage
+from pipelines.job.publishing import describe_stage
 from schemas.items import ITEMS
 from schemas.manifest import StageManifest, digest_of, fingerprint_of, write_manifest
 from schemas.release import SCHEMA_VERSION, pointer_to, write_latest

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import run
-from pipelines.settings import parse_command
+from pipelines.cli.config import parse_command
+from pipelines.job import chains
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "airflow_dag.py"
@@ -85,7 +85,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_there_is_a_task_a_stage_one_after_the_other(example: ModuleType) -> None:
-    assert [task.settings["task_id"] for task in Dag.tasks] == list(run.COMMANDS)
+    assert [task.settings["task_id"] for task in Dag.tasks] == list(chains.COMMANDS)
     for task, following in zip(Dag.tasks, [*Dag.tasks[1:], None], strict=True):
         assert task.after == ([following] if following else [])
     assert example.dag.settings["max_active_runs"] == 1
@@ -125,7 +125,7 @@ def test_airflow_itself_takes_the_example() -> None:
         "m = u.module_from_spec(s); s.loader.exec_module(m); print(*(t.task_id for t in m.dag.topological_sort()))"
     )
     made = subprocess.run([python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert made.stdout.splitlines()[-1].split() == list(run.COMMANDS)
+    assert made.stdout.splitlines()[-1].split() == list(chains.COMMANDS)
 
 
 def test_the_documented_cron_line_names_a_command_that_we_have() -> None:

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import lookup, releases
-from pipelines.command import MISTAKE, OK, run_command
-from pipelines.lease import time_in
-from pipelines.verify import verify_release
+from pipelines import lookup as lookup_command
+from pipelines import releases
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.engine.lease import time_in
+from pipelines.lifecycle import lookup
+from pipelines.lifecycle.verify import verify_release
 from schemas.errors import InputError
 from schemas.lease import Lease, read_leases, write_lease
 from schemas.manifest import StageManifest, digest_of, read_manifest
@@ -115,7 +117,7 @@ def test_a_manifest_is_checked_against_its_checksum_whenever_it_is_read(root: st
     words = "has other contents than were written"
     for command in (("show",), ("diff", old["release"]), ("rollback", release["release"]), ("gc", "--keep=1", NOW)):
         assert words in ask(capsys, *command, f"--output={root}", code=MISTAKE)["error"]
-    assert run_command(lookup.main, [f"--output={root}", "--user=u1"]) == MISTAKE
+    assert run_command(lookup_command.main, [f"--output={root}", "--user=u1"]) == MISTAKE
     assert words in capsys.readouterr().err
     lines = {line["release"]: line for line in ask(capsys, "list", f"--output={root}")["releases"]}
     assert words in lines[release["release"]]["problem"]
@@ -206,7 +208,7 @@ def test_a_pointer_that_leads_out_of_the_output_is_not_followed(
     overwrite(str(tmp_path / "victim" / "manifest.json"), json.dumps(signed(release | {"release": "../../victim"})).encode())
     point(root, **changes)
     for command, arguments in {
-        lookup.main: ["--user=u1"],
+        lookup_command.main: ["--user=u1"],
         releases.main: ["verify"],
     }.items():
         assert run_command(command, [*arguments, f"--output={root}"]) == MISTAKE
@@ -269,7 +271,7 @@ def test_a_user_is_looked_up_by_what_the_release_says_of_its_stages(root: str, c
     files = [{**file, "sha256": "0" * 64} for file in value["files"]]
     digest = digest_of([WrittenFile(**file) for file in files])
     overwrite(path, json.dumps(again | {"files": files, "digest": digest}).encode())
-    assert run_command(lookup.main, [f"--output={root}", "--user=u1"]) == MISTAKE
+    assert run_command(lookup_command.main, [f"--output={root}", "--user=u1"]) == MISTAKE
     assert "needs other files of ingest than" in capsys.readouterr().err
 
 
@@ -350,7 +352,7 @@ def test_no_damage_of_a_release_brings_a_traceback(tmp_path: Path, capsys: pytes
             for command in commands if is_read else commands[:1]:
                 assert run_command(releases.main, [*command, f"--output={root}"]) in (OK, MISTAKE), (path, damage, command)
             if is_read:
-                assert run_command(lookup.main, [f"--output={root}", "--user=u1"]) in (OK, MISTAKE), (path, damage)
+                assert run_command(lookup_command.main, [f"--output={root}", "--user=u1"]) in (OK, MISTAKE), (path, damage)
                 overwrite(join(root, "LATEST"), latest)
                 for file in list_files(join(root, "withdrawn", "*")):
                     Path(file.path).unlink()

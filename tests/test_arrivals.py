@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.results import arrivals_table
+from pipelines.lifecycle.results import arrivals_table
 from transforms.evaluate.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
 from transforms.evaluate.gates import ways_on
 from transforms.report.charts import past_panels

@@ -12,8 +12,9 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
-from pipelines import index, run
-from pipelines.command import OK, run_command
+from pipelines import run
+from pipelines.cli.command import OK, run_command
+from pipelines.stages import index
 from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
 from schemas.errors import InputError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import run
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines.cli.command import MISTAKE, OK, run_command
 from schemas.workspace import Workspace
 from tests.made_data import ratings, write_csv, write_items
 from tests.test_lists import STAGES, finished

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import cold_items
 from benchmarks.cold_items import AMONG_COLD, SHOWN, WARM, WHOLE, Aside, cold_lists, judge_all, set_aside, summary, table_of
 from benchmarks.judging import Model
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines.cli.command import MISTAKE, OK, run_command
 from schemas.errors import InputError
 from tests.made_data import ratings, write_csv, write_ratings
 from tests.test_quality import question_of

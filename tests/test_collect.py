@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import collect, lease, releases
-from pipelines.collect import find_garbage, used_by_others
-from pipelines.command import MISTAKE, OK, run_command
-from pipelines.lease import Held, time_in
+from pipelines import releases
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.engine import lease
+from pipelines.engine.lease import LeaseHolder, time_in
+from pipelines.lifecycle import collect
+from pipelines.lifecycle.collect import find_garbage, used_by_others
 from schemas.lease import Lease, living, read_leases, write_lease
 from schemas.storage import delete, exists, join, list_files, read_bytes, read_json, write_file
 from schemas.workspace import Workspace
@@ -126,7 +128,7 @@ def test_what_a_running_command_uses_stays_until_it_ends_or_expires(root: str, c
     old, _ = (write_release(root, day, TABLE) for day in (1, 2))
     (stage, *rest) = sorted(stages_of(old))
     gc = ("gc", f"--output={root}", "--keep=1", NOW)
-    with Held(workspace, "run") as held:
+    with LeaseHolder(workspace, "run") as held:
         held.use([stage])
         assert used_by_others(workspace) == {stage}
         assert deleted(ask(capsys, *gc)) == {f"releases/{old['release']}", *rest}
@@ -142,20 +144,20 @@ def test_what_a_running_command_uses_stays_until_it_ends_or_expires(root: str, c
 
 
 def broken(workspace: Workspace) -> float:
-    with Held(workspace, "train", left_secs=3600) as held:
+    with LeaseHolder(workspace, "train", left_secs=3600) as held:
         held.use(["stages/a"])
         return 1 / 0
 
 
 def test_a_single_stage_leaves_its_lease_for_the_next_and_a_failed_one_does_not(root: str) -> None:
     workspace = Workspace(root)
-    with Held(workspace, "nothing"):
+    with LeaseHolder(workspace, "nothing"):
         pass
     assert read_leases(workspace) == []
     with pytest.raises(ZeroDivisionError):
         _ = broken(workspace)
     assert read_leases(workspace) == []
-    with Held(workspace, "train", left_secs=3600) as held:
+    with LeaseHolder(workspace, "train", left_secs=3600) as held:
         held.use(["stages/a"])
         held.use(["stages/a", "stages/b"])
     (left,) = read_leases(workspace)
@@ -167,7 +169,7 @@ def test_a_single_stage_leaves_its_lease_for_the_next_and_a_failed_one_does_not(
 def test_a_lease_is_written_again_while_its_holder_works(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "BEAT_SECS", 0.01)
     workspace = Workspace(root)
-    with Held(workspace, "run") as held:
+    with LeaseHolder(workspace, "run") as held:
         held.use(["stages/a"])
         (first,) = read_leases(workspace)
         deadline = time.monotonic() + 30
@@ -190,7 +192,7 @@ def test_whoever_starts_to_use_what_is_just_being_deleted_waits_and_finds_it_gon
 
     def read() -> None:
         announced.wait(30)
-        with Held(workspace, "run") as held:
+        with LeaseHolder(workspace, "run") as held:
             started.set()
             held.use([stage])
             seen.append(exists(join(root, stage, "manifest.json")))
@@ -220,7 +222,7 @@ def test_whoever_used_it_before_the_announcement_was_seen_keeps_it(
     workspace = Workspace(root)
     old, _ = (write_release(root, day, TABLE) for day in (1, 2))
     stage = sorted(stages_of(old))[0]
-    held = Held(workspace, "run")
+    held = LeaseHolder(workspace, "run")
     once = collect.find_garbage
 
     def find(*arguments: Any) -> Any:
@@ -307,7 +309,7 @@ def test_what_is_taken_into_use_while_another_thread_is_about_to_write_stays(
 ) -> None:
     monkeypatch.setattr(lease, "BEAT_SECS", 0.01 if late == "lease" else 60)
     workspace = Workspace(root)
-    with Held(workspace, "run") as held:
+    with LeaseHolder(workspace, "run") as held:
         lock = LateLock(held._lock, late)
         monkeypatch.setattr(held, "_lock", lock)
         held.use(["stages/a"])

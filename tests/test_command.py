@@ -12,7 +12,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 
-from pipelines.command import FAULT, MISTAKE, OK, STOPPED, TERMINATED, run_command
+from pipelines.cli.command import FAULT, MISTAKE, OK, STOPPED, TERMINATED, run_command
 from schemas.errors import InputError
 
 
@@ -97,7 +97,7 @@ def test_sigterm_is_not_lost_where_python_drops_what_is_raised(capsys: pytest.Ca
 
 def test_a_command_that_does_not_stop_is_ended_with_all_that_it_started() -> None:
     code = (
-        "import subprocess, sys, threading, time; from pipelines import command; command.GRACE_SECONDS = 0.5\n"
+        "import subprocess, sys, threading, time; from pipelines.cli import command; command.GRACE_SECONDS = 0.5\n"
         "def stubborn(argv):\n"
         "    child = subprocess.Popen(['sleep', '60'])\n"
         "    while True:\n"
@@ -149,7 +149,7 @@ def test_output_that_nobody_reads_any_more_changes_no_exit_code() -> None:
     """What is still in a buffer as the command ends included."""
     code = """
 import sys
-from pipelines.command import run_command
+from pipelines.cli.command import run_command
 from schemas.errors import InputError
 
 def command(argv):

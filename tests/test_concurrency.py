@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipelines import run
-from pipelines.command import OK, run_command
-from pipelines.publish import Made
+from pipelines.cli.command import OK, run_command
+from pipelines.job.publishing import Made
 from schemas import storage
 from tests.latest_reader import LatestReader, digest_of_table
 from tests.made_data import write_items, write_ratings

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.settings import ShortlistOptions, parse_command
+from pipelines.cli.config import parse_command
+from pipelines.cli.options import ShortlistOptions
 from schemas.storage import read_json
 from tests.made_data import write_csv
 from tests.made_releases import write_release

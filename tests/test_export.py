@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines import export, run
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines.cli.command import MISTAKE, OK, run_command
 from schemas.storage import read_json
 from schemas.workspace import Workspace
 from tests import only_tensorflow

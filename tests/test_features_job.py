@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import run, sweep, train
-from pipelines.command import MISTAKE, OK, run_command
-from pipelines.settings import parse_command
+from pipelines import run, sweep
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.cli.config import parse_command
+from pipelines.job import finished
+from pipelines.stages import train
 from schemas.storage import read_parquet_blocks
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, with_flags, write_csv, write_ratings
@@ -64,7 +66,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
 
 
 def test_items_with_a_known_value_are_in_the_index(job: tuple[list[str], Path]) -> None:
-    done = run.finished_before("publish", parse_command([f"--output={job[1]}"], "")[0]).published
+    done = finished.finished_before("publish", parse_command([f"--output={job[1]}"], "")[0]).published
     items = [row for path in done["embed"].paths(str(job[1]), "embeddings") for row in _rows(path)]
     assert {row["item_id"] for row in items} == {item for _, item, *_ in ratings()} | {"new 0", "new 1", "no shelf"}
     assert {row["item_id"]: row["train_count"] for row in items}["new 0"] == 0
@@ -120,7 +122,7 @@ def test_the_flags_say_what_the_config_says(job: tuple[list[str], Path]) -> None
 
 def test_a_tower_by_id_does_not_read_the_catalogue(job: tuple[list[str], Path]) -> None:
     settings = parse_command([*job[0], "--item_tower=id"], "")[0]
-    done = run.finished_before("train", settings).published
+    done = finished.finished_before("train", settings).published
     stage = train.stage(settings, done)
     assert list(stage.reads["ingest"]) == ["interactions/train"]
     without = replace(settings, training=replace(settings.training, features=()))

@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import forget, releases, run
-from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
-from pipelines.publish import publish
-from pipelines.still_named import still_named
+from pipelines import releases, run
+from pipelines.cli.command import GATE_FAILED, MISTAKE, OK, run_command
+from pipelines.cli.config import parse_command
+from pipelines.job import finished
+from pipelines.job.publishing import publish
+from pipelines.lifecycle import forget
+from pipelines.lifecycle.find_forgotten import Named, find_forgotten
 from schemas.blocks import one_block
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
@@ -207,7 +210,7 @@ def test_an_id_that_is_nowhere_is_remembered_and_nothing_is_made(copy: Path, cap
 
 
 def test_the_same_table_without_them_takes_the_place_of_the_release(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    forget.bury(Workspace(str(copy)), releases.Named(frozenset({BAD}), frozenset()))
+    forget.bury(Workspace(str(copy)), Named(frozenset({BAD}), frozenset()))
     pointer, before = (copy / "LATEST").read_text(), latest_of(copy)
     assert run_command(run.main, [*nightly(copy), "--min_coverage=1"]) == GATE_FAILED
     assert (pointer, before) == ((copy / "LATEST").read_text(), latest_of(copy))
@@ -215,7 +218,7 @@ def test_the_same_table_without_them_takes_the_place_of_the_release(copy: Path, 
     after = latest_of(copy)
     assert (copy / "LATEST").read_text() == pointer
     assert after["stages"]["recommend"] == before["stages"]["recommend"]
-    names = [still_named(Workspace(str(copy)), each, Forgotten({BAD: ""})) for each in (before, after)]
+    names = [find_forgotten(Workspace(str(copy)), each, Forgotten({BAD: ""})) for each in (before, after)]
     assert [each.users for each in names] == [{BAD}, set()]
     assert ask(capsys, "verify", f"--output={copy}")["problems"] == []
 
@@ -264,10 +267,10 @@ def test_a_release_that_does_not_say_how_it_was_made_names_the_repair(copy: Path
 
 
 def test_a_run_that_began_before_publishes_nothing(copy: Path) -> None:
-    settings, _ = run.parse_command(nightly(copy), "")
-    made = run.finished_before("publish", settings)
+    settings, _ = parse_command(nightly(copy), "")
+    made = finished.finished_before("publish", settings)
     (copy / "LATEST").unlink()
-    forget.bury(Workspace(str(copy)), releases.Named(frozenset({GONE}), frozenset()))
+    forget.bury(Workspace(str(copy)), Named(frozenset({GONE}), frozenset()))
     with pytest.raises(InputError, match="the sources were read before it was asked to forget a user or an item"):
         publish(Workspace(str(copy)), made, settings.gates)
     assert not (copy / "LATEST").exists()
@@ -282,7 +285,7 @@ def test_the_list_has_everyone_whoever_else_writes_it(tmp_path: Path, monkeypatc
         write(workspace, Forgotten({other: "2026-01-01T00:00:00.000Z"}, {}, "00") if other else wanted)
 
     monkeypatch.setattr(forget, "write_forgotten", lose)
-    known = forget.bury(workspace, releases.Named(frozenset({"me"}), frozenset({"it"})))
+    known = forget.bury(workspace, Named(frozenset({"me"}), frozenset({"it"})))
     assert (set(known.users), set(known.items)) == ({"b", "me"}, {"it"})
     assert read_forgotten(workspace) == known
 

@@ -13,9 +13,9 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipelines import run
-from pipelines.command import MISTAKE, OK, run_command
-from pipelines.refit import check_same_sources
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.job import single_stage
+from pipelines.job.refit import check_same_sources
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten, write_forgotten
 from schemas.manifest import StageManifest
@@ -42,7 +42,7 @@ def unwanted(users: Sequence[str] = (), items: Sequence[str] = ()) -> Unwanted:
 
 def ingest(output: Path, *flags: str, code: int = OK) -> StageManifest | None:
     """Runs the stage, and returns what finished last."""
-    assert run_command(run._alone("ingest"), [f"--output={output}", "--num_buckets=2", *flags]) == code
+    assert run_command(single_stage.stage_command("ingest"), [f"--output={output}", "--num_buckets=2", *flags]) == code
     finished = Workspace(str(output)).finished("ingest")
     return finished[-1] if finished else None
 
@@ -56,7 +56,7 @@ def ingested(output: Path, *flags: str) -> StageManifest:
 def listed(output: Path, *flags: str) -> StageManifest:
     """Runs ingest and the stage that reads the lists, and returns the latter."""
     ingested(output, *flags)
-    assert run_command(run._alone("lists"), [f"--output={output}", "--num_buckets=2", *flags]) == OK
+    assert run_command(single_stage.stage_command("lists"), [f"--output={output}", "--num_buckets=2", *flags]) == OK
     return Workspace(str(output)).finished("lists")[-1]
 
 
@@ -327,9 +327,9 @@ def test_what_was_read_before_is_not_built_on(sources: Path, tmp_path: Path, cap
     flags = [f"--ratings={sources}/ratings.csv", "--max_rejected_fraction=0.1"]
     done = ingested(tmp_path, *flags)
     forget(str(tmp_path), ["u1"])
-    assert run_command(run._alone("train"), [f"--output={tmp_path}"]) == MISTAKE
+    assert run_command(single_stage.stage_command("train"), [f"--output={tmp_path}"]) == MISTAKE
     assert "the sources were read before it was asked to forget" in capsys.readouterr().err
-    assert run_command(run._alone("train"), [f"--output={tmp_path}", "--num_buckets=2", *flags]) == MISTAKE
+    assert run_command(single_stage.stage_command("train"), [f"--output={tmp_path}", "--num_buckets=2", *flags]) == MISTAKE
     assert "train needs ingest, which is not done for these settings" in capsys.readouterr().err
     later = ingested(tmp_path, *flags)
     with pytest.raises(InputError, match="who is to be forgotten has changed while the job ran"):

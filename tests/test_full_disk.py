@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import run
-from pipelines.command import FAULT, MISTAKE, OK, run_command
+from pipelines.cli.command import FAULT, MISTAKE, OK, run_command
+from pipelines.job import chains, single_stage
 from schemas.errors import WriteRefused
 from schemas.storage import write_json
 from tests.latest_reader import LatestReader
@@ -85,23 +86,23 @@ def test_every_stage_names_what_is_refused_and_goes_on_when_it_is_mended(
     assert run_command(run.main, [*flags, "--seed=1"]) == OK
     served = (output / "LATEST").read_bytes()
     flags.append("--seed=2")
-    for name in run.COMMANDS:
+    for name in chains.COMMANDS:
         folder = output / ("releases" if name == "publish" else "stages")
         capsys.readouterr()
         with full(disk):
-            assert run_command(run._alone(name), flags) == FAULT, name
+            assert run_command(single_stage.stage_command(name), flags) == FAULT, name
         line = error_line(capsys)
         assert any(f"cannot write {place}/" in line for place in (output / "leases", folder)), name
         assert "No space left on device): make room, then run the same command again" in line, name
         with read_only(folder):
-            assert run_command(run._alone(name), flags) == FAULT, name
+            assert run_command(single_stage.stage_command(name), flags) == FAULT, name
         line = error_line(capsys)
         assert f"cannot write {folder}/" in line, name
         assert "Read-only file system): make it writable, then run the same command again" in line, name
         assert (output / "LATEST").read_bytes() == served, name
         assert not list(output.rglob("*.tmp")), name
         if name != "publish":
-            assert run_command(run._alone(name), flags) == OK, name
+            assert run_command(single_stage.stage_command(name), flags) == OK, name
     with read_only(output):
         assert run_command(run.main, flags) == MISTAKE
     assert f"the output {output} cannot be written" in error_line(capsys)

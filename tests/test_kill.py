@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from pipelines import run as whole_job
-from pipelines.command import OK, TERMINATED, run_command
+from pipelines.cli.command import OK, TERMINATED, run_command
 from tests.latest_reader import LatestReader, digest_of_table
 from tests.made_data import write_items, write_ratings
 from transforms.train.training import read_checkpoint

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import run
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.job import single_stage
 from schemas.manifest import StageManifest, users_of
 from schemas.storage import read_json
 from schemas.workspace import Workspace
@@ -27,8 +28,8 @@ def finished(output: Path) -> dict[str, int]:
 
 def listed(output: Path, *flags: str, code: int = OK) -> StageManifest:
     """Runs ingest and lists, and returns what the latter made; nothing is trained."""
-    assert run_command(run._alone("ingest"), [*QUICK, f"--output={output}", *flags]) == OK
-    assert run_command(run._alone("lists"), [*QUICK, f"--output={output}", *flags]) == code
+    assert run_command(single_stage.stage_command("ingest"), [*QUICK, f"--output={output}", *flags]) == OK
+    assert run_command(single_stage.stage_command("lists"), [*QUICK, f"--output={output}", *flags]) == code
     assert finished(output)["train"] == 0
     made = Workspace(str(output)).finished("lists")
     return made[-1] if made else Workspace(str(output)).finished("ingest")[-1]
@@ -87,10 +88,10 @@ def test_another_list_runs_neither_ingest_nor_training_nor_the_index_again(
     capsys.readouterr()
     # The stages alone find the lists of the newest ingest, and are sent to read others first.
     alone = [*QUICK, f"--output={output}", "--k=40"]
-    assert run_command(run._alone("recommend"), [*alone, f"--block_items={folder / 'items.csv'}"]) == MISTAKE
+    assert run_command(single_stage.stage_command("recommend"), [*alone, f"--block_items={folder / 'items.csv'}"]) == MISTAKE
     assert "run python -m pipelines.lists with the same flags" in capsys.readouterr().err
-    assert run_command(run._alone("recommend"), alone) == OK
-    assert run_command(run._alone("judge"), alone) == OK
+    assert run_command(single_stage.stage_command("recommend"), alone) == OK
+    assert run_command(single_stage.stage_command("judge"), alone) == OK
 
 
 def test_a_missing_list_is_said_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import lookup, run
-from pipelines.command import MISTAKE, OK, run_command
-from pipelines.why import BELOW, EXCLUDED, LISTED, SEEN, UNKNOWN, WITHHELD
+from pipelines import lookup as lookup_command
+from pipelines import run
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.lifecycle import lookup
+from pipelines.lifecycle.why import BELOW, EXCLUDED, LISTED, SEEN, UNKNOWN, WITHHELD
 from tests.made_data import ODD_IDS, ratings, write_csv, write_ratings
 
 QUICK = ["--dim=8", "--max_epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--seed=7", "--min_lift=0"]
@@ -47,7 +49,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[
 
 
 def looked_up(output: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
-    assert run_command(lookup.main, [f"--output={output}", "--json", *flags]) == OK
+    assert run_command(lookup_command.main, [f"--output={output}", "--json", *flags]) == OK
     (line,) = capsys.readouterr().out.splitlines()
     return json.loads(line)
 
@@ -108,7 +110,9 @@ def test_the_reason_is_the_first_rule_that_holds(job: tuple, item: str, capsys: 
 def test_people_see_both_lists_and_no_title_acts(job: tuple, capsys: pytest.CaptureFixture[str]) -> None:
     output, scores = job
     users = [user for user in scores if "7" in looked_up_items(output, user, capsys)]
-    assert run_command(lookup.main, [f"--output={output}", f"--user={users[0]}", "--user=u1", "--top=3", "--why=7"]) == OK
+    assert (
+        run_command(lookup_command.main, [f"--output={output}", f"--user={users[0]}", "--user=u1", "--top=3", "--why=7"]) == OK
+    )
     out = capsys.readouterr().out
     assert "\x1b" not in out.replace("\\x1b", "")
     assert not set(out) & set("\x07\u202e")
@@ -140,12 +144,12 @@ def looked_up_items(output: Path, user: str, capsys: pytest.CaptureFixture[str])
 def test_mistakes_are_one_line_and_say_what_is_near(
     job: tuple, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(lookup.main, [f"--output={job[0]}", *flags]) == MISTAKE
+    assert run_command(lookup_command.main, [f"--output={job[0]}", *flags]) == MISTAKE
     said = capsys.readouterr()
     assert re.search(message, said.err.replace("\n", " "))
     assert len(said.err.splitlines()) == 1
     assert not said.out
-    assert run_command(lookup.main, [f"--output={job[0]}", "--json", *flags]) == MISTAKE
+    assert run_command(lookup_command.main, [f"--output={job[0]}", "--json", *flags]) == MISTAKE
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["exit_status"] == MISTAKE
     assert re.search(message, json.loads(line)["error"])
@@ -163,7 +167,7 @@ def test_no_score_is_made_of_what_is_not_what_the_release_was_made_with(
         data = path.read_bytes()
         path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
         try:
-            assert run_command(lookup.main, [f"--output={output}", "--user=u1", f"--why={item}"]) == MISTAKE
+            assert run_command(lookup_command.main, [f"--output={output}", "--user=u1", f"--why={item}"]) == MISTAKE
             assert file.path in capsys.readouterr().err.replace("\n", "")
         finally:
             path.write_bytes(data)

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pipelines import __version__
-from pipelines.command import MISTAKE, OK
+from pipelines.cli.command import MISTAKE, OK
 from pipelines.shortlist import COMMANDS
 from schemas.storage import read_json
 from tests.made_data import write_items, write_ratings
@@ -201,7 +201,7 @@ def test_every_package_that_is_imported_is_required() -> None:
 
 
 def test_flags_in_the_documentation_exist() -> None:
-    from pipelines.settings import OneLineParser, ShortlistOptions
+    from pipelines.cli.options import OneLineParser, ShortlistOptions
 
     parser = OneLineParser()
     ShortlistOptions._add_argparse_args(parser)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines import logs
-from pipelines.command import MISTAKE, Output, run_command
+from pipelines.cli import logs
+from pipelines.cli.command import MISTAKE, Output, run_command
 from schemas.errors import InputError
 from schemas.printable import printable
 from transforms.charts.draw import escape as in_svg

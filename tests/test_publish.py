@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import lookup, releases, run
-from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
-from pipelines.settings import parse_command
+from pipelines import lookup, publish, releases, run
+from pipelines.cli.command import GATE_FAILED, MISTAKE, OK, run_command
+from pipelines.cli.config import parse_command
+from pipelines.job import chains, finished, single_stage
 from schemas.manifest import fingerprint_of
 from schemas.workspace import Workspace
 from tests.made_data import ratings, with_flags, write_csv, write_items, write_ratings
@@ -319,7 +320,7 @@ def test_forcing_needs_the_name_of_a_gate_and_a_reason(tmp_path: Path, capsys: p
     assert "--force names the gate overlap twice: keep one" in capsys.readouterr().err
     config = tmp_path / "job.yaml"
     config.write_text("force: {overlap: 'a = b, c', users: left}")
-    settings, _ = run.parse_command([*flags, f"--config={config}"], "")
+    settings, _ = parse_command([*flags, f"--config={config}"], "")
     assert settings.gates.forced == {"overlap": "a = b, c", "users": "left"}
 
 
@@ -358,19 +359,20 @@ def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evalua
     # Stage by stage, as a scheduler runs it, it is the same release; a second run finds all done.
     assert run_command(run.main, [*flags, "--refit"]) == OK
     assert capsys.readouterr().err.count("done before") == 14
-    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge", "publish"):
-        assert run_command(run._alone(name), [*flags, "--refit"]) == OK, name
-    assert run_command(run._alone("publish"), [f"--output={output}"]) == OK
+    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
+        assert run_command(single_stage.stage_command(name), [*flags, "--refit"]) == OK, name
+    assert run_command(publish.main, [*flags, "--refit"]) == OK
+    assert run_command(publish.main, [f"--output={output}"]) == OK
     assert release_of(output) == release
 
 
 def test_a_refit_keeps_the_blend_that_was_chosen(job: tuple[Path, list[str]]) -> None:
     output, _ = job
     settings, _ = parse_command([f"--output={output}"], "")
-    train = run.finished_before("publish", settings).published["train"]
+    train = finished.finished_before("publish", settings).published["train"]
     chosen = {"taste": 0.5, "recency": 1.0, "half_life_days": 3.5, "why": "it is better"}
     evaluated = {"train": replace(train, metrics={**train.metrics, "recency": chosen, "epochs": 3})}
-    training = run.settings_of_refit(settings, evaluated).training
+    training = chains.settings_of_refit(settings, evaluated).training
     assert (training.blend, training.max_epochs, training.validation_fraction) == (Blend(0.5, 1.0, 3.5), 3, 0)
 
 
@@ -380,16 +382,16 @@ def test_a_refit_needs_a_holdout_and_sources_that_stay(
     output, flags = job
     assert run_command(run.main, [*flags, "--refit", "--split=none"]) == MISTAKE
     assert "--refit trains on what was held out, and --split none holds nothing out" in capsys.readouterr().err
-    assert run_command(run._alone("train"), [*QUICK, "--refit", f"--output={output}"]) == MISTAKE
+    assert run_command(single_stage.stage_command("train"), [*QUICK, "--refit", f"--output={output}"]) == MISTAKE
     assert "to train with --refit, all stages must be known: give --ratings" in capsys.readouterr().err
     path = write_ratings(tmp_path)
-    original = run.settings_of_refit
+    original = chains.settings_of_refit
 
     def meanwhile(*arguments: Any) -> Any:
         write_ratings(tmp_path, seed=1)
         return original(*arguments)
 
-    monkeypatch.setattr(run, "settings_of_refit", meanwhile)
+    monkeypatch.setattr(chains, "settings_of_refit", meanwhile)
     assert run_command(run.main, with_flags(flags, f"--ratings={path}", "--refit")) == MISTAKE
     assert "the sources have changed while the job ran" in capsys.readouterr().err
 
@@ -492,15 +494,15 @@ def test_a_table_judged_beside_another_release_is_judged_again(
     output, flags = job
     other = [*flags, "--seed=8"]
     for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
-        assert run_command(run._alone(name), other) == OK
+        assert run_command(single_stage.stage_command(name), other) == OK
     (output / "LATEST").unlink()  # As if something else had been published, or withdrawn.
     capsys.readouterr()
-    assert run_command(run._alone("publish"), [f"--output={output}"]) == MISTAKE
+    assert run_command(publish.main, [f"--output={output}"]) == MISTAKE
     assert (
         "another release has been published since the table was judged: run python -m pipelines.judge"
         in capsys.readouterr().err
     )
-    assert run_command(run._alone("publish"), other) == MISTAKE
+    assert run_command(publish.main, other) == MISTAKE
     assert "publish needs judge, which is not done for these settings" in capsys.readouterr().err
     assert run_command(run.main, other) == OK
 
@@ -513,11 +515,11 @@ def test_lists_of_items_must_be_those_that_the_table_was_made_with(
     assert run_command(run.main, [*flags, f"--block_items={block}"]) == OK
     capsys.readouterr()
     other = write_csv(tmp_path / "other.csv", ["item_id"], [("i2",)])
-    assert run_command(run._alone("judge"), [f"--output={output}", f"--block_items={other}"]) == MISTAKE
+    assert run_command(single_stage.stage_command("judge"), [f"--output={output}", f"--block_items={other}"]) == MISTAKE
     assert "the table was made with other lists than --users, --exclude, --block_items and" in capsys.readouterr().err
     write_csv(block, ["item_id"], [("i1",), ("i2",)])
-    assert run_command(run._alone("judge"), [f"--output={output}", f"--allow_items={block}"]) == MISTAKE
+    assert run_command(single_stage.stage_command("judge"), [f"--output={output}", f"--allow_items={block}"]) == MISTAKE
     # Where none is named, those of the table are meant.
-    assert run_command(run._alone("judge"), [f"--output={output}"]) == OK
+    assert run_command(single_stage.stage_command("judge"), [f"--output={output}"]) == OK
     judged = Workspace(str(output)).finished("judge")[-1]
     assert judged.inputs["lists"]["fingerprint"] == Workspace(str(output)).finished("lists")[-1].fingerprint

@@ -17,7 +17,7 @@ from benchmarks.anchors import ANCHORS, Anchor, check_installed, fit_ease, fit_i
 from benchmarks.judging import METRICS, Judged, Model, Pairs, Question, judge, lists_of, objective, validation_of
 from benchmarks.quality_report import Row, figures, table_of, with_error
 from pipelines import run
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines.cli.command import MISTAKE, OK, run_command
 from schemas.workspace import Workspace
 from tests.made_data import write_items, write_ratings
 from transforms.search.top_k import Lists

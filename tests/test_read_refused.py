@@ -11,7 +11,7 @@ import pytest
 from apache_beam.io.filesystem import BeamIOError
 
 from pipelines import releases
-from pipelines.command import FAULT, run_command, verdict_on
+from pipelines.cli.command import FAULT, run_command, verdict_on
 from schemas import storage
 from schemas.errors import InputError, ReadRefused, WriteRefused
 from schemas.forgotten import Forgotten, read_forgotten

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import releases, rollback
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines import releases
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.lifecycle import rollback
 from schemas.release import find_withdrawals
 from schemas.storage import delete, join, list_files, read_bytes, read_json, write_file
 from schemas.topk import LONG

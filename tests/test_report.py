@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import report, run
-from pipelines.command import MISTAKE, OK, run_command
-from pipelines.verify import verify_release
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.lifecycle.verify import verify_release
 from schemas.printable import printable
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, write_items, write_ratings

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import export, index, publish, recommend, run, sweep
-from pipelines.collect import collect
-from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
-from schemas.release import Withdrawal, write_withdrawal
+from pipelines import export, publish, run, sweep
+from pipelines.cli.command import GATE_FAILED, MISTAKE, OK, run_command
+from pipelines.job import runner, single_stage
+from pipelines.lifecycle.collect import collect
+from pipelines.stages import index, recommend
+from schemas.release import PASSED, Withdrawal, write_withdrawal
 from schemas.storage import exists, join, read_json
 from schemas.workspace import Workspace
 from tests.made_data import ratings, write_csv, write_items
@@ -137,7 +139,7 @@ def test_the_same_command_again_finds_all_done_and_the_next_day_builds_on_it(
     second = latest_of(folder / "out")
     assert second["base"]["release"] == first
     files = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
-    monkeypatch.setattr(run, "run_stage", _must_be_done(run.run_stage))
+    monkeypatch.setattr(runner, "run_stage", _must_be_done(runner.run_stage))
     assert run_job(*flags, "--reuse_model_from=LATEST") == OK
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
     monkeypatch.undo()
@@ -190,13 +192,13 @@ def test_stages_can_run_one_by_one(today: tuple[Path, list[str]], capsys: pytest
     base = latest_of(folder / "out")["release"]
     given = [*QUICK, *flags, f"--reuse_model_from={base}"]
     for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge", "publish"):
-        assert run_command(run._alone(name), given) == OK, name
+        assert run_command(single_stage.stage_command(name), given) == OK, name
     made = latest_of(folder / "out")
     assert made["base"]["release"] == base
     assert made["base"]["carried"] > 0
     capsys.readouterr()
     output = f"--output={folder / 'out'}"
-    assert run_command(run._alone("publish"), [output, "--refit", f"--reuse_model_from={base}"]) == MISTAKE
+    assert run_command(publish.main, [output, "--refit", f"--reuse_model_from={base}"]) == MISTAKE
     assert "give --ratings and all other flags again" in capsys.readouterr().err
 
 
@@ -290,4 +292,4 @@ def test_without_refit_the_kept_model_is_evaluated_by_what_is_held_out_today(tmp
     # A tower by id: another history matters only where it holds what the list holds.
     assert made["base"]["new_lists"]["history"] == 0
     assert made["base"]["carried"] > 50
-    assert made["status"] == publish.PASSED
+    assert made["status"] == PASSED

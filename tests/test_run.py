@@ -15,8 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import lookup, run
-from pipelines.command import FAULT, GATE_FAILED, MISTAKE, OK, run_command
+from pipelines import lookup, publish, run
+from pipelines.cli.command import FAULT, GATE_FAILED, MISTAKE, OK, run_command
+from pipelines.cli.config import parse_command
+from pipelines.engine.progress import Progress
+from pipelines.engine.stage import run_stage
+from pipelines.job import chains, finished, single_stage
 from schemas.blocks import Block
 from schemas.manifest import digest_of
 from schemas.storage import WrittenFile, exists, join, list_files, open_file, read_json
@@ -62,7 +66,7 @@ def topk_of(output: str | Path) -> list[dict]:
 
 
 def test_every_user_has_exactly_k_items_none_of_them_seen(job: tuple[Path, Path]) -> None:
-    done = run.finished_before("publish", run.parse_command([f"--output={job[1]}"], "")[0]).published
+    done = finished.finished_before("publish", parse_command([f"--output={job[1]}"], "")[0]).published
     held_out = set()
     for path in done["ingest"].paths(str(job[1]), "interactions/holdout"):
         held_out |= {(row["user_id"], row["item_id"]) for row in pq.read_table(path).to_pylist()}
@@ -193,23 +197,25 @@ def test_stages_run_one_by_one_like_the_whole(job: tuple[Path, Path], tmp_path: 
     folder, output = job
     flags = [*QUICK, f"--output={tmp_path}"]
     sources = [f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv"]
-    assert run_command(run._alone("ingest"), [*flags, *sources]) == OK
+    assert run_command(single_stage.stage_command("ingest"), [*flags, *sources]) == OK
     for name in ("lists", "train", "embed", "index"):
-        assert run_command(run._alone(name), flags) == OK
+        assert run_command(single_stage.stage_command(name), flags) == OK
     # With the sources, a stage finds exactly what those flags made.
-    assert run_command(run._alone("recommend"), [*flags, *sources]) == OK
-    assert run_command(run._alone("judge"), flags) == OK
-    assert run_command(run._alone("publish"), flags) == OK
+    assert run_command(single_stage.stage_command("recommend"), [*flags, *sources]) == OK
+    assert run_command(single_stage.stage_command("judge"), flags) == OK
+    assert run_command(publish.main, flags) == OK
     assert topk_of(tmp_path) == topk_of(output)
 
 
 def test_a_stage_whose_input_is_not_done_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ratings_path = write_ratings(tmp_path)
-    assert run_command(run._alone("index"), [f"--output={tmp_path}/out"]) == MISTAKE
+    assert run_command(single_stage.stage_command("index"), [f"--output={tmp_path}/out"]) == MISTAKE
     assert "index needs embed, which is not done" in capsys.readouterr().err
-    assert run_command(run._alone("train"), [f"--output={tmp_path}/out", f"--ratings={ratings_path}"]) == MISTAKE
+    assert (
+        run_command(single_stage.stage_command("train"), [f"--output={tmp_path}/out", f"--ratings={ratings_path}"]) == MISTAKE
+    )
     assert "train needs ingest, which is not done for these settings" in capsys.readouterr().err
-    assert run_command(run._alone("ingest"), [f"--output={tmp_path}/out"]) == MISTAKE
+    assert run_command(single_stage.stage_command("ingest"), [f"--output={tmp_path}/out"]) == MISTAKE
     assert "no ratings: give --ratings" in capsys.readouterr().err
 
 
@@ -289,18 +295,18 @@ def test_users_who_came_after_training_get_lists_of_their_own_by_what_they_rated
     learn = [f"--user_tower={user_tower}", "--max_epochs=20", "--learning_rate=0.03", "--split=none", "--k=8", output]
     yesterday = [*QUICK, f"--ratings={write_ratings(tmp_path)}", *learn]
     assert run_command(run.main, yesterday) == OK
-    done = run.finished_before("publish", run.parse_command(yesterday, "")[0]).published
+    done = finished.finished_before("publish", parse_command(yesterday, "")[0]).published
     # Of the made ratings, each user likes every other item: those with an even or with an odd number.
     items = [*ODD_IDS, *(f"i{i}" for i in range(40 - len(ODD_IDS)))]
     newcomers = {f"new{taste}": items[taste + 10 : 30 : 2] for taste in (0, 1)}
     rows = [*ratings(), *((user, item, 5.0, 1_600_000_000) for user, rated in newcomers.items() for item in rated)]
     path = write_csv(tmp_path / "today.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
-    settings, options = run.parse_command([*QUICK, f"--ratings={path}", *learn], "")
-    trained, workspace, progress = done["train"], Workspace(settings.output), run.Progress()
+    settings, options = parse_command([*QUICK, f"--ratings={path}", *learn], "")
+    trained, workspace, progress = done["train"], Workspace(settings.output), Progress()
     today: dict[str, Any] = {}
-    for name, module in run.STAGES.items():
+    for name, module in chains.STAGES.items():
         stage = module.stage(settings, today)
-        today[name] = trained if name == "train" else run.run_stage(stage, workspace, options, progress)
+        today[name] = trained if name == "train" else run_stage(stage, workspace, options, progress)
     lists = {
         row["user_id"]: row
         for path in today["recommend"].paths(settings.output, "topk")
@@ -340,7 +346,7 @@ def test_stages_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: 
     manifest["files"][0]["sha256"] = "0" * 64
     manifest["digest"] = digest_of([WrittenFile(**file) for file in manifest["files"]])
     path.write_text(json.dumps(manifest))
-    assert run_command(run._alone("recommend"), [*QUICK, f"--output={tmp_path}/out"]) == MISTAKE
+    assert run_command(single_stage.stage_command("recommend"), [*QUICK, f"--output={tmp_path}/out"]) == MISTAKE
     assert "was made from another embed than there is now: run python -m pipelines." in capsys.readouterr().err
 
 

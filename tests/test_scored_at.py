@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.recommend import newest_of
+from pipelines.stages.recommend import newest_of
 from schemas.manifest import StageManifest
 
 

@@ -10,7 +10,10 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipelines import releases
-from pipelines.settings import OneLineParser, ShortlistOptions, parse_command, settings_of_job
+from pipelines.cli.config import parse_command
+from pipelines.cli.options import OneLineParser, ShortlistOptions
+from pipelines.cli.settings import settings_of_job
+from pipelines.lifecycle import show
 from schemas.errors import InputError
 from transforms.search.scann_index import BuildSettings
 from transforms.search.search import SearchSettings
@@ -263,5 +266,5 @@ def test_help_names_every_default() -> None:
         words = f"{value:g}" if isinstance(value, float) else str(value)
         if isinstance(value, int) and value >= 1 << 30:
             words = f"{value >> 30} GiB"
-        said = f"default {words}" in shown or (words == releases.LATEST and "by default" in shown)
+        said = f"default {words}" in shown or (words == show.LATEST and "by default" in shown)
         assert said, f"{name}: {flag} does not say that its default is {words}: {shown}"

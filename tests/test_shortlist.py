@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import __version__
-from pipelines.command import MISTAKE, OK
+from pipelines.cli.command import MISTAKE, OK
 from pipelines.shortlist import COMMANDS, main
 
 PIPELINES = Path(__file__).parent.parent / "pipelines"

@@ -20,7 +20,7 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipelines import ingest
+from pipelines.stages import ingest
 from schemas import storage
 from schemas.blocks import MAX_ROWS, Block
 from schemas.errors import InputError

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import stage as stages
-from pipelines.progress import Progress
-from pipelines.stage import Stage, code_version, run_stage, summary_of
+from pipelines.engine import fingerprint
+from pipelines.engine.fingerprint import code_version
+from pipelines.engine.progress import Progress
+from pipelines.engine.stage import Stage, run_stage, summary_of
 from schemas.blocks import in_blocks
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, read_manifest
@@ -146,12 +147,12 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
         "transforms.a": '"""Doc."""\nfrom schemas.b import f\n\ndef g():\n    return f()\n',
         "schemas.b": "def f():\n    return 1\n",
     }
-    monkeypatch.setattr(stages, "_source", lambda name: sources[name])
-    monkeypatch.setattr(stages, "_is_module", lambda name: name in sources)
+    monkeypatch.setattr(fingerprint, "_source", lambda name: sources[name])
+    monkeypatch.setattr(fingerprint, "_is_module", lambda name: name in sources)
 
     def version() -> str:
         code_version.cache_clear()
-        stages._read_code.cache_clear()
+        fingerprint._read_code.cache_clear()
         return code_version("transforms.a")
 
     before = version()
@@ -160,31 +161,21 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
     sources["schemas.b"] = "def f():\n    return 2\n"
     assert version() != before
     code_version.cache_clear()
-    stages._read_code.cache_clear()
-
-
-@pytest.mark.parametrize("module", ["export", "tune", "sweep", "embed"])
-def test_a_module_that_runs_as_a_command_has_the_version_that_it_has_when_it_is_imported(module: str) -> None:
-    code = (
-        "import importlib.util, sys; from pipelines.stage import code_version;"
-        f"sys.modules['__main__'].__spec__ = importlib.util.find_spec('pipelines.{module}');"
-        "print(code_version('__main__'))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == code_version(f"pipelines.{module}")
+    fingerprint._read_code.cache_clear()
 
 
 def test_code_version_covers_every_module_that_a_stage_reaches() -> None:
-    reached = stages._imported("pipelines.ingest")
+    reached = fingerprint._imported("pipelines.stages.ingest")
     assert {"transforms.ingest.sources", "transforms.ingest.tfds_blocks", "transforms.io.partition", "schemas.items"} <= reached
-    assert "transforms.train.towers" in stages._imported("pipelines.train")
-    assert not any(name.startswith("pipelines") for name in reached - {"pipelines.ingest"})
+    assert "transforms.train.towers" in fingerprint._imported("pipelines.stages.train")
+    assert not any(name.startswith("pipelines") for name in reached - {"pipelines.stages.ingest"})
 
 
 def test_the_code_of_a_stage_is_read_without_importing_what_only_work_needs() -> None:
     code = (
-        "import sys; from pipelines import run; from pipelines.stage import code_version;"
-        "[code_version(module.__name__) for module in [*run.STAGES.values(), run.judge, run.export]];"
+        "import sys; from pipelines.engine.fingerprint import code_version;"
+        "from pipelines.job import chains; from pipelines.stages import export, judge;"
+        "[code_version(module.__name__) for module in [*chains.STAGES.values(), judge, export]];"
         "print(*sorted({'tensorflow', 'tf_keras', 'scann', 'tensorflow_datasets'} & sys.modules.keys()))"
     )
     made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines import run
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.job import single_stage
 from schemas import stored as stored_module
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, create_file, delete, join, parquet_writer, read_bytes, upload_folder
@@ -118,7 +119,7 @@ def test_a_job_refuses_the_tower_of_another_training(tmp_path: Path, capsys: pyt
     command = [*FLAGS, f"--ratings={write_ratings(tmp_path)}", f"--output={output}"]
     assert run_command(run.main, command) == OK
     (own,) = workspace.finished("train")
-    assert run_command(run._alone("train"), [*command, "--learning_rate=0.01"]) == OK
+    assert run_command(single_stage.stage_command("train"), [*command, "--learning_rate=0.01"]) == OK
     (other,) = (each for each in workspace.finished("train") if each.fingerprint != own.fingerprint)
     latest = Path(workspace.latest).read_bytes()
     for name, reader in ((ITEM_TOWER, "embed"), (USER_TOWER, "recommend")):

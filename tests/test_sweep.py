@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from pipelines import run, sweep
-from pipelines.command import MISTAKE, OK, run_command
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.cli.config import parse_command
 from schemas.trials import DONE, FAILED
 from schemas.workspace import Workspace
 from tests.made_data import write_csv, write_ratings
@@ -60,7 +61,7 @@ def test_trials_are_ranked_and_a_diverging_one_is_recorded_with_the_reason(job: 
 def test_a_trials_quality_is_that_of_training_on_the_training_rows_alone(job: tuple[Path, list[str]]) -> None:
     output = str(job[0] / "out")
     (ingested,) = Workspace(output).finished("ingest")
-    settings = replace(sweep.parse_command([*QUICK, f"--output={output}"], "")[0].training, include_validation=False)
+    settings = replace(parse_command([*QUICK, f"--output={output}"], "")[0].training, include_validation=False)
     for row in swept(job[0] / "out")[:2]:
         asked = replace(settings, dim=row["setting_dim"], l2=row["setting_l2"])
         trained = train(read_rows(ingested.paths(output, "interactions/train")), asked)
@@ -144,7 +145,7 @@ def test_without_a_file_settings_are_drawn_and_the_first_trial_is_the_flags_own(
 
 
 def test_equal_trials_go_by_number_and_the_table_knows_no_clock() -> None:
-    settings = sweep.parse_command(["--output=x"], "")[0].training
+    settings = parse_command(["--output=x"], "")[0].training
     made = [(Trial(number, settings, ""), Result(DONE, number, None, 0.5, 0.25, 3)) for number in (2, 1)]
     assert [trial.number for trial, _ in ranked(made)] == [1, 2]
     assert row_of(*made[0])["quality"] == 0.75

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines import train
-from pipelines.settings import parse_command
+from pipelines.cli.config import parse_command
+from pipelines.stages import train
 from schemas.manifest import StageManifest
 
 

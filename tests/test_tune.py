@@ -18,9 +18,12 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import run, tune
-from pipelines.command import MISTAKE, OK, run_command
-from pipelines.settings import parse_command
+from pipelines import run
+from pipelines import tune as tune_command
+from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.cli.config import parse_command
+from pipelines.job import single_stage
+from pipelines.stages import tune
 from schemas.embeddings import embeddings_schema
 from schemas.errors import InputError
 from schemas.search_trials import SEARCH_TRIALS
@@ -329,7 +332,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tuning_ends_in_a_table_a_plot_and_settings_that_index_takes(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*FLAGS, "--tune_small", "--tune_leaves=4,8", "--tune_leaves_to_search=2,4", f"--output={job}"]
-    assert run_command(tune.main, flags) == OK
+    assert run_command(tune_command.main, flags) == OK
     shown = capsys.readouterr()
     assert re.search(r"the Pareto front of \d+ trials", shown.out)
     (manifest,) = [each for each in Workspace(str(job)).finished("tune") if each.settings["builds"]]
@@ -342,11 +345,11 @@ def test_tuning_ends_in_a_table_a_plot_and_settings_that_index_takes(job: Path, 
     assert ET.parse(folder / CHART).getroot().tag.endswith("svg")
     assert f"--config {folder / CONFIG}" in shown.out
 
-    assert run_command(tune.main, flags) == OK  # Done already.
+    assert run_command(tune_command.main, flags) == OK  # Done already.
     assert len([each for each in Workspace(str(job)).finished("tune") if each.settings["builds"]]) == 1
 
     chosen = manifest.metrics["chosen"]
-    assert run_command(run._alone("index"), [*FLAGS, f"--output={job}", f"--config={folder / CONFIG}"]) == OK
+    assert run_command(single_stage.stage_command("index"), [*FLAGS, f"--output={job}", f"--config={folder / CONFIG}"]) == OK
     indexed = Workspace(str(job)).finished("index")[-1]
     plan = load_plan(str(job / indexed.folder), 0, indexed.dataset("shards"))
     assert plan.kind == chosen["kind"] == yaml.safe_load((folder / CONFIG).read_text())["index_kind"]
@@ -355,7 +358,7 @@ def test_tuning_ends_in_a_table_a_plot_and_settings_that_index_takes(job: Path, 
 def test_an_approximate_choice_is_what_index_then_builds_and_searches(job: Path, tmp_path: Path) -> None:
     config = tmp_path / "tuned.yaml"
     config.write_text(config_of(trial(leaves=6, leaves_to_search=2, soar=False, quantization_threshold=0.4), 1, ASK))
-    assert run_command(run._alone("index"), [f"--output={job}", "--k=3", f"--config={config}"]) == OK
+    assert run_command(single_stage.stage_command("index"), [f"--output={job}", "--k=3", f"--config={config}"]) == OK
     indexed = Workspace(str(job)).finished("index")[-1]
     assert SearchSettings(**indexed.metrics["search"]) == SearchSettings(2, 2.0)
     plan = load_plan(str(job / indexed.folder), 0, indexed.dataset("shards"))
@@ -363,7 +366,7 @@ def test_an_approximate_choice_is_what_index_then_builds_and_searches(job: Path,
 
 
 def test_a_small_catalogue_is_said_to_be_exact(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(tune.main, [*FLAGS, f"--output={job}"]) == OK
+    assert run_command(tune_command.main, [*FLAGS, f"--output={job}"]) == OK
     assert re.search(
         r"a shard of 1\d\d vectors is searched exactly, as all below 20,000 are, so there is nothing to tune: "
         "--tune_small tries the other ways all the same",
@@ -391,10 +394,10 @@ def test_a_small_catalogue_is_said_to_be_exact(job: Path, capsys: pytest.Capture
     ],
 )
 def test_mistakes_are_one_line(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(tune.main, [*flags, f"--output={tmp_path}"]) == MISTAKE
+    assert run_command(tune_command.main, [*flags, f"--output={tmp_path}"]) == MISTAKE
     assert f"error: {message}" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_tuning_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(tune.main, [f"--output={tmp_path}"]) == MISTAKE
+    assert run_command(tune_command.main, [f"--output={tmp_path}"]) == MISTAKE
     assert "tune needs embed, which is not done below" in capsys.readouterr().err

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import publish, releases, rollback, run
-from pipelines.collect import collect
-from pipelines.command import GATE_FAILED, MISTAKE, OK, run_command
+from pipelines import publish, releases, run
+from pipelines.cli.command import GATE_FAILED, MISTAKE, OK, run_command
+from pipelines.job import publishing, single_stage
+from pipelines.lifecycle import rollback
+from pipelines.lifecycle.collect import collect
 from schemas.forgotten import Forgotten, write_forgotten
 from schemas.release import Withdrawal, find_withdrawals, write_withdrawal
 from schemas.storage import join, read_bytes, read_json
@@ -123,7 +125,7 @@ def test_a_run_that_died_before_it_wrote_the_pointer_is_no_other_verdict(job: Jo
         raise OSError(5, "the storage is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish, "write_latest", dies)
+        patch.setattr(publishing, "write_latest", dies)
         assert run_command(run.main, [*flags, A]) not in (OK, MISTAKE, GATE_FAILED)
     (name,) = names(output)
     before = contents(output, name)
@@ -170,7 +172,7 @@ def test_a_rollback_while_a_table_is_judged_is_seen_and_judged_against(
     output, flags = job
     first, second = names(output)
     other = [*flags, "--k=8", "--min_overlap=0"]
-    meanwhile(monkeypatch, publish, step, lambda: ask(capsys, "rollback", f"--output={output}"))
+    meanwhile(monkeypatch, publishing, step, lambda: ask(capsys, "rollback", f"--output={output}"))
     assert run_command(run.main, other) == OK
     release = manifest_of(output, served(output))
     assert release["table"]["k"] == 8
@@ -186,10 +188,10 @@ def test_a_single_publish_that_was_overtaken_says_so_and_leaves_what_is_served(
     output, flags = job
     first, _ = names(output)
     for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
-        assert run_command(run._alone(name), [*flags, "--k=8"]) == OK
-    meanwhile(monkeypatch, publish, step, lambda: ask(capsys, "rollback", f"--output={output}"))
+        assert run_command(single_stage.stage_command(name), [*flags, "--k=8"]) == OK
+    meanwhile(monkeypatch, publishing, step, lambda: ask(capsys, "rollback", f"--output={output}"))
     capsys.readouterr()
-    assert run_command(run._alone("publish"), [*flags, "--k=8", "--min_overlap=0"]) == MISTAKE
+    assert run_command(publish.main, [*flags, "--k=8", "--min_overlap=0"]) == MISTAKE
     assert "another release has been published or rolled back while this one was judged" in capsys.readouterr().err
     assert served(output) == first
 
@@ -202,7 +204,7 @@ def test_a_table_that_is_withdrawn_while_it_is_judged_is_not_served(
     workspace, (first, second) = Workspace(str(output)), names(output)
     digest = manifest_of(output, first)["stages"]["recommend"]["digest"]
     withdrawal = Withdrawal(first, digest, second, "2026-01-01T00:00:00.000Z", "all thrillers")
-    meanwhile(monkeypatch, publish, step, lambda: write_withdrawal(workspace, withdrawal))
+    meanwhile(monkeypatch, publishing, step, lambda: write_withdrawal(workspace, withdrawal))
     assert run_command(run.main, [*flags, A]) == GATE_FAILED
     assert "gate withdrawn failed" in capsys.readouterr().err
     assert served(output) == second
@@ -216,7 +218,7 @@ def test_whoever_is_forgotten_while_a_table_is_judged_is_not_published(
     output, flags = job
     workspace, second = Workspace(str(output)), served(output)
     forgotten = Forgotten().with_others(["u3"], [], "2026-01-01T00:00:00.000Z")
-    meanwhile(monkeypatch, publish, step, lambda: write_forgotten(workspace, forgotten))
+    meanwhile(monkeypatch, publishing, step, lambda: write_forgotten(workspace, forgotten))
     assert run_command(run.main, [*flags, A]) == MISTAKE
     assert "the sources were read before it was asked to forget a user or an item" in capsys.readouterr().err
     assert served(output) == second
@@ -231,7 +233,7 @@ def test_gc_waits_for_no_release_that_is_about_to_be_served(job: Job, monkeypatc
     deleted: list[str] = []
     meanwhile(
         monkeypatch,
-        publish,
+        publishing,
         "report_of",
         lambda: deleted.extend(each.folder for each in collect(workspace, keep=1, min_age_hours=0)),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import run
-from pipelines.command import GATE_FAILED, OK, run_command
+from pipelines.cli.command import GATE_FAILED, OK, run_command
 from tests.made_data import ratings, write_csv, write_items, write_ratings
 from tests.test_publish import QUICK, failed_releases, release_of
 

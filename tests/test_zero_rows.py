@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.ingest import key_rejected
+from pipelines.stages.ingest import key_rejected
 from schemas.blocks import Block, in_blocks, one_block, text_lengths
 from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.interactions import EXCLUSIONS, SERVED_USERS, VALID

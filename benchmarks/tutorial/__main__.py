@@ -3,7 +3,7 @@
 import sys
 
 from benchmarks.tutorial.benchmark import main
-from pipelines.command import run_command
+from pipelines.cli.command import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

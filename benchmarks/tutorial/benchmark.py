@@ -25,9 +25,9 @@ from benchmarks.tutorial.libraries import Comparison, check_installed
 from benchmarks.tutorial.plots import draw_accuracy, draw_libraries, draw_times
 from benchmarks.tutorial.ratings import read_ratings
 from benchmarks.tutorial.serving import Bench
-from pipelines import logs
-from pipelines.logs import LOGGER
-from pipelines.stage import versions
+from pipelines.cli import logs
+from pipelines.cli.logs import LOGGER
+from pipelines.engine.fingerprint import versions
 from schemas.errors import InputError
 
 SERVING: Mapping[int, Callable[[Bench], Iterator[Figure]]] = {

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.timing import interleaved, num_threads, timed
 from benchmarks.tutorial.figures import markdown
-from pipelines.logs import LOGGER
+from pipelines.cli.logs import LOGGER
 from schemas.errors import InputError
 from transforms.search.ranking_metrics import recall_against
 from transforms.search.scann_index import ShardPlan, build, plan_shard

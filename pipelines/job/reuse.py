@@ -13,10 +13,10 @@ model is evaluated anew, by what is held out today.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
-from pipelines import ingest
-from pipelines.refit import settings_of_refit
-from pipelines.settings import Settings
-from pipelines.train import training_of
+from pipelines.cli.settings import Settings
+from pipelines.job.refit import settings_of_refit
+from pipelines.stages import ingest
+from pipelines.stages.train import training_of
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, damage_of, plain
 from schemas.release import Base, base_of, find_withdrawals, read_latest, read_named, read_release

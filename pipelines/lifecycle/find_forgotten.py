@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.verify import all_stages
+from pipelines.lifecycle.verify import all_stages
 from schemas.forgotten import Forgotten
 from schemas.storage import join, list_files, read_parquet_blocks, read_parquet_schema
 from schemas.workspace import Workspace
@@ -34,7 +34,7 @@ class Named:
 NOBODY = Named(frozenset(), frozenset())
 
 
-def still_named(workspace: Workspace, release: Mapping[str, Any], forgotten: Forgotten) -> Named:
+def find_forgotten(workspace: Workspace, release: Mapping[str, Any], forgotten: Forgotten) -> Named:
     """Returns who of those to be forgotten has a row, or is in a list, of a release.
 
     Args:

@@ -12,8 +12,8 @@ from typing import Any
 
 from apache_beam.io.filesystem import FileMetadata
 
-from pipelines.lease import Held, time_in
-from pipelines.verify import all_stages
+from pipelines.engine.lease import LeaseHolder, time_in
+from pipelines.lifecycle.verify import all_stages
 from schemas.errors import InputError
 from schemas.lease import living, read_leases
 from schemas.manifest import read_manifest
@@ -165,7 +165,7 @@ def collect(
     found = find_garbage(workspace, keep, min_age_hours, used_by_others(workspace))
     if dry_run or not found:
         return found
-    with Held(workspace, "releases gc") as lease:
+    with LeaseHolder(workspace, "releases gc") as lease:
         used = lease.announce(dict.fromkeys(each.lease_on for each in found))
         again = {each.folder for each in find_garbage(workspace, keep, min_age_hours, used)}
         found = [each for each in found if each.folder in again]

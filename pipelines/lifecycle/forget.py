@@ -12,15 +12,15 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.lease import Held
-from pipelines.logs import LOGGER
-from pipelines.publish import Outcome
-from pipelines.reuse import with_base
-from pipelines.run import publish_when_judged, run
-from pipelines.settings import Settings, settings_of_job
-from pipelines.stage import now
-from pipelines.still_named import NOBODY, Named, still_named
-from pipelines.verify import all_stages
+from pipelines.cli.logs import LOGGER
+from pipelines.cli.settings import Settings, settings_of_job
+from pipelines.engine.lease import LeaseHolder
+from pipelines.engine.stage import now
+from pipelines.job.publishing import Outcome
+from pipelines.job.reuse import with_base
+from pipelines.job.runner import publish_when_judged, run
+from pipelines.lifecycle.find_forgotten import NOBODY, Named, find_forgotten
+from pipelines.lifecycle.verify import all_stages
 from schemas.errors import GatesFailed, InputError
 from schemas.forgotten import Forgotten, read_forgotten, write_forgotten
 from schemas.manifest import plain
@@ -134,14 +134,14 @@ def forget(workspace: Workspace, names: Named, force: Sequence[str], options: Pi
     """
     if not (exists(workspace.latest) or list_files(join(workspace.root, "stages", "*", "manifest.json"))):
         raise InputError(f"nothing was ever made below {workspace.root}: check --output, or run python -m pipelines.run first")
-    with Held(workspace, "releases forget") as lease:
+    with LeaseHolder(workspace, "releases forget") as lease:
         listed = read_forgotten(workspace)
         forgotten = bury(workspace, names)
         latest = read_latest(workspace)
         if latest is None:
             return Forgot(None, None, NOBODY, None, False, Remains((), ()))
         before = read_release(workspace, latest)
-        there = still_named(workspace, before, forgotten)
+        there = find_forgotten(workspace, before, forgotten)
         # Who was on the list already may well be gone from what is served.
         unknown = Named(names.users - there.users - listed.users.keys(), names.items - there.items - listed.items.keys())
         if not there:
@@ -151,7 +151,7 @@ def forget(workspace: Workspace, names: Named, force: Sequence[str], options: Pi
     changed = plain(outcome.manifest["sources"]) != before["sources"]
     served = read_latest(workspace)
     after = read_release(workspace, served) if served else outcome.manifest
-    if still_named(workspace, after, forgotten):
+    if find_forgotten(workspace, after, forgotten):
         raise InputError(
             f"another run has published release {after['release']} in the meantime, which was begun before: run the same "
             "command again"
@@ -160,7 +160,7 @@ def forget(workspace: Workspace, names: Named, force: Sequence[str], options: Pi
 
 
 def _run(
-    workspace: Workspace, before: Mapping[str, Any], force: Sequence[str], options: PipelineOptions, lease: Held
+    workspace: Workspace, before: Mapping[str, Any], force: Sequence[str], options: PipelineOptions, lease: LeaseHolder
 ) -> Outcome:
     settings = settings_again(workspace, before, force)
     outcome = publish_when_judged(settings, run(settings, options, lease), options, lease)
@@ -218,6 +218,6 @@ def remains(workspace: Workspace, release: Mapping[str, Any], forgotten: Forgott
 
 def _may_name(workspace: Workspace, found: FoundRelease, forgotten: Forgotten) -> bool:
     try:
-        return found.manifest is None or bool(still_named(workspace, found.manifest, forgotten))
+        return found.manifest is None or bool(find_forgotten(workspace, found.manifest, forgotten))
     except InputError:
         return True

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from apache_beam.io.filesystem import BeamIOError
 
-from pipelines.logs import LOGGER
+from pipelines.cli.logs import LOGGER
 from schemas.lease import Lease, living, read_leases, write_lease
 from schemas.storage import delete, join
 from schemas.workspace import Workspace
@@ -38,7 +38,7 @@ def as_time(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class Held:
+class LeaseHolder:
     """A lease on some folders of an output, for as long as the `with` block runs.
 
     Nothing is written before the first folder is asked for.
@@ -59,7 +59,7 @@ class Held:
         self._ended = threading.Event()
         self._beat = threading.Thread(target=self._keep, name="lease", daemon=True)
 
-    def __enter__(self) -> "Held":
+    def __enter__(self) -> "LeaseHolder":
         return self
 
     def use(self, folders: Iterable[str]) -> None:

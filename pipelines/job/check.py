@@ -15,12 +15,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.command import OK, Output
-from pipelines.ingest import rows_forgotten, rows_read
-from pipelines.lease import Held
-from pipelines.publish import READERS, Done, Made
-from pipelines.reuse import kept_model
-from pipelines.settings import Settings
+from pipelines.cli.command import OK, Output
+from pipelines.cli.settings import Settings
+from pipelines.engine.lease import LeaseHolder
+from pipelines.job.publishing import READERS, Done, Made
+from pipelines.job.reuse import kept_model
+from pipelines.stages.ingest import rows_forgotten, rows_read
 from schemas.manifest import StageManifest, users_of
 from schemas.release import read_latest, read_release
 from schemas.workspace import Workspace
@@ -35,14 +35,15 @@ def check_job(settings: Settings, options: PipelineOptions) -> None:
     Raises:
       InputError: as a run would.
     """
-    from pipelines.run import chains, nothing_made, run_stages
+    from pipelines.job.chains import chains, nothing_made
+    from pipelines.job.runner import run_stages
 
     workspace, started = Workspace(settings.output), time.monotonic()
     latest = read_latest(workspace)
     if latest:
         read_release(workspace, latest)
     made = nothing_made(settings)
-    with Held(workspace, "check") as lease:
+    with LeaseHolder(workspace, "check") as lease:
         # A job that refits reads all twice, in two splits; the first time tells what came in.
         ask, read = next(chains(settings, made))
         run_stages(READERS, replace(ask, refit=False), Made(read, read, made.base), options, lease)
@@ -57,7 +58,7 @@ def check_job(settings: Settings, options: PipelineOptions) -> None:
 
 def plan_of(settings: Settings, made: Made, workspace: Workspace) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
     """Yields, for each model that a run makes or keeps, which stages would run and which are done."""
-    from pipelines.run import chains
+    from pipelines.job.chains import chains
 
     for ask, done in chains(settings, made):
         model = "the published table" if done is made.published else "the evaluation before the refit"
@@ -65,7 +66,7 @@ def plan_of(settings: Settings, made: Made, workspace: Workspace) -> Iterator[tu
 
 
 def _plan_of_chain(settings: Settings, ask: Settings, done: Done, workspace: Workspace) -> Iterator[tuple[str, str]]:
-    from pipelines.run import STAGES
+    from pipelines.job.chains import STAGES
 
     known = True
     for name, module in STAGES.items():

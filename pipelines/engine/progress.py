@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pipelines.logs import LOGGER
+from pipelines.cli.logs import LOGGER
 from schemas.words import counted
 from transforms.io.progress import NAMESPACE, TALLY
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from typing import NoReturn
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from pipelines.logs import is_verbose
+from pipelines.cli.logs import is_verbose
 from schemas.errors import GatesFailed, InputError, ReadRefused, WriteRefused
 from schemas.printable import printable
 
@@ -151,6 +152,12 @@ def called_as() -> str | None:
     """Returns how the command that runs was called, as its --help should show it, or None where nothing is known."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return CALLED_AS.get() or (f"python -m {spec.name}" if spec else None)
+
+
+def this_python() -> str:
+    """Returns the running Python as a shell would name it from here: `.venv/bin/python` where that is what runs."""
+    path = Path(sys.executable)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def _let_go_of_closed_output() -> None:

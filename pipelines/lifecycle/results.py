@@ -3,10 +3,8 @@
 import json
 import re
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.command import GATE_FAILED, OK
-from pipelines.lookup import Published, list_of, open_release
-from pipelines.publish import Made, Outcome, describe_stage
+from pipelines.cli.command import GATE_FAILED, OK, this_python
+from pipelines.job.publishing import Made, Outcome, describe_stage
+from pipelines.lifecycle.lookup import Published, list_of, open_release
 from schemas.storage import join
 from schemas.words import counted
 from schemas.workspace import Workspace
@@ -175,12 +173,6 @@ def duckdb_line(root: str) -> str:
 def _no_pattern(path: str) -> str:
     """Returns a path for DuckDB, to which `*`, `?` and `[` are patterns."""
     return re.sub(r"([*?[])", r"[\1]", path)
-
-
-def this_python() -> str:
-    """Returns the running Python as a shell would name it from here: `.venv/bin/python` where that is what runs."""
-    path = Path(sys.executable)
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def quality_table(metrics: Mapping[str, Any], refitted: bool = False) -> Table:

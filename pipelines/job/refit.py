@@ -14,8 +14,8 @@ the cut and again after it, a temporal split keeps only the first.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipelines.ingest import FORGOTTEN
-from pipelines.settings import Settings
+from pipelines.cli.settings import Settings
+from pipelines.stages.ingest import FORGOTTEN
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from transforms.train.recency import blend_of

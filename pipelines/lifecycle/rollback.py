@@ -6,11 +6,11 @@ between the last two leaves a release that is served and withdrawn; the same com
 
 from dataclasses import dataclass, replace
 
-from pipelines.collect import folders_of
-from pipelines.lease import Held
-from pipelines.stage import now
-from pipelines.still_named import still_named
-from pipelines.verify import verify_release
+from pipelines.engine.lease import LeaseHolder
+from pipelines.engine.stage import now
+from pipelines.lifecycle.collect import folders_of
+from pipelines.lifecycle.find_forgotten import find_forgotten
+from pipelines.lifecycle.verify import verify_release
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
 from schemas.release import (
@@ -61,11 +61,11 @@ def roll_back(workspace: Workspace, name: str | None = None, reason: str = "") -
       InputError: if there is no such release, it may not be served or names somebody who was forgotten, it is not whole, or
         another run publishes meanwhile.
     """
-    with Held(workspace, "releases rollback") as lease:
+    with LeaseHolder(workspace, "releases rollback") as lease:
         return _roll_back(workspace, name, reason, lease)
 
 
-def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Held) -> RolledBack:
+def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: LeaseHolder) -> RolledBack:
     latest = _pointer(workspace, must_be_read=name is None)
     seen = _Seen(latest, find_withdrawals(workspace), read_forgotten(workspace))
     before = latest.release if latest else None
@@ -82,7 +82,7 @@ def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Held)
             f"release {name} failed its gates ({', '.join(failed)}) and may not be served: name another, or run the command "
             f"that made it with --force {(failed or ['GATE'])[0]}=REASON"
         )
-    named = still_named(workspace, release, seen.forgotten)
+    named = find_forgotten(workspace, release, seen.forgotten)
     if named:
         raise InputError(
             f"release {name} still has {counted(len(named.users), 'user')} and {counted(len(named.items), 'item')} "

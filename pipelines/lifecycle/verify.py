@@ -8,7 +8,7 @@ from typing import Any
 
 from apache_beam.io.filesystem import BeamIOError
 
-from pipelines.publish import describe_stage
+from pipelines.job.publishing import describe_stage
 from schemas.errors import InputError
 from schemas.manifest import digest_of, read_manifest
 from schemas.release import files_of, is_altered, pointer_to, read_latest

@@ -1,31 +1,21 @@
 """Runs one stage: skips it when it is done, gives it a folder of its own, and writes its manifest when all else is there."""
 
-import ast
-import hashlib
-import importlib.metadata
-import importlib.util
-import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.lease import Held, time_in
-from pipelines.progress import Progress, follow
-from schemas.errors import InputError
+from pipelines.engine.fingerprint import code_version, versions
+from pipelines.engine.lease import LeaseHolder, time_in
+from pipelines.engine.progress import Progress, follow
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
 from schemas.storage import WrittenFile, delete, delete_folder, join, list_files, read_json
 from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.io.write import SUMMARY, WriteSummary
 from transforms.train.training import TENSORBOARD
-
-VERSIONED = ("apache-beam", "numpy", "pyarrow", "scann", "tensorflow", "tensorflow-recommenders", "tf-keras")
 
 PROVED_AS_LOADED = ("user_tower", "item_tower", "shards")
 """Datasets that a worker hashes as it loads them. All else that a stage reads is hashed before the stage begins."""
@@ -85,7 +75,7 @@ class Stage:
 
 
 def run_stage(
-    stage: Stage, workspace: Workspace, options: PipelineOptions, progress: Progress, lease: Held | None = None
+    stage: Stage, workspace: Workspace, options: PipelineOptions, progress: Progress, lease: LeaseHolder | None = None
 ) -> StageManifest:
     """Runs a stage, unless it is done and its files are there, and returns its manifest. Either way its metrics are checked.
 
@@ -163,91 +153,3 @@ def summary_of(manifest: StageManifest) -> str:
 def now() -> str:
     """Returns the time: UTC, ISO 8601, to the millisecond."""
     return time_in(0)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that decide the results."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED}
-
-
-@cache
-def code_version(module: str) -> str:
-    """Returns a hash of a module's code and of every module of `transforms` and `schemas` that it imports, however deep.
-
-    Comments, docstrings and layout do not count. A change of code makes a stage run again; nobody has to remember a number.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(_imported(_imported_as(module))):
-        digest.update(f"{name}\n{_read_code(name).digest}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _imported_as(module: str) -> str:
-    """Returns the name that a module is imported by; while it runs as a command (`python -m`) it is called `__main__`."""
-    spec = getattr(sys.modules.get(module), "__spec__", None)
-    return spec.name if module == "__main__" and spec else module
-
-
-def _imported(module: str) -> set[str]:
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += _read_code(name).imports
-    return found
-
-
-class _Code(NamedTuple):
-    """A module's code: the digest of it without comments, docstrings and layout, and which modules of ours it imports."""
-
-    digest: str
-    imports: tuple[str, ...]
-
-
-@cache
-def _read_code(module: str) -> _Code:
-    """Reads a module once for all the stages that build on it: a run with nothing to do does little else."""
-    tree = ast.parse(_source(module))
-    named: dict[str, None] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            # `from transforms import sources` names a module too, `from transforms.ingest.sources import resolve` names none.
-            named |= dict.fromkeys([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
-        elif isinstance(node, ast.Import):
-            named |= dict.fromkeys(alias.name for alias in node.names)
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [  # type: ignore[attr-defined]
-                each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
-            ]
-    imports = tuple(each for each in named if each.split(".")[0] in ("transforms", "schemas") and _is_module(each))
-    return _Code(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports)
-
-
-def _is_module(name: str) -> bool:
-    return _path_of(name) is not None
-
-
-def _path_of(module: str) -> Path | None:
-    """Returns where a module's source lies, or None where there is no such module.
-
-    Python's own `find_spec` imports all that is above the last dot: to ask it for `transforms.train.towers.TwoTowers` would
-    import TensorFlow, in a run that has nothing to do.
-    """
-    package, *rest = module.split(".")
-    spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        path = Path(folder, *rest)
-        for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
-            if candidate.is_file():
-                return candidate
-    return None
-
-
-def _source(module: str) -> str:
-    path = _path_of(module)
-    if path is None:
-        raise InputError(f"the module {module} cannot be found: install the package anew")
-    return path.read_text(encoding="utf-8")

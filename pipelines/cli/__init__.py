@@ -1,0 +1,1 @@
+"""What all commands share: flags, config files, settings, log lines, exit codes."""

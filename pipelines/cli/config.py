@@ -1,0 +1,151 @@
+"""Turns a command line, and a config file, into settings and Beam's options."""
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, WorkerOptions
+from apache_beam.runners.runner import create_runner
+
+from pipelines.cli.options import OneLineParser, ShortlistOptions
+from pipelines.cli.settings import Settings, settings_of
+from schemas.errors import InputError
+from schemas.storage import exists, read_bytes
+from schemas.yaml_text import read_yaml
+
+LOCAL_RUNNER = "FnApiRunner"
+"""Beam's in-process runner: what no --runner, or --runner DirectRunner, means here. Beam's own DirectRunner would first
+try to download another one."""
+
+
+def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:
+    """Turns a command line into settings and Beam's options.
+
+    Args:
+      argv: the flags, without the program.
+      description: what the command does, for --help.
+
+    Raises:
+      InputError: for an unknown flag or a value that will not do.
+    """
+    parser = OneLineParser(description=description, allow_abbrev=False, epilog="Any Beam option may follow, such as --runner.")
+    ShortlistOptions._add_argparse_args(parser)
+    flags, others = parser.parse_known_args(list(argv))
+    if not flags.config:
+        return settings_of(flags), options_of(others, parser, flags.verbose)
+    in_config = flags_of_config(flags.config, parser)
+    try:
+        flags, of_config = parser.parse_known_args(in_config)
+        flags, of_command = parser.parse_known_args(list(argv), flags)
+        return settings_of(flags), options_of([*of_config, *of_command], parser, flags.verbose)
+    except InputError as error:
+        if _is_mistake_without_config(argv, parser, flags.output, error):
+            raise
+        raise InputError(f"in the config {flags.config}: {error}") from error
+
+
+def _is_mistake_without_config(argv: Sequence[str], parser: argparse.ArgumentParser, output: str, error: InputError) -> bool:
+    """Tells whether what was given directly leads to the same mistake, without the config."""
+    flags, others = parser.parse_known_args(list(argv), argparse.Namespace(output=output))
+    try:
+        settings_of(flags)
+        options_of(others, parser, flags.verbose)
+    except InputError as other:
+        return str(other) == str(error)
+    return False
+
+
+def options_of(argv: Sequence[str], parser: argparse.ArgumentParser, verbose: bool = False) -> PipelineOptions:
+    """Turns what is left of a command line into Beam's options.
+
+    Args:
+      argv: the flags that `parser` does not know.
+      parser: of the command; a flag of it may be what a typing error meant.
+      verbose: whether Beam may speak.
+
+    Raises:
+      InputError: for a flag that Beam does not know either, or a runner that there is not.
+    """
+    _refuse_unknown(argv, parser)
+    options = PipelineOptions(list(argv))
+    standard = options.view_as(StandardOptions)
+    if standard.runner in (None, "DirectRunner"):
+        standard.runner = LOCAL_RUNNER
+    try:
+        create_runner(standard.runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise InputError(f"there is no runner {standard.runner!r} ({error}): check --runner") from error
+    if not verbose:
+        options.view_as(WorkerOptions).default_sdk_harness_log_level = "CRITICAL"
+    return options
+
+
+_WORDS = {"recency": ("on", "off"), "tune_soar": ("yes", "no")}
+"""Values that YAML takes for true and false."""
+
+
+def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
+    """Reads a YAML file of flags; those that `parser` does not know are left as they are.
+
+    Raises:
+      InputError: if there is no such file, or it is no mapping of flags to plain values.
+    """
+    if not exists(path):
+        raise InputError(f"the config {path} does not exist: check --config")
+    try:
+        text = read_bytes(path)
+    except (OSError, BeamIOError) as error:
+        raise InputError(f"the config {path} cannot be read ({error}): check --config") from error
+    config = read_yaml(text, f"the config {path}")
+    if not isinstance(config, dict):
+        raise InputError(f"the config {path} must be a mapping of flags to values, got {type(config).__name__}: repair it")
+    actions = {option: action for action in parser._actions for option in action.option_strings}
+    argv = []
+    for name, value in config.items():
+        action = actions.get(f"--{name}")
+        if isinstance(value, bool) and action and action.nargs != 0:
+            if name not in _WORDS:
+                raise InputError(f"{name} in the config {path} takes a value, got {str(value).lower()}: repair it, or quote it")
+            argv.append(f"--{name}={_WORDS[name][not value]}")
+        elif isinstance(value, bool):
+            argv += [f"--{name}"] if value else []
+        elif value is not None and action and action.nargs == 0:
+            raise InputError(f"{name} in the config {path} is true or false, got {value!r}: write {name}: true, without quotes")
+        elif isinstance(value, dict) and name == "force":
+            argv += [f"--{name}={gate}={reason}" for gate, reason in value.items()]
+        elif isinstance(value, dict) and any(isinstance(each, dict) for each in value.values()):
+            argv.append(f"--{name}={json.dumps(value, default=str)}")  # Which is YAML too.
+        elif isinstance(value, dict):
+            argv.append(f"--{name}=" + ",".join(f"{key}={column}" for key, column in value.items()))
+        elif isinstance(value, list) and action and not isinstance(action, argparse._AppendAction):
+            raise InputError(f"{name} in the config {path} takes one value, got a list: put its parts into one text")
+        elif isinstance(value, list):
+            argv += [f"--{name}={each}" for each in value]
+        elif value is not None:
+            argv.append(f"--{name}={value}")
+    return argv
+
+
+def _refuse_unknown(argv: Sequence[str], ours: argparse.ArgumentParser) -> None:
+    """Beam drops flags that it does not know; a typing error must not go unnoticed."""
+    beam_parser = _BeamFlags(allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    for cls in PipelineOptions.__subclasses__():
+        if cls is not ShortlistOptions:
+            cls._add_argparse_args(cast(Any, beam_parser))
+    _, unknown = beam_parser.parse_known_args(list(argv))
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        known = [name for parser in (ours, beam_parser) for action in parser._actions for name in action.option_strings]
+        near = difflib.get_close_matches(flag, known, n=1)
+        repair = f"did you mean {near[0]}?" if near else "see --help"
+        raise InputError(f"unknown flag {flag}: {repair}")
+
+
+class _BeamFlags(OneLineParser):
+    """A plain parser that Beam's option classes can add their flags to."""
+
+    def add_value_provider_argument(self, *names: str, **settings: Any) -> None:
+        self.add_argument(*names, **settings)

@@ -1,0 +1,96 @@
+"""Which code and which versions of packages a stage was made by."""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from schemas.errors import InputError
+
+VERSIONED = ("apache-beam", "numpy", "pyarrow", "scann", "tensorflow", "tensorflow-recommenders", "tf-keras")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that decide the results."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in VERSIONED}
+
+
+@cache
+def code_version(module: str) -> str:
+    """Returns a hash of a module's code and of every module of `transforms` and `schemas` that it imports, however deep.
+
+    Comments, docstrings and layout do not count. A change of code makes a stage run again; nobody has to remember a number.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_imported(module)):
+        digest.update(f"{name}\n{_read_code(name).digest}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _imported(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _read_code(name).imports
+    return found
+
+
+class _Code(NamedTuple):
+    """A module's code: the digest of it without comments, docstrings and layout, and which modules of ours it imports."""
+
+    digest: str
+    imports: tuple[str, ...]
+
+
+@cache
+def _read_code(module: str) -> _Code:
+    """Reads a module once for all the stages that build on it: a run with nothing to do does little else."""
+    tree = ast.parse(_source(module))
+    named: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # `from transforms import sources` names a module too, `from transforms.ingest.sources import resolve` names none.
+            named |= dict.fromkeys([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+        elif isinstance(node, ast.Import):
+            named |= dict.fromkeys(alias.name for alias in node.names)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+            ]
+    imports = tuple(each for each in named if each.split(".")[0] in ("transforms", "schemas") and _is_module(each))
+    return _Code(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports)
+
+
+def _is_module(name: str) -> bool:
+    return _path_of(name) is not None
+
+
+def _path_of(module: str) -> Path | None:
+    """Returns where a module's source lies, or None where there is no such module.
+
+    Python's own `find_spec` imports all that is above the last dot: to ask it for `transforms.train.towers.TwoTowers` would
+    import TensorFlow, in a run that has nothing to do.
+    """
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder, *rest)
+        for candidate in (path / "__init__.py", path.parent / f"{path.name}.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _source(module: str) -> str:
+    path = _path_of(module)
+    if path is None:
+        raise InputError(f"the module {module} cannot be found: install the package anew")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,50 @@
+"""The stages of a job, in order: one chain, or with --refit one that is evaluated and one that is published."""
+
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+
+from pipelines.cli.settings import Settings
+from pipelines.engine.stage import Stage
+from pipelines.job.publishing import Done, Made
+from pipelines.job.refit import settings_of_refit
+from pipelines.stages import embed, index, ingest, judge, lists, recommend, train
+from pipelines.stages.judge import last_table
+from schemas.workspace import Workspace
+
+STAGES: Mapping[str, ModuleType] = {
+    "ingest": ingest,
+    "lists": lists,
+    "train": train,
+    "embed": embed,
+    "index": index,
+    "recommend": recommend,
+}
+"""The stages that make a table, in order; each module's `stage(settings, done)` says what it needs and how to build it."""
+
+COMMANDS = (*STAGES, "judge", "publish")
+
+
+def nothing_made(settings: Settings) -> Made:
+    """Returns a job that has not begun: two chains of stages to fill, or one that is both."""
+    evaluated: Done = {}
+    return Made(evaluated, {} if settings.refit else evaluated, settings.base)
+
+
+def chains(settings: Settings, made: Made) -> Iterator[tuple[Settings, Done]]:
+    """Yields each chain with its settings; the second only exists with --refit, and needs what the first one found.
+
+    Where a model is kept that was refitted, it has been evaluated, and the second is all there is.
+    """
+    if not (settings.base and settings.refit):
+        yield settings, made.evaluated
+    if settings.refit:
+        yield settings_of_refit(settings, made.evaluated), made.published
+
+
+def judges(settings: Settings, made: Made) -> Iterator[tuple[Done, Stage]]:
+    """Yields each chain and what judges its table; only the one to be published is compared with the last release's."""
+    if made.evaluated and made.refitted:
+        yield made.evaluated, judge.stage(settings, made.evaluated, None)
+    last = last_table(Workspace(settings.output), made.published["recommend"])
+    evaluated = made.evaluated["judge"] if made.evaluated and made.refitted else None
+    yield made.published, judge.stage(settings, made.published, last, evaluated)

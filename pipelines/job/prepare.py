@@ -1,0 +1,24 @@
+"""What every command of a job begins with: its flags, a look at the output, and the model that is kept."""
+
+from collections.abc import Sequence
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines.cli import logs
+from pipelines.cli.config import parse_command
+from pipelines.cli.settings import Settings
+from pipelines.job.reuse import with_base
+from schemas.errors import InputError
+from schemas.storage import check_writable
+
+
+def check_ratings(settings: Settings) -> None:
+    if not settings.ingest.ratings:
+        raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
+
+
+def prepare(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:
+    settings, options = parse_command(argv, description)
+    logs.configure(settings.verbose)
+    check_writable(settings.output)
+    return with_base(settings), options

@@ -1,0 +1,41 @@
+"""Runs one stage of a job as a command of its own."""
+
+from collections.abc import Callable, Sequence
+
+from pipelines.cli.command import run_command
+from pipelines.engine.lease import LEFT_SECS, LeaseHolder
+from pipelines.job.chains import nothing_made
+from pipelines.job.finished import finished_before, keep_finished
+from pipelines.job.prepare import check_ratings, prepare
+from pipelines.job.runner import run_judges, run_stages
+from schemas.workspace import Workspace
+
+
+def run_single_stage(name: str, description: str | None = None) -> int:
+    """Runs one stage as a command of its own, and returns its exit code.
+
+    Args:
+      name: of the stage.
+      description: what --help says that it does.
+    """
+    return run_command(stage_command(name, description))
+
+
+def stage_command(name: str, description: str | None = None) -> Callable[[Sequence[str]], None]:
+    """Returns the command that runs one stage, whose output says where the result lies."""
+
+    def command(argv: Sequence[str]) -> None:
+        settings, options = prepare(argv, description or "")
+        if name == "ingest":
+            check_ratings(settings)
+        workspace = Workspace(settings.output)
+        with LeaseHolder(workspace, name, LEFT_SECS) as lease:
+            made = finished_before(name, settings) if name != "ingest" else nothing_made(settings)
+            keep_finished(workspace, made, lease)
+            if name == "judge":
+                run_judges(settings, made, options, lease)
+            else:
+                run_stages([name], settings, made, options, lease)
+        print(f"{settings.output}/{made.published[name].folder}")
+
+    return command

@@ -1,0 +1,1 @@
+"""What happens to releases: shown, looked into, compared, verified, rolled back, deleted, and users forgotten."""

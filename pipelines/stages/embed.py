@@ -1,0 +1,47 @@
+"""Embeds the catalogue with the item tower."""
+
+from collections.abc import Mapping
+
+import apache_beam as beam
+
+from pipelines.cli.settings import Settings
+from pipelines.engine.stage import Reports, Stage
+from schemas.embeddings import embeddings_schema
+from schemas.items import ITEMS
+from schemas.manifest import StageManifest
+from schemas.stored import StoredFolder
+from transforms.index.embed import DigestVectors, EmbedItems
+from transforms.io.progress import CountBlocks
+from transforms.io.read import ReadParts
+from transforms.io.write import WritePlacedBlocks, part_of
+from transforms.train.training import ITEM_TOWER
+
+
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+    """Returns the stage, which reads the catalogue and the item tower."""
+    trained = done["train"]
+    tower = trained.stored(settings.output, ITEM_TOWER)
+    parts = {part_of(path): path for path in done["ingest"].paths(settings.output, "items")}
+    dim = trained.metrics["dim"]
+    features = trained.metrics.get("feature_columns", [])
+    return Stage(
+        name="embed",
+        module=__name__,
+        settings={},
+        inputs={name: done[name] for name in ("ingest", "train")},
+        reads={"ingest": ["items"], "train": [ITEM_TOWER]},
+        build=lambda root, attempt: build(root, attempt, parts, features, tower, dim),
+    )
+
+
+def build(
+    root: beam.Pipeline, attempt: str, parts: dict[int, str], features: list[str], tower: StoredFolder, dim: int
+) -> Reports:
+    """Adds the stage's steps: blocks of items pass through the tower, and those that it knows are written."""
+    items = root | "ReadItems" >> ReadParts(parts, list(dict.fromkeys([*ITEMS.names, *features]))) | "Progress" >> CountBlocks()
+    embeddings = items | "EmbedItems" >> EmbedItems(tower, dim)
+    return [
+        embeddings | "WriteEmbeddings" >> WritePlacedBlocks(attempt, "embeddings", embeddings_schema(dim)),
+        embeddings | "DigestVectors" >> DigestVectors(),
+        root | "ReportDim" >> beam.Create([{"dim": dim}]),
+    ]

@@ -1,0 +1,53 @@
+"""Exports the user tower, the index and what users have seen as one SavedModel: `python -m pipelines.export --output DIR`.
+
+User ids in, item ids and scores out, the same as in the newest table; see docs/serving.md.
+"""
+
+from collections.abc import Mapping
+
+import apache_beam as beam
+
+from pipelines.cli.settings import Settings
+from pipelines.engine.stage import Reports, Stage
+from pipelines.stages.lists import check_same_lists, items_of, reads_of
+from schemas.manifest import StageManifest, users_of
+from schemas.storage import join
+from transforms.search.list_settings import ListSettings
+from transforms.search.search import SearchSettings
+from transforms.serving.export import MODEL, ExportJob, ExportModel
+from transforms.train.training import USER_TOWER
+
+
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+    """Returns the stage, which reads users, the user tower and the index, and takes its settings from the table.
+
+    Raises:
+      InputError: if lists are named that are not those of the table.
+    """
+    trained, indexed, recommended = (done[name] for name in ("train", "index", "recommend"))
+    made = {name: recommended.settings[name] for name in ("k", "recommend_seen", "search")}
+    check_same_lists(settings, done)
+    reads = {**reads_of(done), "train": [USER_TOWER], "index": ["shards"]}
+    job = ExportJob(
+        users=users_of(done).stored(settings.output, "users"),
+        tower=trained.stored(settings.output, USER_TOWER),
+        index_root=join(settings.output, indexed.folder),
+        index_files=indexed.dataset("shards"),
+        num_shards=indexed.metrics["num_shards"],
+        settings=ListSettings(made["k"], made["recommend_seen"], SearchSettings(**made["search"]), checked_fraction=0.0),
+        lists=items_of(settings.output, done),
+    )
+    return Stage(
+        name="export",
+        module=__name__,
+        settings=made,
+        inputs={name: done[name] for name in reads},
+        reads=reads,
+        build=lambda root, attempt: build(root, attempt, job),
+    )
+
+
+def build(root: beam.Pipeline, attempt: str, job: ExportJob) -> Reports:
+    """Adds the stage's steps: one worker makes the model of all users and shards."""
+    shape = {"k": job.settings.k, "path": MODEL}
+    return [root | "ExportModel" >> ExportModel(attempt, job), root | "ReportShape" >> beam.Create([shape])]

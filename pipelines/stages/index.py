@@ -1,0 +1,188 @@
+"""Builds the sharded index of the candidates, and calibrates its search."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.cli.logs import LOGGER
+from pipelines.cli.settings import IndexSettings, Settings
+from pipelines.engine.stage import Reports, Stage
+from schemas.embeddings import ID_MAP
+from schemas.errors import InputError
+from schemas.manifest import StageManifest, plain
+from schemas.storage import WrittenFile, join
+from schemas.stored import StoredFolder
+from transforms.index.build import BuildIndexes
+from transforms.index.calibrate import (
+    EXACT_SHARDS,
+    CalibrateSearch,
+    Calibration,
+    CalibrationSettings,
+    DrawSample,
+    calibration_report,
+    nothing_to_calibrate,
+)
+from transforms.index.copy import CopyIndexes
+from transforms.index.embed import VECTORS, EmbedUsers
+from transforms.io.progress import CountBlocks
+from transforms.io.read import ReadParquet
+from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
+from transforms.search.search import SearchSettings
+from transforms.train.training import USER_TOWER
+
+USERS_TO_DRAW_FROM = 16
+"""So many times the users of the sample, at least, are embedded to find enough who have a vector."""
+
+
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+    """Chooses the number of shards from the number of candidates, and returns the stage."""
+    ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
+    num_candidates, dim = embedded.rows("embeddings"), embedded.metrics["dim"]
+    num_shards = choose_shards(num_candidates, dim, settings.index)
+    ask = CalibrationSettings(
+        k=min(settings.recommend.k, num_candidates),
+        recommend_seen=settings.recommend.recommend_seen,
+        target_recall=settings.index.target_recall,
+    )
+    users = some_users(ingested.dataset("users"), ask.num_users)
+    given = settings.index.search
+    job = {
+        "num_candidates": num_candidates,
+        "dim": dim,
+        "num_shards": num_shards,
+        "seed": settings.index.seed,
+        "shape": settings.index.build,
+        "search": given,
+        "embeddings": embedded.paths(settings.output, "embeddings"),
+        "users": [join(settings.output, ingested.folder, file.path) for file in users],
+        "tower": trained.stored(settings.output, USER_TOWER),
+        "max_worker_bytes": settings.recommend.max_worker_bytes,
+    }
+    described = {
+        "num_shards": num_shards,
+        "seed": settings.index.seed,
+        "build": asdict(settings.index.build),
+        "search": asdict(given) if given else None,
+        "calibration": asdict(ask),
+    }
+    kept = kept_index(settings, embedded, described)
+    if kept:
+        source, paths = join(settings.output, kept.folder), job["embeddings"]
+        return Stage(
+            name="index",
+            module=__name__,
+            settings=described | {"copied": kept.digest},
+            inputs={"embed": embedded},
+            reads={"embed": ["embeddings"]},
+            build=lambda root, attempt: copy(root, attempt, kept, source, paths),
+        )
+    return Stage(
+        name="index",
+        module=__name__,
+        settings=described,
+        inputs={name: done[name] for name in ("ingest", "train", "embed")},
+        reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
+        build=lambda root, attempt: build(root, attempt, **job, ask=ask),
+    )
+
+
+def build(
+    root: beam.Pipeline,
+    attempt: str,
+    num_candidates: int,
+    dim: int,
+    num_shards: int,
+    seed: int,
+    shape: BuildSettings,
+    search: SearchSettings | None,
+    embeddings: list[str],
+    users: list[str],
+    tower: StoredFolder,
+    max_worker_bytes: int,
+    ask: CalibrationSettings,
+) -> Reports:
+    """Adds the stage's steps: embeddings are gathered by shard; each shard is built by one worker, and tried on some users."""
+    vectors = root | "ReadEmbeddings" >> ReadParquet(embeddings) | "Progress" >> CountBlocks()
+    shards = vectors | "BuildIndexes" >> BuildIndexes(attempt, num_shards, dim, seed, shape)
+    found = known_search(num_candidates, shape, search)
+    if found:
+        calibrated = root | "NothingToCalibrate" >> beam.Create([calibration_report(found, ask)])
+    else:
+        known = root | "ReadUsers" >> ReadParquet(users) | "EmbedUsers" >> EmbedUsers(tower)
+        items = root | "ReadItems" >> ReadParquet(embeddings, ["item_id", "code"])
+        sample = (known, items) | "DrawSample" >> DrawSample(ask, dim)
+        calibrated = (shards, sample) | "CalibrateSearch" >> CalibrateSearch(attempt, ask, max_worker_bytes)
+    return [shards, calibrated, root | "ReportShards" >> beam.Create([{"num_shards": num_shards, "dim": dim}])]
+
+
+def kept_index(settings: Settings, embedded: StageManifest, described: Mapping[str, Any]) -> StageManifest | None:
+    """Returns the index of the release whose model is kept, where it was built as is asked now, of the very same vectors.
+
+    Args:
+      settings: of the job.
+      embedded: the candidates now.
+      described: how to index them.
+    """
+    if settings.base is None:
+        return None
+    kept = settings.base.stages["index"]
+    vectors = settings.base.stages["embed"].metrics.get(VECTORS)
+    same = vectors == embedded.metrics[VECTORS] and settings_of_index(kept) == plain(described)
+    return kept if same else None
+
+
+def settings_of_index(indexed: StageManifest) -> dict[str, Any]:
+    """Returns how an index was built, whether it was taken over since or not."""
+    return {name: value for name, value in indexed.settings.items() if name != "copied"}
+
+
+def copy(root: beam.Pipeline, attempt: str, kept: StageManifest, source: str, embeddings: list[str]) -> Reports:
+    """Adds the steps that take an index over, with its calibration."""
+    items = root | "ReadItems" >> ReadParquet(embeddings, ID_MAP.names) | "Progress" >> CountBlocks()
+    return [
+        items | "CopyIndexes" >> CopyIndexes(attempt, source, kept.files, kept.metrics["num_shards"]),
+        root | "ReportKept" >> beam.Create([dict(kept.metrics)]),
+    ]
+
+
+def known_search(num_candidates: int, shape: BuildSettings, search: SearchSettings | None) -> Calibration | None:
+    """Returns search settings that are known without trying any, or None.
+
+    Args:
+      num_candidates: in all shards.
+      shape: how the shards are to be indexed.
+      search: settings that were given.
+    """
+    if shape.kind == "exact" or (num_candidates < EXACT_BELOW and shape.kind is None and shape.num_leaves is None):
+        return nothing_to_calibrate(EXACT_SHARDS)
+    if search:
+        return Calibration(search, "given with --reorder_per_neighbor: nothing was calibrated", 0, ())
+    return None
+
+
+def some_users(files: Sequence[WrittenFile], num_users: int) -> list[WrittenFile]:
+    """Returns as many files of users as a sample is drawn from: each holds users of one hash bucket, so any of them will do."""
+    chosen: list[WrittenFile] = []
+    for file in files:
+        if sum(each.rows for each in chosen) >= USERS_TO_DRAW_FROM * num_users:
+            break
+        chosen.append(file)
+    return chosen
+
+
+def choose_shards(num_vectors: int, dim: int, ask: IndexSettings) -> int:
+    """Returns how many shards to build: as many as asked for, else the fewest that fit.
+
+    Raises:
+      InputError: if there are no candidates.
+    """
+    if not num_vectors:
+        raise InputError("there are no candidates to index, no item was trained on: check the ratings and --min_rating")
+    if ask.num_shards is None:
+        return math.ceil(ask.build.applied_to(plan_shard(num_vectors, dim)).index_bytes / ask.max_shard_bytes)
+    if ask.num_shards > num_vectors:
+        LOGGER.warning("num_shards %d is above the number of candidates: using %d", ask.num_shards, num_vectors)
+    return min(ask.num_shards, num_vectors)

@@ -1,0 +1,297 @@
+"""Reads ratings and items, keeps what cannot be used with its reason, and splits the rest by user."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.cli.logs import LOGGER
+from pipelines.cli.settings import IngestSettings, Settings
+from pipelines.engine.stage import Reports, Stage
+from schemas.blocks import Block, one_block
+from schemas.errors import InputError
+from schemas.forgotten import Forgotten, read_forgotten
+from schemas.interactions import INTERACTIONS
+from schemas.items import with_features
+from schemas.manifest import StageManifest
+from schemas.rejected import REJECTED
+from schemas.users import USERS
+from schemas.workspace import Workspace
+from transforms.ingest.catalogue import BuildCatalogue
+from transforms.ingest.histories import SplitByUser
+from transforms.ingest.id_forms import Forms, odd_forms
+from transforms.ingest.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
+from transforms.ingest.leave_out import LeaveOut, Unwanted
+from transforms.ingest.sources import ReadBlocks, Source, resolve_items, resolve_ratings, text_bytes_of
+from transforms.ingest.split import FindCut, FindLatest, SplitSettings
+from transforms.ingest.validate import ValidateItems, ValidateRatings, check_rejected
+from transforms.io.progress import CountBlocks
+from transforms.io.write import Part, WriteParts
+from transforms.train.features import in_catalogue
+
+DAY_SECONDS = 86_400
+
+FORGOTTEN = "forgotten"
+"""The setting that stands for those who were left out, where anyone was."""
+
+BUCKET_BYTES = 64 << 20
+"""About how much of the ratings, as text, goes to one bucket of users: a worker holds a bucket in memory."""
+
+
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+    """Looks at the sources and returns the stage.
+
+    Raises:
+      InputError: if a source cannot be read, or lacks a column that the split or a feature needs, or if it is unknown who is
+        to be forgotten.
+    """
+    ask = settings.ingest
+    forgotten = read_forgotten(Workspace(settings.output))
+    sources = resolve_sources(ask)
+    check_columns(sources.ratings, ask)
+    if settings.training.looks_at_features:
+        in_catalogue(settings.training.features, sources.items.description() if sources.items else None)
+    num_buckets = ask.num_buckets or kept_buckets(settings) or default_buckets(sources.ratings)
+
+    def check(metrics: Mapping[str, Any], folder: str) -> None:
+        try:
+            for source in sources.given:
+                if metrics[rows_read(source.dataset)]["rows"] == 0 < metrics.get(rows_forgotten(source.dataset), 0):
+                    continue  # What is left of the ratings is judged below; a catalogue may well have named nothing else.
+                check_rejected(metrics[rows_read(source.dataset)], ask.max_rejected_fraction, source.dataset)
+        except InputError as error:
+            raise InputError(f"{error}. They are in {folder}/rejected") from error
+        for source in sources.given:
+            warn_of_forms(source.dataset, metrics)
+        if sources.items:
+            check_described(metrics, sources.items.uri)
+        check_split(metrics, ask.split)
+
+    return Stage(
+        name="ingest",
+        module=__name__,
+        settings={
+            "rules": asdict(ask.rules),
+            "split": asdict(ask.split),
+            "num_buckets": num_buckets,
+            "recency_half_life_days": ask.recency_half_life_days,
+            **({FORGOTTEN: forgotten.digest} if forgotten.digest else {}),
+        },
+        inputs={},
+        sources=[source.description() for source in sources.given],
+        build=lambda root, attempt: build(root, attempt, sources, ask, num_buckets, forgotten),
+        check=check,
+    )
+
+
+class Sources(NamedTuple):
+    """What the stage reads; only ratings are needed."""
+
+    ratings: Source
+    items: Source | None
+
+    @property
+    def given(self) -> list[Source]:
+        """The sources that there are."""
+        return [source for source in self if source]
+
+
+def resolve_sources(ask: IngestSettings) -> Sources:
+    """Finds every source that was asked for.
+
+    Raises:
+      InputError: if one cannot be read.
+    """
+    where = ask.tfds_data_dir
+    return Sources(
+        ratings=resolve_ratings(str(ask.ratings), ask.columns, where),
+        items=resolve_items(ask.items, ask.item_columns, where) if ask.items else None,
+    )
+
+
+def build(
+    root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettings, num_buckets: int, forgotten: Forgotten
+) -> Reports:
+    """Adds the stage's steps: ratings are read, validated and split by user; items are merged with what was rated."""
+    checks = {"ratings": ValidateRatings(ask.rules), "items": ValidateItems()}
+    read = {name: root | f"Read{name.title()}" >> ReadBlocks(source) for name, source in sources._asdict().items() if source}
+    left_out = {}
+    if forgotten.digest:
+        unwanted = Unwanted(pa.array(forgotten.users, pa.string()), pa.array(forgotten.items, pa.string()))
+        remaining = {name: raw | f"LeaveOut{name.title()}" >> LeaveOut(unwanted) for name, raw in read.items()}
+        read = {name: each.raw for name, each in remaining.items()}
+        left_out = {name: each.left_out for name, each in remaining.items()}
+    checked = {name: raw | f"Validate{name.title()}" >> checks[name] for name, raw in read.items()}
+    valid = checked["ratings"].valid | "Progress" >> CountBlocks()
+    newest = valid | "FindLatest" >> beam.CombineGlobally(FindLatest())
+    latest = beam.pvalue.AsSingleton(newest)
+    cut = None
+    if ask.split.split == "temporal":
+        cut = beam.pvalue.AsSingleton(valid | "FindCut" >> beam.CombineGlobally(FindCut(ask.split.holdout)))
+    split = SplitByUser(ask.split, num_buckets, ask.recency_half_life_days * DAY_SECONDS, latest, cut)
+    parts = valid | "SplitByUser" >> split
+    described = [parts.item_counts, *(checked[name].valid for name in ("items",) if name in checked)]
+    features = list(sources.items.other_columns) if sources.items else []
+    catalogue = described | "GatherItems" >> beam.Flatten() | "BuildCatalogue" >> BuildCatalogue(features)
+    joined = []
+    if "items" in checked:
+        sides = {"rated_items": parts.item_counts, OTHERS: checked["items"].valid}
+        joined.append(sides | "JoinItems" >> JoinIds("item_id", num_buckets))
+    rejected = [each.rejected for each in checked.values()]
+    kept = rejected | "GatherRejected" >> beam.Flatten() | "PartRejected" >> beam.FlatMap(key_rejected, num_buckets)
+    return [
+        root | "ReportBuckets" >> beam.Create([{"num_buckets": num_buckets}]),
+        newest | "ReportNewest" >> beam.Map(lambda seconds: {"newest_timestamp": seconds or None}),
+        *(
+            each.summary | f"Report{name.title()}" >> beam.Map(name_summary, sources._asdict()[name].dataset)
+            for name, each in checked.items()
+        ),
+        *(
+            each.forms | f"ReportIdsOf{name.title()}" >> beam.Map(name_forms, sources._asdict()[name].dataset)
+            for name, each in checked.items()
+        ),
+        *joined,
+        *(
+            rows | f"ReportForgotten{name.title()}" >> beam.Map(name_forgotten, sources._asdict()[name].dataset)
+            for name, rows in left_out.items()
+        ),
+        parts.metrics,
+        catalogue.metrics,
+        parts.users | "WriteUsers" >> WriteParts(attempt, "users", USERS),
+        parts.train | "WriteTrain" >> WriteParts(attempt, "interactions/train", INTERACTIONS),
+        parts.holdout | "WriteHoldout" >> WriteParts(attempt, "interactions/holdout", INTERACTIONS),
+        catalogue.items | "WriteItems" >> WriteParts(attempt, "items", with_features(features)),
+        kept
+        | "GroupRejected" >> beam.GroupByKey()
+        | "SortRejected" >> beam.MapTuple(sort_rejected)
+        | "WriteRejected" >> WriteParts(attempt, "rejected", REJECTED),
+    ]
+
+
+def rows_read(dataset: str) -> str:
+    """Returns the name of the metric that says how many rows of a source were read, and why some were rejected."""
+    return f"{dataset.replace(' ', '_')}_read"
+
+
+def rows_forgotten(dataset: str) -> str:
+    """Returns the name of the metric that says how many rows of a source were left out; there only if any might be."""
+    return f"{dataset.replace(' ', '_')}_forgotten"
+
+
+def name_forgotten(rows: int, dataset: str) -> dict[str, int]:
+    """Returns how many rows of a source were left out, under its name among the metrics."""
+    return {rows_forgotten(dataset): rows}
+
+
+def id_forms(dataset: str) -> str:
+    """Returns the name of the metric that says what the ids of a source look like: see `transforms.ingest.id_forms`."""
+    return f"{dataset.replace(' ', '_')}_id_forms"
+
+
+def name_forms(forms: Forms, dataset: str) -> dict[str, Forms]:
+    """Returns what the ids of a source look like, under its name among the metrics."""
+    return {id_forms(dataset): forms}
+
+
+def warn_of_forms(dataset: str, metrics: Mapping[str, Any]) -> None:
+    """Warns of ids of a source that are likely not what was meant."""
+    for line in odd_forms(dataset, metrics[id_forms(dataset)]):
+        LOGGER.warning("%s", line)
+
+
+def check_described(metrics: Mapping[str, Any], uri: str) -> None:
+    """Says how many of the items that were rated the catalogue describes; raises InputError if it is none."""
+    joined = metrics[JOINED]["rated_items"]
+    if joined["ids"] and not joined["known"]:
+        repair = (
+            f"check that {uri} is of the same data, and that --columns item_id=NAME and --item_columns item_id=NAME name the "
+            "right columns"
+        )
+        raise InputError(nothing_joins(joined, "item ids of the ratings", "the items", repair))
+    few = joined["ids"] and joined["share"] < FEW
+    log = LOGGER.warning if few or joined["spelled_otherwise"] else LOGGER.info
+    log("item ids of the ratings: in the items, %s", in_words(joined))
+
+
+def check_forgotten(output: str, ingested: StageManifest) -> None:
+    """Raises InputError if others are to be forgotten now than when the sources were read."""
+    if read_forgotten(Workspace(output)).digest != ingested.settings.get(FORGOTTEN):
+        raise InputError(
+            "the sources were read before it was asked to forget a user or an item, or to remember one: run the same command "
+            "again, from pipelines.ingest on, and they are left out"
+        )
+
+
+def name_summary(summary: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Returns a source's summary under its name among the metrics."""
+    return {rows_read(dataset): summary}
+
+
+def key_rejected(block: Block, num_buckets: int) -> Iterator[tuple[int, Block]]:
+    """Spreads rejected blocks over as many files as there are buckets."""
+    if block.num_rows:
+        yield int(block["position"][0].as_py()) % num_buckets, block
+
+
+def sort_rejected(key: int, blocks: Iterator[Block]) -> Part:
+    """Sorts the rejected rows of a file as they stood in the source."""
+    rows = one_block(blocks, REJECTED)
+    order = pc.sort_indices(rows, [("dataset", "descending"), ("source", "ascending"), ("position", "ascending")])
+    return key, [rows.take(order)]
+
+
+def check_split(metrics: Mapping[str, Any], ask: SplitSettings) -> None:
+    """Raises InputError if nothing is left to train on; warns where times are too coarse for the holdout that was asked for."""
+    train, holdout = (metrics.get(name, 0) for name in ("rows_train", "rows_holdout"))  # Not there where no rows are left.
+    if not train:
+        gone = metrics.get(rows_forgotten("ratings"), 0)
+        forgotten = f"{gone:,} ratings are of users or items that are to be forgotten, " if gone else ""
+        below = (
+            f"{metrics.get('rows_below_min_rating', 0):,} ratings are below --min_rating, "
+            if ask.min_rating is not None
+            else ""
+        )
+        found = (
+            f"there is nothing to train on: {forgotten}{below}{holdout:,} positives are held out by --split {ask.split} "
+            f"--holdout {ask.holdout:g}"
+        )
+        if ask.split == "temporal" and not below:
+            raise InputError(
+                f"{found}, since {1 - ask.holdout:.0%} of the ratings or more have one and the same time, the earliest: check "
+                "that the timestamp column has the time of each rating (--columns timestamp=NAME), or use --split random"
+            )
+        raise InputError(f"{found}: lower --min_rating or --holdout, or use --split none")
+    share = holdout / (train + holdout)
+    if ask.split == "temporal" and not 0.5 < share / ask.holdout < 2:
+        LOGGER.warning("--holdout %g holds out %.3f of the positives: many share a time, or repeat", ask.holdout, share)
+
+
+def check_columns(ratings: Source, ask: IngestSettings) -> None:
+    """Raises InputError if the ratings lack a column that the settings need."""
+    if ask.split.split in ("temporal", "last") and "timestamp" not in ratings.columns:
+        raise InputError(
+            f"--split {ask.split.split} needs times, and {ratings.uri} has no timestamp column: "
+            "name it with --columns timestamp=…, or use --split random"
+        )
+    if ask.split.min_rating is not None and "rating" not in ratings.columns:
+        raise InputError(
+            f"--min_rating {ask.split.min_rating:g} needs ratings, and {ratings.uri} has no rating column: "
+            "name it with --columns rating=…, or leave --min_rating out"
+        )
+
+
+def kept_buckets(settings: Settings) -> int | None:
+    """Returns how many buckets of users the release has whose model is kept: in as many, its lists can be carried over."""
+    return settings.base.stages["ingest"].metrics["num_buckets"] if settings.base else None
+
+
+def default_buckets(ratings: Source) -> int:
+    """Returns how many buckets of users give each worker about `BUCKET_BYTES` of text.
+
+    The lists do not count: another list must not make ingest run again.
+    """
+    return max(1, math.ceil(text_bytes_of(ratings) / BUCKET_BYTES))

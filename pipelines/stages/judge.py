@@ -1,0 +1,199 @@
+"""Judges the finished table, row by row, and beside the last release's.
+
+What it finds decides, in `pipelines.publish`, whether the table is published, and the report shows it. It does not depend on
+any limit, so another limit does not make it run again. It does depend on the table of the release that `LATEST` names.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.cli.settings import Settings
+from pipelines.engine.stage import Reports, Stage
+from pipelines.stages.lists import check_same_lists, items_of, reads_of
+from schemas.manifest import StageManifest, fingerprint_of, users_of
+from schemas.release import read_latest, read_release
+from schemas.storage import join, list_files
+from schemas.workspace import Workspace
+from transforms.evaluate.describe_table import DescribeTable
+from transforms.evaluate.judge import BucketFiles, JudgeTable, TableRules
+from transforms.index.item_lists import ItemLists
+from transforms.io.write import part_of
+
+FOUND = "table"
+"""The metric that says what was found."""
+
+
+@dataclass(frozen=True)
+class LastTable:
+    """The table that a new one would replace.
+
+    Attributes:
+      release: its name.
+      digest: of its files' contents.
+      k: items a user.
+      num_buckets: of its users.
+      topk: its files, relative to the output root.
+      users: likewise, those of the users that it was made for; none where they cannot be read any more.
+      users_digest: of their contents; None where they cannot be read.
+      users_gone: why they cannot be read.
+    """
+
+    release: str
+    digest: str
+    k: int
+    num_buckets: int
+    topk: tuple[str, ...]
+    users: tuple[str, ...] = ()
+    users_digest: str | None = None
+    users_gone: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of it decides the verdict."""
+        return {"digest": self.digest, "k": self.k, "users": self.users_digest}
+
+
+def last_table(workspace: Workspace, recommended: StageManifest) -> LastTable | None:
+    """Returns the table that `LATEST` names; where that is the very table in question, the one which that was compared with.
+
+    Args:
+      workspace: the output.
+      recommended: the stage that made the table in question.
+    """
+    latest = read_latest(workspace)
+    if latest is None:
+        return None
+    manifest = read_release(workspace, latest)
+    if manifest["stages"]["recommend"]["digest"] == recommended.digest:
+        before = manifest["compared_with"]
+        if before is None:
+            return None
+        known = {name: before[name] for name in ("release", "digest", "k", "num_buckets")}
+        told = {name: before.get(name) for name in ("users_digest", "users_gone")}
+        return LastTable(**known, **told, topk=tuple(before["topk"]), users=tuple(before.get("users") or ()))
+    stages = manifest["stages"]
+    users, users_digest, users_gone = _users_of(workspace, latest.release, stages["ingest"])
+    return LastTable(
+        release=latest.release,
+        digest=stages["recommend"]["digest"],
+        k=stages["recommend"]["settings"]["k"],
+        num_buckets=stages["ingest"]["metrics"]["num_buckets"],
+        topk=latest.topk,
+        users=users,
+        users_digest=users_digest,
+        users_gone=users_gone,
+    )
+
+
+def _users_of(
+    workspace: Workspace, release: str, ingested: Mapping[str, Any]
+) -> tuple[tuple[str, ...], str | None, str | None]:
+    """Returns the files of the users of a release and the digest of their contents, or why they cannot be read any more."""
+    folder = f"{ingested['folder']}/users"
+    files = [file for file in ingested.get("files") or () if file["path"].startswith(f"{folder}/")]
+    if not files:
+        return (), None, f"release {release} does not say where they are"
+    sizes = {found.path: found.size_in_bytes for found in list_files(join(workspace.root, folder, "*"))}
+    for file in files:
+        path = join(workspace.root, file["path"])
+        if sizes.get(path) != file["bytes"]:
+            return (), None, f"{path} is {'altered' if path in sizes else 'gone'}"
+    return tuple(file["path"] for file in files), fingerprint_of([[file["path"], file["sha256"]] for file in files]), None
+
+
+def stage(
+    settings: Settings,
+    done: Mapping[str, StageManifest],
+    last: LastTable | None,
+    evaluated: StageManifest | None = None,
+) -> Stage:
+    """Returns the stage, which reads the table, the users and items that it is for, and the last table.
+
+    Args:
+      settings: of the job.
+      done: the stages that made the table.
+      last: the table that it would replace.
+      evaluated: where another model was evaluated than this table's, the verdict on its table: the two belong together.
+
+    Raises:
+      InputError: if lists are named that are not those that the table was made with.
+    """
+    ingested, embedded, recommended = (done[name] for name in ("ingest", "embed", "recommend"))
+    check_same_lists(settings, done)
+    root = settings.output
+    rules = TableRules(
+        k=recommended.settings["k"],
+        recommend_seen=recommended.settings["recommend_seen"],
+        num_buckets=ingested.metrics["num_buckets"],
+        last_k=last.k if last else None,
+        layout=recommended.settings["layout"],
+        has_last_users=last is not None and not last.users_gone,
+    )
+    same_buckets = last is not None and last.num_buckets == rules.num_buckets
+    last_paths = [join(root, path) for path in last.topk] if last else []
+    last_users = [join(root, path) for path in last.users] if last else []
+    job: dict[str, Any] = {
+        "buckets": buckets_of(
+            users_of(done).paths(root, "users"),
+            recommended.paths(root, "topk"),
+            last_paths if same_buckets else [],
+            last_users if same_buckets else [],
+        ),
+        "items": ingested.paths(root, "items"),
+        "num_items": ingested.rows("items"),
+        "examples": settings.report.users,
+        "embeddings": embedded.paths(root, "embeddings"),
+        "lists": items_of(root, done),
+        "rules": rules,
+        "regrouped": [] if same_buckets else last_paths,
+        "regrouped_users": [] if same_buckets else last_users,
+    }
+    return Stage(
+        name="judge",
+        module=__name__,
+        settings={
+            "k": rules.k,
+            "recommend_seen": rules.recommend_seen,
+            "last": last.settings if last else None,
+            "evaluated": evaluated.fingerprint if evaluated else None,
+            "examples": settings.report.users,
+        },
+        inputs={name: done[name] for name in ("ingest", "lists", "embed", "recommend")},
+        reads={**reads_of(done, "items"), "embed": ["embeddings"], "recommend": ["topk"]},
+        build=lambda root, attempt: build(root, attempt, **job),
+    )
+
+
+def build(
+    root: beam.Pipeline,
+    attempt: str,
+    buckets: Mapping[int, BucketFiles],
+    items: list[str],
+    num_items: int,
+    examples: int,
+    embeddings: list[str],
+    lists: ItemLists,
+    rules: TableRules,
+    regrouped: list[str],
+    regrouped_users: list[str],
+) -> Reports:
+    """Adds the stage's steps: each bucket's files are read by one worker, which compares them; what is in them is counted."""
+    table = [path for files in buckets.values() for path in files.table]
+    users = {number: files.users for number, files in buckets.items()}
+    return [
+        root | "JudgeTable" >> JudgeTable(buckets, items, embeddings, lists, rules, regrouped, regrouped_users),
+        root | "DescribeTable" >> DescribeTable(attempt, table, items, num_items, users, rules.num_buckets, examples),
+    ]
+
+
+def buckets_of(users: list[str], table: list[str], last: list[str], last_users: list[str]) -> dict[int, BucketFiles]:
+    """Returns where each bucket lies, from the paths of all files."""
+    found: dict[int, list[list[str]]] = defaultdict(lambda: [[], [], [], []])
+    for kind, paths in enumerate((users, table, last, last_users)):
+        for path in paths:
+            found[part_of(path)][kind].append(path)
+    return {number: BucketFiles(*map(tuple, kinds)) for number, kinds in found.items()}

@@ -1,0 +1,234 @@
+"""Writes the top-k of every user, and measures it."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.cli.logs import LOGGER
+from pipelines.cli.settings import Settings
+from pipelines.engine.stage import Reports, Stage
+from pipelines.stages.index import settings_of_index
+from pipelines.stages.lists import items_of, reads_of
+from schemas.errors import InputError
+from schemas.manifest import StageManifest, users_of
+from schemas.storage import WrittenFile, join
+from schemas.stored import StoredFolder
+from transforms.index.embed import EmbedUsers
+from transforms.index.item_lists import BLOCKED, CountItems, ItemLists
+from transforms.index.load import files_of_shards
+from transforms.index.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
+from transforms.io.progress import CountBlocks
+from transforms.io.read import ReadParts
+from transforms.io.write import part_of
+from transforms.lists.by_shard import RecommendByShard
+from transforms.lists.canaries import NUM_CANARIES, JudgeRun, Listed
+from transforms.lists.carry_over import CarryOver, CarryRules, LastRelease, nothing_carried
+from transforms.lists.fused import RecommendFused
+from transforms.lists.recall_segments import RecallBySegment
+from transforms.lists.table import FOLDER, DateRows, WriteTable
+from transforms.search.list_settings import ListSettings
+from transforms.search.search import SearchSettings
+from transforms.train.training import USER_TOWER
+
+CHECKED_USERS = 1_000
+"""About how many users' lists are compared with exact search."""
+
+
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+    """Returns the stage, which reads users, the user tower, the index, and what must not be recommended."""
+    job, lists = job_of(settings, done)
+    item_lists = items_of(settings.output, done)
+    num_users = users_of(done).rows("users")
+    shards = files_of_shards(job["index_files"], job["num_shards"])
+    plan = choose_plan([bytes_of_shard(files) for files in shards.values()], settings.recommend.max_worker_bytes)
+    if settings.recommend.plan != "auto":
+        plan = ChosenPlan(settings.recommend.plan, "asked for with --plan")
+    how: dict[str, Any] = {
+        "plan": plan,
+        "max_worker_bytes": settings.recommend.max_worker_bytes,
+        "num_slices": choose_slices(num_users),
+    }
+    base = base_lists(settings, done, lists)
+    how |= {"base": base, "num_users": num_users}
+    scored_at, layout = settings.recommend.as_of or newest_of(done["ingest"]), settings.recommend.layout
+    how |= {"scored_at": scored_at, "layout": layout}
+
+    def check(metrics: Mapping[str, Any], folder: str) -> None:
+        check_canaries(metrics["canaries"])
+        check_items(metrics)
+
+    return Stage(
+        name="recommend",
+        module=__name__,
+        settings=asdict(lists)
+        | {"layout": layout, "scored_at": scored_at.isoformat() if scored_at else None}
+        | ({"base": base.described if isinstance(base, BaseLists) else {"why_nobody": base}} if base else {}),
+        check=check,
+        inputs={name: done[name] for name in ("ingest", "lists", "train", "embed", "index")},
+        reads={**reads_of(done, "items"), "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
+        build=lambda root, attempt: build(root, attempt, **job, **how, lists=lists, item_lists=item_lists),
+    )
+
+
+@dataclass(frozen=True)
+class BaseLists:
+    """The lists that may be carried over.
+
+    Attributes:
+      last: where they are.
+      rules: what decides whether one holds still.
+      described: what they are, for the fingerprint.
+    """
+
+    last: LastRelease
+    rules: CarryRules
+    described: Mapping[str, Any]
+
+
+def base_lists(settings: Settings, done: Mapping[str, StageManifest], lists: ListSettings) -> BaseLists | str:
+    """Returns the lists of the release whose model is kept, or why nobody's can be carried over; '' where none is kept."""
+    base = settings.base
+    if base is None:
+        return ""
+    ingested, embedded, indexed, recommended = (base.stages[name] for name in ("ingest", "embed", "index", "recommend"))
+    for name in ("k", "recommend_seen"):
+        if recommended.settings[name] != getattr(lists, name):
+            return f"{name} was {recommended.settings[name]} in release {base.release}"
+    if settings_of_index(indexed) != settings_of_index(done["index"]):
+        return f"the index of release {base.release} was built in another way"
+    if ingested.metrics["num_buckets"] != done["ingest"].metrics["num_buckets"]:
+        return f"release {base.release} has {ingested.metrics['num_buckets']} buckets of users"
+    if "lists" not in base.stages:
+        return f"release {base.release} was made by an earlier version of this program"
+    lists_then, users_then = base.stages["lists"], users_of(base.stages)
+    root, digests = settings.output, {"users": users_then, "embeddings": embedded, FOLDER: recommended, BLOCKED: lists_then}
+    by_bucket = {name: _by_bucket(digests[name].paths(root, name)) for name in ("users", FOLDER)}
+    return BaseLists(
+        last=LastRelease(
+            by_bucket["users"], by_bucket[FOLDER], embedded.paths(root, "embeddings"), lists_then.paths(root, BLOCKED)
+        ),
+        rules=CarryRules(
+            by_history=done["train"].settings["user_tower"] != "id",
+            recommend_seen=lists.recommend_seen,
+            checked_fraction=lists.checked_fraction,
+        ),
+        described={name: manifest.digest_of_datasets([name]) for name, manifest in digests.items()},
+    )
+
+
+def _by_bucket(paths: list[str]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    for path in paths:
+        found[part_of(path)].append(path)
+    return dict(found)
+
+
+def newest_of(ingested: StageManifest) -> datetime | None:
+    """Returns how new the ratings are: their newest time; of ratings without times, when their newest file changed.
+
+    It goes into the table, and so must not depend on the clock: the same ratings give the same table.
+    """
+    (ratings,) = (source for source in ingested.sources if source["dataset"] == "ratings")
+    seconds = ingested.metrics["newest_timestamp"] or max((file.get("mtime") or 0 for file in ratings["files"]), default=0)
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[str, Any], ListSettings]:
+    """Settles k, and returns where everything is that `build` reads, and what a list holds."""
+    ingested, trained, embedded, indexed = (done[name] for name in ("ingest", "train", "embed", "index"))
+    served = users_of(done)
+    num_candidates = embedded.rows("embeddings")
+    k = settings.recommend.k
+    if k > num_candidates:
+        LOGGER.warning("k %d is above the number of candidates: using %d", k, num_candidates)
+        k = num_candidates
+    lists = ListSettings(
+        k=k,
+        recommend_seen=settings.recommend.recommend_seen,
+        search=SearchSettings(**indexed.metrics["search"]),
+        checked_fraction=min(1.0, CHECKED_USERS / max(1, served.rows("users"))),
+    )
+    job = {
+        "users": {part_of(path): path for path in served.paths(settings.output, "users")},
+        "tower": trained.stored(settings.output, USER_TOWER),
+        "index_root": join(settings.output, indexed.folder),
+        "index_files": indexed.dataset("shards"),
+        "num_shards": indexed.metrics["num_shards"],
+        "num_items": ingested.rows("items"),
+        "embeddings": embedded.paths(settings.output, "embeddings"),
+        "dim": embedded.metrics["dim"],
+    }
+    return job, lists
+
+
+def build(
+    root: beam.Pipeline,
+    attempt: str,
+    users: dict[int, str],
+    tower: StoredFolder,
+    index_root: str,
+    index_files: Sequence[WrittenFile],
+    num_shards: int,
+    num_items: int,
+    embeddings: list[str],
+    dim: int,
+    lists: ListSettings,
+    item_lists: ItemLists,
+    plan: ChosenPlan,
+    max_worker_bytes: int,
+    num_slices: int,
+    scored_at: datetime | None,
+    layout: str,
+    base: BaseLists | str,
+    num_users: int,
+) -> Reports:
+    """Adds the stage's steps: blocks of users get their vectors, then their lists, which are written and judged."""
+    recommend: beam.PTransform
+    if plan.plan == FUSED:
+        recommend = RecommendFused(index_root, index_files, num_shards, num_items, lists, item_lists)
+    else:
+        recommend = RecommendByShard(
+            index_root, index_files, num_shards, num_items, lists, item_lists, max_worker_bytes, num_slices
+        )
+    blocks = root | "ReadUsers" >> ReadParts(users) | "Progress" >> CountBlocks() | "DateRows" >> DateRows(scored_at)
+    reports = []
+    if isinstance(base, BaseLists):
+        blocks, carried = blocks | "CarryOver" >> CarryOver(base.last, embeddings, item_lists, base.rules)
+        reports.append(carried)
+    elif base:
+        reports.append(root | "ReportCarried" >> beam.Create([nothing_carried(base, num_users)]))
+    known = blocks | "EmbedUsers" >> EmbedUsers(tower)
+    made = known | "Recommend" >> recommend
+    judge = JudgeRun(embeddings, dim, lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, lists, item_lists)
+    return [
+        made.topk | "WriteTable" >> WriteTable(attempt, lists.k, layout),
+        made.reports,
+        *reports,
+        Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
+        (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(embeddings, lists.checked_fraction),
+        root | "CountItems" >> CountItems(embeddings, item_lists),
+        root | "ReportPlan" >> beam.Create([{"plan": plan.plan, "plan_reason": plan.why}]),
+    ]
+
+
+def check_items(metrics: Mapping[str, Any]) -> None:
+    """Raises InputError if no item is left to recommend."""
+    if not metrics["items_allowed"]:
+        raise InputError(
+            f"none of the {metrics['items_indexed']:,} items in the index may be recommended: check the ids in "
+            "--block_items and --allow_items"
+        )
+
+
+def check_canaries(verdict: Mapping[str, Any]) -> None:
+    """Raises RuntimeError if the table is not what the stored embeddings say: that is a defect, and nothing is published."""
+    if not verdict["passed"]:
+        raise RuntimeError(
+            f"the table is wrong: for user {verdict['first_failure']!r} and perhaps others, scores differ from the inner "
+            f"products of the stored embeddings by up to {verdict['max_score_error']:g}, or exact lists from the best by up to "
+            f"{verdict['max_exact_gap']:g}"
+        )

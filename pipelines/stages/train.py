@@ -1,0 +1,88 @@
+"""Trains the two towers on what `ingest` kept for training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import apache_beam as beam
+
+from pipelines.cli.logs import LOGGER
+from pipelines.cli.settings import Settings
+from pipelines.engine.stage import Reports, Stage
+from schemas.manifest import StageManifest
+from schemas.storage import join
+from transforms.io.write import part_of
+from transforms.train.features import in_catalogue
+from transforms.train.training import TrainingPaths, TrainingSettings, TrainTowers
+
+VALIDATION = {"random": "random", "temporal": "temporal", "last": "last", "none": "temporal"}
+"""How to validate for each split of `ingest`: as the holdout was made, and for what is to come where nothing was held out."""
+
+
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+    """Returns the stage, which reads the training interactions, and the catalogue where the item tower looks at features.
+
+    Raises:
+      InputError: if the catalogue lacks a feature's column.
+    """
+    ingested = done["ingest"]
+    training = training_of(settings, ingested)
+    paths = paths_of(settings.output, ingested, [training])
+    return Stage(
+        name="train",
+        module=__name__,
+        settings=asdict(training),
+        inputs={"ingest": ingested},
+        reads={"ingest": ["interactions/train", *(["items"] if paths.items else [])]},
+        build=lambda root, attempt: build(root, attempt, paths, training, settings.checkpoint_secs),
+        check=lambda metrics, folder: warn_of_features(metrics),
+    )
+
+
+def training_of(settings: Settings, ingested: StageManifest) -> TrainingSettings:
+    """Returns how to train on what `ingested` kept, which knows of its split and of what is recent.
+
+    Features are by the catalogue's names, none where the tower looks at none.
+
+    Raises:
+      InputError: if the catalogue lacks a feature's column.
+    """
+    training = replace(
+        settings.training,
+        validation=VALIDATION[ingested.settings["split"]["split"]],
+        half_life_days=ingested.settings["recency_half_life_days"],
+    )
+    if not training.looks_at_features:
+        return replace(training, features=())
+    described = next((source for source in ingested.sources if source["dataset"] == "items"), None)
+    return replace(training, features=in_catalogue(training.features, described))
+
+
+def paths_of(output: str, ingested: StageManifest, trainings: Sequence[TrainingSettings]) -> TrainingPaths:
+    """Returns the files that some trainings read: the catalogue only where one looks at features."""
+    items: list[str] = []
+    if any(training.features for training in trainings):
+        items = sorted(ingested.paths(output, "items"), key=part_of)
+    return TrainingPaths(ingested.paths(output, "interactions/train"), items)
+
+
+def build(
+    root: beam.Pipeline, attempt: str, paths: TrainingPaths, settings: TrainingSettings, checkpoint_secs: float
+) -> Reports:
+    """Adds the stage's steps: one element, the files to read, through one worker that trains.
+
+    Checkpoints lie beside the attempt, in the folder of the stage, so that the next attempt at the same stage goes on.
+    """
+    checkpoints = join(attempt.rpartition("/")[0], "checkpoints")
+    trained = root | "TrainTowers" >> TrainTowers(paths, attempt, settings, checkpoints, checkpoint_secs)
+    return [
+        trained | "Files" >> beam.FlatMap(lambda made: made[0]),
+        trained | "Metrics" >> beam.Map(lambda made: made[1]),
+    ]
+
+
+def warn_of_features(metrics: Mapping[str, Any]) -> None:
+    """Says which features were left out, or say less than they might."""
+    for column, found in metrics.get("features", {}).items():
+        if found["warning"]:
+            LOGGER.warning("the feature %s %s", column, found["warning"])
