@@ -1,4 +1,4 @@
-"""The stages: one module each, each a command, and the command that runs them in order."""
+"""The commands, a few lines each, and the rooms that they call: flags, stages, the job, and the life of its releases."""
 
 import logging
 
