@@ -437,10 +437,10 @@ def _understanding(problem: str, repair: str) -> Iterator[None]:
 
 
 def _restore(workspace: Workspace) -> str:
-    """Returns how to get a pointer again that can be read; without one, the next release would be compared with none."""
+    """Returns how to get a pointer again that can be read; without one, the next release is compared with none."""
     return (
         f"serve a release again with python -m pipelines.releases rollback RELEASE --output {workspace.root}, of those that "
-        "python -m pipelines.releases list names"
+        f"python -m pipelines.releases list names, or, if none is good, delete {workspace.latest} and publish again"
     )
 
 

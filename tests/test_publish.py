@@ -74,7 +74,7 @@ def test_the_manifest_of_a_release_reaches_every_file_and_says_what_it_was_made_
     output, _ = job
     release = release_of(output)
     assert release["status"] == "passed"
-    assert release["schema_version"] == 2
+    assert release["schema_version"] == 3
     assert set(release["gates"]) == set(GATES)
     assert {name for name, gate in release["gates"].items() if gate["status"] == "skipped"} >= {"quality", "overlap", "users"}
     assert release["gate_settings"]["max_shrink"] == 0.1
@@ -418,7 +418,10 @@ def manifest_of(output: Path) -> Path:
             lambda output: manifest_of(output).write_text(json.dumps(release_of(output) | {"rows": 1})),
             "it has other contents than were written",
         ),
-        (lambda output: manifest_of(output).unlink(), "which does not exist: delete"),
+        (
+            lambda output: manifest_of(output).unlink(),
+            "which does not exist: serve a release again with python -m pipelines.releases rollback",
+        ),
         (
             lambda output: manifest_of(output).write_text(json.dumps(signed(release_of(output) | {"status": "failed"}))),
             "are not of the same table, or it failed its gates",
