@@ -26,6 +26,7 @@ from schemas.storage import read_json
 from tests.made_data import write_items, write_ratings
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGES = ("pipelines", "transforms", "schemas")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = {"test": "requirements-dev.txt", "benchmarks": "requirements-benchmarks.txt", "spark": "requirements-spark.txt"}
@@ -222,12 +223,18 @@ def test_flags_in_the_documentation_exist() -> None:
         "--to",
         "--logdir",
     }
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_]*", page.read_text()))
         assert mentioned <= known, page.name
 
 
 def test_links_in_the_documentation_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_files_that_the_pages_name_are_there() -> None:
+    for page in PAGES:
+        for named in re.findall(r"`((?:pipelines|transforms|schemas|tests|examples)/[\w/.-]+)", page.read_text()):
+            assert "NAME" in named or (ROOT / named).exists(), f"{page.name}: {named}"
