@@ -9,7 +9,9 @@ from hypothesis import settings
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-from tests import memory_filesystem
+from tests import memory_filesystem, quick_beam
+
+quick_beam.remember()
 
 settings.register_profile("shortlist", deadline=None, derandomize=True)
 settings.load_profile("shortlist")
