@@ -85,7 +85,7 @@ def test_a_check_fails_as_the_run_would(tmp_path: Path, capsys: pytest.CaptureFi
         assert line["exit_status"] == MISTAKE
         said.append(line["error"])
     assert said[0] == said[1]
-    assert said[0].startswith("none of the 1 ids of --block_items is in the catalogue")
+    assert said[0].startswith("the only one of the ids of --block_items, 'x', is not in the catalogue")
     assert not Workspace(f"{tmp_path}/out").finished("train")
 
 
