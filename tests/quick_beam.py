@@ -17,14 +17,14 @@ _VIEWS: WeakKeyDictionary[PipelineOptions, dict[type[PipelineOptions], PipelineO
 _find_arguments, _find_specs, _make_view = core.get_function_args_defaults, userstate.get_dofn_specs, PipelineOptions.view_as
 
 
-def _function_arguments(function: Any) -> tuple[list[str], list[Any]]:
-    is_bound = isinstance(function, types.MethodType)
-    plain = function.__func__ if is_bound else function
+def _function_arguments(f: Any) -> tuple[list[str], list[Any]]:
+    is_bound = isinstance(f, types.MethodType)
+    plain = f.__func__ if is_bound else f
     if not isinstance(plain, types.FunctionType):
-        return _find_arguments(function)
+        return _find_arguments(f)
     known = _ARGUMENTS.setdefault(plain, {})
     if is_bound not in known:
-        known[is_bound] = _find_arguments(function)
+        known[is_bound] = _find_arguments(f)
     names, defaults = known[is_bound]
     return list(names), list(defaults)
 
