@@ -24,7 +24,8 @@ from pipelines.cli.config import parse_command
 from pipelines.engine.stage import run_pipeline
 from pipelines.job import finished
 from pipelines.stages import recommend
-from schemas.storage import WrittenFile, join, parquet_writer, read_parquet_blocks
+from schemas.parquet_files import parquet_writer, read_parquet_blocks
+from schemas.storage import WrittenFile, join
 from schemas.topk import TOPK
 from transforms.index.embed import UserTower, embed_users
 from transforms.index.load import load_index

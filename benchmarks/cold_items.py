@@ -38,7 +38,7 @@ from pipelines.engine.progress import Progress
 from pipelines.engine.stage import run_stage
 from pipelines.stages import ingest
 from schemas.errors import InputError
-from schemas.storage import read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 from schemas.workspace import Workspace
 from transforms.io.partition import hash_ids
 from transforms.search.top_k import Lists

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.manifest import StageManifest
-from schemas.storage import read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 from schemas.users import unwanted_columns
 from transforms.ingest.split import hash_pairs
 from transforms.io.partition import hash_ids

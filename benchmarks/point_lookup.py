@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from schemas import storage
 from schemas.blocks import Block
-from schemas.storage import WrittenFile, find_rows, parquet_writer
+from schemas.parquet_files import find_rows, parquet_writer
+from schemas.storage import WrittenFile
 from schemas.topk import LAYOUTS, TOPK
 from transforms.ingest.histories import USERS_A_BLOCK
 from transforms.io.partition import bucket_of, split_by_key

@@ -40,7 +40,7 @@ from pipelines.engine.stage import run_stage
 from pipelines.stages import embed, ingest, train
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
-from schemas.storage import read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 from schemas.workspace import Workspace
 from transforms.index.build import vectors_of
 from transforms.index.embed import UserTower

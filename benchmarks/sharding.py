@@ -30,9 +30,9 @@ from benchmarks.tutorial.catalogue import enlarged
 from pipelines.cli.command import run_command
 from pipelines.cli.config import parse_command
 from pipelines.job import finished
-from schemas.storage import read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 from transforms.index.build import vectors_of
-from transforms.index.calibrate import CalibrationSettings, UserSample, calibrate
+from transforms.index.calibration import CalibrationSettings, UserSample, calibrate
 from transforms.index.embed import UserTower
 from transforms.io.partition import shard_of
 from transforms.search.ranking_metrics import recall_against

@@ -19,7 +19,8 @@ from pipelines.stages import ingest
 from pipelines.stages.sweep import read_trials, stage
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
-from schemas.storage import check_writable, join, read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
+from schemas.storage import check_writable, join
 from schemas.trials import FAILED
 from schemas.words import counted
 from schemas.workspace import Workspace

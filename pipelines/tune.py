@@ -19,8 +19,9 @@ from pipelines.job.prepare import prepare
 from pipelines.stages.tune import stage
 from schemas.blocks import one_block
 from schemas.manifest import StageManifest
+from schemas.parquet_files import read_parquet_blocks
 from schemas.search_trials import SEARCH_TRIALS
-from schemas.storage import join, read_parquet_blocks
+from schemas.storage import join
 from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.index.tuning_report import CHART, CONFIG, TRIALS, group_of

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from schemas.blocks import Block
 from schemas.errors import InputError
-from schemas.storage import WrittenFile, is_local, join, read_parquet_blocks, read_pieces, sha256_of
+from schemas.parquet_files import read_parquet_blocks
+from schemas.storage import WrittenFile, is_local, join, read_pieces, sha256_of
 
 
 @dataclass(frozen=True)

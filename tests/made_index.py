@@ -11,7 +11,8 @@ import pytest
 from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
 from schemas.items import BLOCKED_ITEMS
-from schemas.storage import WrittenFile, join, parquet_writer
+from schemas.parquet_files import parquet_writer
+from schemas.storage import WrittenFile, join
 from schemas.users import USERS
 from transforms.index.build import write_shard
 from transforms.index.embed import vector_column

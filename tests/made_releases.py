@@ -8,8 +8,9 @@ import pyarrow as pa
 from pipelines.job.publishing import describe_stage
 from schemas.items import ITEMS
 from schemas.manifest import StageManifest, digest_of, fingerprint_of, write_manifest
+from schemas.parquet_files import parquet_writer
 from schemas.release import SCHEMA_VERSION, pointer_to, write_latest
-from schemas.storage import WrittenFile, join, parquet_writer, write_file, write_json
+from schemas.storage import WrittenFile, join, write_file, write_json
 from schemas.topk import LAYOUTS, LONG, NESTED, TOPK
 from schemas.workspace import Workspace
 from transforms.io.partition import bucket_of

@@ -24,13 +24,11 @@ from schemas.workspace import Workspace
 from tests.made_data import write_ratings
 from transforms.index import calibrate as calibrate_module
 from transforms.index.build import write_shard
-from transforms.index.calibrate import (
+from transforms.index.calibrate import CalibrateSearch, DrawSample, SampleUsers
+from transforms.index.calibration import (
     EXACT_SHARDS,
-    CalibrateSearch,
     Calibration,
     CalibrationSettings,
-    DrawSample,
-    SampleUsers,
     UserSample,
     calibrate,
     calibration_report,

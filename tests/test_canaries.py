@@ -12,7 +12,8 @@ from apache_beam.testing.util import assert_that
 
 from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
-from schemas.storage import join, parquet_writer
+from schemas.parquet_files import parquet_writer
+from schemas.storage import join
 from schemas.topk import RECOMMENDATION, TOPK
 from schemas.users import USERS
 from transforms.index.embed import vector_column

@@ -13,7 +13,8 @@ import pytest
 from apache_beam.testing.test_pipeline import TestPipeline
 
 from schemas.blocks import Block
-from schemas.storage import join, parquet_writer, read_json
+from schemas.parquet_files import parquet_writer
+from schemas.storage import join, read_json
 from schemas.topk import TOPK
 from schemas.users import USERS
 from tests.made_index import MadeItems, make_items, make_users, write_index

@@ -15,13 +15,14 @@ from schemas.description import ITEMS_BY_LISTINGS
 from schemas.storage import WrittenFile
 from schemas.users import USERS
 from transforms.evaluate.describe_table import AddUp, KeepFirst
-from transforms.evaluate.judge import FAULTS, Findings, _MergeFindings
+from transforms.evaluate.findings import FAULTS, Findings
+from transforms.evaluate.judge import _MergeFindings
 from transforms.index.calibrate import SampleUsers
 from transforms.index.embed import vector_column
 from transforms.ingest.catalogue import FindRanges
 from transforms.ingest.histories import ITEM_COUNTS
+from transforms.ingest.rejects import MergeSummaries
 from transforms.ingest.split import FindCut, FindLatest
-from transforms.ingest.validate import MergeSummaries
 from transforms.io.write import Counts, MergeReports
 from transforms.lists.canaries import Measured, MergeMeasured
 from transforms.search.ranking_metrics import JudgeRankings, MeanOfRows

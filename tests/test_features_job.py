@@ -11,7 +11,7 @@ from pipelines.cli.command import MISTAKE, OK, run_command
 from pipelines.cli.config import parse_command
 from pipelines.job import finished
 from pipelines.stages import train
-from schemas.storage import read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, ratings, with_flags, write_csv, write_ratings
 from tests.test_run import topk_of

@@ -20,7 +20,8 @@ from pipelines.lifecycle.find_forgotten import Named, find_forgotten
 from schemas.blocks import one_block
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
-from schemas.storage import read_json, read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
+from schemas.storage import read_json
 from schemas.users import USERS
 from schemas.workspace import Workspace
 from tests import test_run

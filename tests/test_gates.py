@@ -11,19 +11,9 @@ from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from transforms.evaluate.arrivals import Arrivals
-from transforms.evaluate.gates import (
-    GATES,
-    Evaluation,
-    Facts,
-    GateSettings,
-    LastRelease,
-    _down,
-    _up,
-    as_json,
-    failures,
-    judge_release,
-)
-from transforms.evaluate.judge import FAULTS
+from transforms.evaluate.findings import FAULTS
+from transforms.evaluate.gates import as_json, failures, judge_release
+from transforms.evaluate.verdicts import GATES, Evaluation, Facts, GateSettings, LastRelease, down, up
 
 SPLIT = {"split": "temporal", "holdout": 0.1, "min_rating": None, "k": 50, "recommend_seen": False}
 
@@ -389,5 +379,5 @@ def test_a_comparison_of_unlike_things_says_so_and_how_to_go_on() -> None:
 
 @given(st.floats(0, 1e6))
 def test_the_limit_that_is_named_lets_the_value_pass_and_is_near(value: float) -> None:
-    assert float(_down(value)) <= value <= float(_up(value))
-    assert float(_up(value)) - float(_down(value)) <= max(0.11 * value, 1e-9)
+    assert float(down(value)) <= value <= float(up(value))
+    assert float(up(value)) - float(down(value)) <= max(0.11 * value, 1e-9)

@@ -21,22 +21,9 @@ from schemas.items import ITEMS
 from schemas.topk import LONG, LONG_TOPK, RECOMMENDATION, TOPK
 from schemas.users import USERS
 from tests.made_index import item_lists
-from transforms.evaluate.judge import (
-    FAULTS,
-    LAST_LISTS,
-    Bucket,
-    BucketFiles,
-    EligibleItems,
-    Findings,
-    JudgeTable,
-    KnownItems,
-    TableRules,
-    judge_bucket,
-    last_lists,
-    num_left,
-    rated,
-    report,
-)
+from transforms.evaluate.findings import FAULTS, LAST_LISTS, Findings
+from transforms.evaluate.judge import BucketFiles, JudgeTable, last_lists, report
+from transforms.evaluate.judge_bucket import Bucket, EligibleItems, KnownItems, TableRules, judge_bucket, num_left, rated
 from transforms.io.partition import bucket_of, hash_ids
 from transforms.io.write import write_part
 

@@ -22,7 +22,7 @@ from schemas.manifest import fingerprint_of
 from schemas.workspace import Workspace
 from tests.made_data import ratings, with_flags, write_csv, write_items, write_ratings
 from tests.made_releases import signed
-from transforms.evaluate.gates import GATES
+from transforms.evaluate.verdicts import GATES
 from transforms.train.recency import Blend
 
 QUICK = [

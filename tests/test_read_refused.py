@@ -12,7 +12,7 @@ from apache_beam.io.filesystem import BeamIOError
 
 from pipelines import releases
 from pipelines.cli.command import FAULT, run_command, verdict_on
-from schemas import storage
+from schemas import parquet_files, storage
 from schemas.errors import InputError, ReadRefused, WriteRefused
 from schemas.forgotten import Forgotten, read_forgotten
 from schemas.lease import read_leases
@@ -90,7 +90,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "read_json": storage.read_json,
     "sha256_of": storage.sha256_of,
     "open_file": storage.open_file,
-    "read_parquet_schema": storage.read_parquet_schema,
+    "read_parquet_schema": parquet_files.read_parquet_schema,
     "delete": storage.delete,
     "delete_folder": storage.delete_folder,
 }
@@ -120,12 +120,12 @@ def test_not_found_is_nothing(memory_root: str, fail: Fail, error: Exception) ->
     with pytest.raises(FileNotFoundError, match=path):
         storage.read_bytes(path)
     with pytest.raises(InputError, match="is gone or damaged"):
-        storage.read_parquet_schema(path)
+        parquet_files.read_parquet_schema(path)
     storage.delete(path)
 
 
 def test_an_answer_that_breaks_off_is_an_error_that_names_the_path(memory_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from schemas.storage import parquet_writer, read_parquet_blocks
+    from schemas.parquet_files import parquet_writer, read_parquet_blocks
     from tests.test_storage import TABLE as ROWS
 
     with parquet_writer(memory_root, "t.parquet", ROWS.schema, []) as writer:

@@ -11,7 +11,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
 from schemas.blocks import Block, in_blocks
-from schemas.storage import parquet_writer
+from schemas.parquet_files import parquet_writer
 from schemas.topk import TOPK
 from transforms.io.read import Place
 from transforms.lists.fused import EXACT_LISTS

@@ -24,15 +24,10 @@ from transforms.index.popular import OVERALL, most_popular
 from transforms.io.read import PlacedBlock, ReadParts
 from transforms.io.write import SUMMARY, WritePlacedBlocks, WriteSummary
 from transforms.lists import by_shard as by_shard_plan
-from transforms.lists.by_shard import (
-    RecommendByShard,
-    codes_in,
-    finish_pieces,
-    popular_lists,
-    request_block,
-    request_of,
-)
+from transforms.lists import requests
+from transforms.lists.by_shard import RecommendByShard, finish_pieces, popular_lists
 from transforms.lists.fused import RecommendFused
+from transforms.lists.requests import codes_in, request_block, request_of
 from transforms.search.list_settings import ListSettings
 from transforms.search.search import Request, SearchSettings
 from transforms.search.top_k import PAD, codes_of, pack
@@ -277,7 +272,7 @@ def test_popular_lists_ask_for_as_much_of_the_ranking_as_they_need() -> None:
 def test_a_block_with_a_list_missing_is_a_fault() -> None:
     block = users_block(make_users(make_items(5), 2))
     heads = by_shard_plan.heads_of(block, np.array([True, True]))
-    lists = by_shard_plan.lists_block(np.array([1]), np.full((1, 3), PAD))
-    nothing = pa.RecordBatch.from_pylist([], by_shard_plan.ITEMS)
+    lists = requests.lists_block(np.array([1]), np.full((1, 3), PAD))
+    nothing = pa.RecordBatch.from_pylist([], requests.ITEMS)
     with pytest.raises(RuntimeError, match="2 users must have a list each, got 1 lists"):
         finish_pieces([(0, heads, nothing), (1, lists, nothing)], 3)

@@ -22,9 +22,10 @@ from tests.made_data import ODD_IDS, write_items, write_ratings
 from tests.made_releases import signed
 from transforms.charts.markup import Html, foreign, tag
 from transforms.evaluate.describe_table import DATASETS
-from transforms.evaluate.gates import GATES
+from transforms.evaluate.verdicts import GATES
 from transforms.report.charts import Shares, bins_of, gini, recall_panels, short
-from transforms.report.page import SECTIONS, Report, render
+from transforms.report.facts import Report
+from transforms.report.page import SECTIONS, render
 from transforms.train.curves import CurveRow
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -25,21 +25,9 @@ from schemas import storage
 from schemas.blocks import MAX_ROWS, Block
 from schemas.errors import InputError
 from schemas.rejected import REJECTED
-from transforms.ingest.sources import (
-    PIECE_BYTES,
-    RATING_ROLES,
-    ReadBlocks,
-    Roles,
-    Source,
-    cut_file,
-    find_files,
-    map_columns,
-    read_piece,
-    resolve,
-    resolve_items,
-    resolve_ratings,
-    text_bytes_of,
-)
+from transforms.ingest.columns import RATING_ROLES, Roles, map_columns
+from transforms.ingest.read_source import PIECE_BYTES, ReadBlocks, cut_file, read_piece
+from transforms.ingest.sources import Source, find_files, resolve, resolve_items, resolve_ratings, text_bytes_of
 
 BEAM = importlib.metadata.version("apache-beam")
 

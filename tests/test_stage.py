@@ -17,7 +17,8 @@ from pipelines.engine.stage import Stage, run_stage, summary_of
 from schemas.blocks import in_blocks
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, read_manifest
-from schemas.storage import WrittenFile, exists, join, list_files, read_parquet_blocks, write_file, write_json
+from schemas.parquet_files import read_parquet_blocks
+from schemas.storage import WrittenFile, exists, join, list_files, write_file, write_json
 from schemas.workspace import Workspace
 from transforms.io.write import WriteParts
 

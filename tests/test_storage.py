@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from schemas import storage
+from schemas import parquet_files, storage
 from schemas.blocks import BlockCoder, in_blocks, one_block
 from schemas.storage import WrittenFile
 from schemas.stored import checked_folder
@@ -40,21 +40,21 @@ def test_nothing_appears_when_writing_fails(root: str) -> None:
 
 def test_parquet_keeps_rows_row_groups_bytes_and_hash(root: str) -> None:
     written: list[WrittenFile] = []
-    with storage.parquet_writer(root, "t/part.parquet", TABLE.schema, written) as writer:
+    with parquet_files.parquet_writer(root, "t/part.parquet", TABLE.schema, written) as writer:
         for block in in_blocks(TABLE, 4):
             writer.write_batch(block)
     path = storage.join(root, "t/part.parquet")
     data = storage.read_bytes(path)
     assert written == [WrittenFile("t/part.parquet", 10, len(data), hashlib.sha256(data).hexdigest())]
     assert storage.sha256_of(path) == written[0].sha256
-    blocks = list(storage.read_parquet_blocks(path))
+    blocks = list(parquet_files.read_parquet_blocks(path))
     assert [block.num_rows for block in blocks] == [4, 4, 2]
     assert pa.Table.from_batches(blocks) == TABLE
-    assert [block.num_rows for block in storage.read_parquet_blocks(path, max_rows=3)] == [3, 1, 3, 1, 2]
+    assert [block.num_rows for block in parquet_files.read_parquet_blocks(path, max_rows=3)] == [3, 1, 3, 1, 2]
 
 
 def test_parquet_is_read_by_another_engine(tmp_path: Path) -> None:
-    with storage.parquet_writer(str(tmp_path), "part.parquet", TABLE.schema, []) as writer:
+    with parquet_files.parquet_writer(str(tmp_path), "part.parquet", TABLE.schema, []) as writer:
         writer.write_batch(one_block(TABLE.to_batches(), TABLE.schema))
     found = duckdb.execute("SELECT sum(n), max(id) FROM read_parquet(?)", [f"{tmp_path}/part.parquet"]).fetchall()
     assert found == [(45, "009")]
@@ -93,12 +93,12 @@ def test_one_block_of_nothing_is_empty() -> None:
 
 
 def test_find_rows_reads_only_the_row_groups_that_can_hold_them(root: str) -> None:
-    with storage.parquet_writer(root, "t.parquet", TABLE.schema, []) as writer:
+    with parquet_files.parquet_writer(root, "t.parquet", TABLE.schema, []) as writer:
         for block in in_blocks(TABLE, 3):
             writer.write_batch(block)
     path = storage.join(root, "t.parquet")
-    found = storage.find_rows([path], "id", pa.array(["004", "999", "000"]), ["n"])
+    found = parquet_files.find_rows([path], "id", pa.array(["004", "999", "000"]), ["n"])
     assert found["n"].to_pylist() == [0, 4]
-    nothing = storage.find_rows([path], "id", pa.array(["zzz"]))
+    nothing = parquet_files.find_rows([path], "id", pa.array(["zzz"]))
     assert nothing.num_rows == 0
     assert nothing.schema.names == ["id", "n"]

@@ -12,7 +12,8 @@ from pipelines.cli.command import MISTAKE, OK, run_command
 from pipelines.job import single_stage
 from schemas import stored as stored_module
 from schemas.errors import InputError
-from schemas.storage import WrittenFile, create_file, delete, join, parquet_writer, read_bytes, upload_folder
+from schemas.parquet_files import parquet_writer
+from schemas.storage import WrittenFile, create_file, delete, join, read_bytes, upload_folder
 from schemas.stored import StoredFolder, checked_folder
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings

@@ -16,7 +16,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from schemas.errors import InputError
 from tests.test_sources import read
 from transforms.ingest import tfds_blocks
-from transforms.ingest.sources import ReadBlocks, resolve_items, resolve_ratings
+from transforms.ingest.read_source import ReadBlocks
+from transforms.ingest.sources import resolve_items, resolve_ratings
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 ITEMS = {"1": ("Toy Story (1995)", ["Animation", "Children"]), "2": ("Misérables, Les (1995)", []), "3": ("Heat", ["Action"])}

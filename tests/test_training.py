@@ -16,7 +16,8 @@ from apache_beam.testing.util import assert_that
 
 from schemas.errors import InputError
 from schemas.interactions import INTERACTIONS
-from schemas.storage import join, list_files, parquet_writer, read_bytes, read_parquet_blocks, sha256_of
+from schemas.parquet_files import parquet_writer, read_parquet_blocks
+from schemas.storage import join, list_files, read_bytes, sha256_of
 from tests.made_stored import stored_folder
 from transforms.index.embed import ItemTower, UserTower
 from transforms.train import towers

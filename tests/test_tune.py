@@ -26,12 +26,13 @@ from pipelines.job import single_stage
 from pipelines.stages import tune
 from schemas.embeddings import embeddings_schema
 from schemas.errors import InputError
+from schemas.parquet_files import parquet_writer
 from schemas.search_trials import SEARCH_TRIALS
-from schemas.storage import WrittenFile, parquet_writer
+from schemas.storage import WrittenFile
 from schemas.stored import StoredFolder
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
-from transforms.index.calibrate import CalibrationSettings, UserSample, calibrate, start_trial
+from transforms.index.calibration import CalibrationSettings, UserSample, calibrate, start_trial
 from transforms.index.embed import vector_column
 from transforms.index.load import load_plan
 from transforms.index.tune import (

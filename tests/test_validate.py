@@ -18,21 +18,9 @@ from schemas.blocks import Block
 from schemas.errors import InputError
 from schemas.interactions import VALID
 from schemas.rejected import REJECTED
-from transforms.ingest.validate import (
-    LAST_SECOND,
-    MergeSummaries,
-    RatingRules,
-    RawBlocks,
-    ValidateItems,
-    ValidateRatings,
-    as_text,
-    check_rejected,
-    merge_summaries,
-    rejected_block,
-    summarise_rejected,
-    validate_items,
-    validate_ratings,
-)
+from transforms.ingest.rejects import MergeSummaries, check_rejected, merge_summaries, rejected_block, summarise_rejected
+from transforms.ingest.validate import RatingRules, RawBlocks, ValidateItems, ValidateRatings, validate_items, validate_ratings
+from transforms.ingest.values import LAST_SECOND, as_text
 
 
 def raw(source: str = "ratings.csv", start: int = 0, **columns) -> Block:

@@ -17,9 +17,11 @@ from schemas.rejected import REJECTED
 from schemas.topk import LONG, LONG_TOPK, NESTED, TOPK
 from schemas.users import USERS
 from transforms.evaluate import describe_table
-from transforms.evaluate.judge import Bucket, EligibleItems, KnownItems, TableRules, judge_bucket, last_lists, num_left
+from transforms.evaluate.judge import last_lists
+from transforms.evaluate.judge_bucket import Bucket, EligibleItems, KnownItems, TableRules, judge_bucket, num_left
 from transforms.index.build import vectors_of
-from transforms.index.calibrate import CalibrationSettings, SampleUsers, sample_of, wanted_rows
+from transforms.index.calibrate import SampleUsers, sample_of, wanted_rows
+from transforms.index.calibration import CalibrationSettings
 from transforms.index.embed import embed_items, embed_users
 from transforms.index.item_lists import ItemLists, blocked_items
 from transforms.index.popular import OVERALL, PopularItems, most_popular
@@ -31,7 +33,7 @@ from transforms.ingest.served_users import add_lists
 from transforms.ingest.split import FindCut, FindLatest, SplitSettings
 from transforms.ingest.validate import RatingRules, validate_ids, validate_items, validate_ratings
 from transforms.io import partition
-from transforms.lists import by_shard, canaries, recall_segments, table
+from transforms.lists import canaries, recall_segments, requests, table
 from transforms.lists.carry_over import LISTS, CarryRules, KeptItems, SomeItems, carried_keys, carry_over
 from transforms.lists.fused import asked_of
 from transforms.search.id_map import IdMap, list_lengths
@@ -154,7 +156,7 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
     "most_popular": (ID_MAP, lambda block: most_popular([block], 3, OVERALL)),
     "popular_items": (ID_MAP, lambda block: PopularItems.of(block, OVERALL).top_k(Lists.none(0), 2)),
     "popular_lists": (ID_MAP, lambda block: PopularItems.of(block, OVERALL).top_k(Lists.of([[1], []]), 2)[:0]),
-    "id_map_of": (by_shard.ITEMS, lambda block: by_shard.id_map_of([block]).codes_of(block["item_id"])),
+    "id_map_of": (requests.ITEMS, lambda block: requests.id_map_of([block]).codes_of(block["item_id"])),
     "sample_users": (
         WITH_VECTORS,
         lambda block: SampleUsers(3, DIM).add_input(SampleUsers(3, DIM).create_accumulator(), block),

@@ -11,7 +11,7 @@ from benchmarks.tutorial import published
 from benchmarks.tutorial.ratings import Ratings
 from pipelines.cli.config import parse_command
 from pipelines.job import runner
-from schemas.storage import read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 from transforms.search.id_map import list_lengths, places_in_lists
 
 K = max(published.ACCURACY)

@@ -13,7 +13,8 @@ from benchmarks.tutorial import published
 from schemas.blocks import Block, one_block
 from schemas.errors import InputError
 from schemas.interactions import INTERACTIONS, VALID
-from transforms.ingest.sources import Source, cut_file, read_piece, resolve_items, resolve_ratings
+from transforms.ingest.read_source import cut_file, read_piece
+from transforms.ingest.sources import Source, resolve_items, resolve_ratings
 from transforms.ingest.validate import RatingRules, validate_items, validate_ratings
 
 

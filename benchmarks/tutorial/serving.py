@@ -18,7 +18,7 @@ from benchmarks.tutorial.catalogue import enlarged
 from benchmarks.tutorial.figures import Figure
 from benchmarks.tutorial.model import TutorialModel, batches
 from benchmarks.tutorial.ratings import Ratings
-from transforms.index.calibrate import TARGET_RECALL, CalibrationSettings, UserSample, calibrate
+from transforms.index.calibration import TARGET_RECALL, CalibrationSettings, UserSample, calibrate
 from transforms.search.ranking_metrics import recall_against
 from transforms.search.scann_index import ShardIndex, ShardPlan, build, plan_shard
 from transforms.search.search import SearchSettings, Shard, top_k_of_block

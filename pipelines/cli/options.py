@@ -10,8 +10,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.cli.command import called_as
 from schemas.errors import InputError
 from schemas.topk import NESTED
-from transforms.evaluate.gates import GateSettings
-from transforms.index.calibrate import REORDER_FACTORS, TARGET_RECALL
+from transforms.evaluate.verdicts import GateSettings
+from transforms.index.calibration import REORDER_FACTORS, TARGET_RECALL
 from transforms.index.search_plan import MAX_WORKER_BYTES
 from transforms.index.tune import THRESHOLDS
 from transforms.search.scann_index import QUANTIZATION_THRESHOLD

@@ -13,7 +13,7 @@ from schemas.release import Base
 from schemas.storage import check_file_system
 from schemas.topk import LAYOUTS
 from transforms.evaluate.describe_table import MAX_EXAMPLES
-from transforms.evaluate.gates import GateSettings
+from transforms.evaluate.verdicts import GateSettings
 from transforms.index.search_plan import PLANS
 from transforms.index.tune import Sweep
 from transforms.ingest.split import DEFAULT_HOLDOUT, SplitSettings

@@ -38,7 +38,8 @@ from schemas.storage import delete, exists, join, write_file, write_json
 from schemas.topk import VERSION
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import arrivals_of, rejected_of
-from transforms.evaluate.gates import Evaluation, Facts, Gate, GateSettings, LastRelease, as_json, failures, judge_release
+from transforms.evaluate.gates import as_json, failures, judge_release
+from transforms.evaluate.verdicts import Evaluation, Facts, Gate, GateSettings, LastRelease
 from transforms.report.past import past_of
 
 Done = dict[str, StageManifest]

@@ -7,11 +7,13 @@ from typing import Any
 from apache_beam.io.filesystem import BeamIOError
 
 from schemas.errors import InputError
+from schemas.parquet_files import read_parquet_blocks
 from schemas.release import read_latest, read_release
-from schemas.storage import exists, join, read_json, read_parquet_blocks, replacing, sha256_of
+from schemas.storage import exists, join, read_json, replacing, sha256_of
 from schemas.workspace import Workspace
 from transforms.evaluate.describe_table import DATASETS
-from transforms.report.page import Report, render
+from transforms.report.facts import Report
+from transforms.report.page import render
 from transforms.train.training import CURVES_FILE
 
 

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from pipelines.lifecycle.verify import all_stages
 from schemas.forgotten import Forgotten
-from schemas.storage import join, list_files, read_parquet_blocks, read_parquet_schema
+from schemas.parquet_files import read_parquet_blocks, read_parquet_schema
+from schemas.storage import join, list_files
 from schemas.workspace import Workspace
 
 _OF_USERS = ("user_id",)

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from pipelines.lifecycle.why import Explainer, Why
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest, users_of
+from schemas.parquet_files import find_rows
 from schemas.release import Latest, read_latest, read_release, stage_of
-from schemas.storage import find_rows, join
+from schemas.storage import join
 from schemas.workspace import Workspace
 from transforms.io.partition import bucket_of
 from transforms.io.write import part_of

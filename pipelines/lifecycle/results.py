@@ -19,7 +19,8 @@ from schemas.storage import join
 from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
-from transforms.evaluate.gates import FAILED, FORCED, PASSED, SKIPPED, ways_on
+from transforms.evaluate.gates import ways_on
+from transforms.evaluate.verdicts import FAILED, FORCED, PASSED, SKIPPED
 from transforms.lists.table import read_table
 
 _SHOWN_USERS = 3

@@ -28,7 +28,7 @@ from schemas.release import (
 from schemas.storage import delete, join
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.evaluate.gates import FAILED
+from transforms.evaluate.verdicts import FAILED
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from schemas.release import FoundRelease, find_releases, find_withdrawals, read_
 from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import NOTHING, arrivals_from, arrivals_of, lines_of, moment
-from transforms.evaluate.gates import FAILED, FORCED
+from transforms.evaluate.verdicts import FAILED, FORCED
 
 LATEST = "LATEST"
 """The name that stands for the release that is served."""

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from schemas.blocks import one_block
 from schemas.manifest import StageManifest
-from schemas.storage import find_rows, join
+from schemas.parquet_files import find_rows
+from schemas.storage import join
 from schemas.stored import check_file
 from schemas.topk import SOURCES
 from schemas.users import USERS

@@ -16,12 +16,11 @@ from schemas.manifest import StageManifest, plain
 from schemas.storage import WrittenFile, join
 from schemas.stored import StoredFolder
 from transforms.index.build import BuildIndexes
-from transforms.index.calibrate import (
+from transforms.index.calibrate import CalibrateSearch, DrawSample
+from transforms.index.calibration import (
     EXACT_SHARDS,
-    CalibrateSearch,
     Calibration,
     CalibrationSettings,
-    DrawSample,
     calibration_report,
     nothing_to_calibrate,
 )

@@ -26,9 +26,11 @@ from transforms.ingest.histories import SplitByUser
 from transforms.ingest.id_forms import Forms, odd_forms
 from transforms.ingest.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
 from transforms.ingest.leave_out import LeaveOut, Unwanted
-from transforms.ingest.sources import ReadBlocks, Source, resolve_items, resolve_ratings, text_bytes_of
+from transforms.ingest.read_source import ReadBlocks
+from transforms.ingest.rejects import check_rejected
+from transforms.ingest.sources import Source, resolve_items, resolve_ratings, text_bytes_of
 from transforms.ingest.split import FindCut, FindLatest, SplitSettings
-from transforms.ingest.validate import ValidateItems, ValidateRatings, check_rejected
+from transforms.ingest.validate import ValidateItems, ValidateRatings
 from transforms.io.progress import CountBlocks
 from transforms.io.write import Part, WriteParts
 from transforms.train.features import in_catalogue

@@ -19,7 +19,8 @@ from schemas.release import read_latest, read_release
 from schemas.storage import join, list_files
 from schemas.workspace import Workspace
 from transforms.evaluate.describe_table import DescribeTable
-from transforms.evaluate.judge import BucketFiles, JudgeTable, TableRules
+from transforms.evaluate.judge import BucketFiles, JudgeTable
+from transforms.evaluate.judge_bucket import TableRules
 from transforms.index.item_lists import ItemLists
 from transforms.io.write import part_of
 

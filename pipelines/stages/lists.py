@@ -38,19 +38,14 @@ from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.index.item_lists import BLOCKED, CATALOGUE, ItemLists, WriteBlocked
 from transforms.ingest.catalogue import ITEMS_A_RANGE
+from transforms.ingest.columns import ALLOWED_ITEMS_ROLES, BLOCKED_ITEMS_ROLES, EXCLUSIONS_ROLES, SERVED_USERS_ROLES
 from transforms.ingest.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
 from transforms.ingest.leave_out import LeaveOut, Unwanted
+from transforms.ingest.read_source import ReadBlocks
+from transforms.ingest.rejects import Summary, check_rejected
 from transforms.ingest.served_users import AddLists
-from transforms.ingest.sources import (
-    ALLOWED_ITEMS_ROLES,
-    BLOCKED_ITEMS_ROLES,
-    EXCLUSIONS_ROLES,
-    SERVED_USERS_ROLES,
-    ReadBlocks,
-    Source,
-    resolve_list,
-)
-from transforms.ingest.validate import Summary, ValidateIds, check_rejected
+from transforms.ingest.sources import Source, resolve_list
+from transforms.ingest.validate import ValidateIds
 from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParquet
 from transforms.io.write import Counts, WriteParts, part_of

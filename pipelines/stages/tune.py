@@ -19,7 +19,8 @@ from pipelines.stages.index import choose_shards, some_users
 from schemas.manifest import StageManifest
 from schemas.storage import join
 from schemas.stored import StoredFolder
-from transforms.index.calibrate import CalibrationSettings, DrawSample
+from transforms.index.calibrate import DrawSample
+from transforms.index.calibration import CalibrationSettings
 from transforms.index.embed import EmbedUsers
 from transforms.index.tune import Sweep, TuneIndex
 from transforms.index.tuning_report import write_results

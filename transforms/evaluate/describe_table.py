@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 from schemas.blocks import Block, one_block
 from schemas.description import EXAMPLE_USERS, ITEMS_BY_LISTINGS, ITEMS_BY_POPULARITY, TOP_ITEMS, USERS_BY_HISTORY
 from schemas.items import ITEMS
-from schemas.storage import WrittenFile, find_rows
+from schemas.parquet_files import find_rows
+from schemas.storage import WrittenFile
 from schemas.topk import RECOMMENDATION, TOPK
 from schemas.users import USERS
 from transforms.io.partition import bucket_of, hash_ids, key_by_shard

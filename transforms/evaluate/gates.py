@@ -6,192 +6,32 @@ manifest, and says with which value of which flag it would have passed.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
-from schemas.errors import InputError
 from schemas.words import are, counted, have
-from transforms.evaluate.arrivals import Arrivals, Share, moment, share_of
-from transforms.evaluate.judge import FAULTS
-
-PASSED, FAILED, FORCED, SKIPPED = "passed", "failed", "forced", "skipped"
-
-GATES = (
-    *FAULTS,
-    "recall_against_exact",
-    "quality",
-    "popularity",
-    "coverage",
-    "empty_lists",
-    "short_lists",
-    "overlap",
-    "histories",
-    "rejected",
-    "repeated",
-    "ratings",
-    "newest",
-    "users",
-    "items",
-    "withdrawn",
+from transforms.evaluate.arrivals import moment, share_of
+from transforms.evaluate.findings import FAULTS
+from transforms.evaluate.verdicts import (
+    ERRORS,
+    FAILED,
+    FORCED,
+    Facts,
+    Gate,
+    GateSettings,
+    at_least,
+    at_most,
+    down,
+    make_gate,
+    skipped_gate,
+    up,
 )
-"""The names of all gates, in their order."""
-
-_ERRORS = 2.0
-"""A difference counts when it is larger than so many standard errors."""
 
 _ALIKE = 0.2
 """Two releases are unlike where a number that decides how hard the task is differs by more than so much of it."""
 
 _DAY_SECONDS = 86_400
-
-
-_SHARES = (
-    "max_quality_drop",
-    "min_coverage",
-    "max_empty_lists",
-    "max_short_lists",
-    "min_overlap",
-    "min_history_kept",
-    "max_repeated_rise",
-    "max_shrink",
-)
-"""The limits that are shares."""
-
-
-@dataclass(frozen=True)
-class GateSettings:
-    """The limits, and which gates are overridden.
-
-    Attributes:
-      max_quality_drop: how much lower a held-out metric may be than the last release's, as a share of that; a drop within two
-        standard errors tells nothing. On MovieLens-100K another seed and split moved Recall@100 from .726 to .717.
-      min_lift: how many times as good as popularity the lists must be on the held-out items, up to two standard errors.
-      min_coverage: the share of the items that could be listed that is in a list.
-      min_overlap: the mean Jaccard index, over users, of a list and the last release's. On MovieLens-100K another seed and
-        split left .59 at k = 100 and .31 at k = 10; lists of 100 drawn by chance share .03.
-      max_empty_lists: the share of the users whose list may be empty.
-      max_short_lists: the share of the users whose list may be shorter than half of k, or of the catalogue where that is
-        smaller. Those who have rated most of what there is have one; where more have, too few items may be recommended.
-      min_history_kept: of what a user had rated in the last release, how much must still be the user's, as a mean over the
-        users of that release; one who is not there any more has kept nothing. A night adds ratings and takes none away; a
-        window of a week that moves by a day keeps 6/7 = .86. Where the users of MovieTweetings-100K are permuted, .02 is left.
-      max_days_older: how many days the newest rating may be older than the last release's.
-      max_growth: how much more ratings there may be than in the last release, as a share of those: a loader that ran twice
-        doubles them.
-      max_repeated_rise: how much the share of repeated ratings may rise since the last release.
-      max_shrink: how many of the ratings, of the users, or of the items that may be recommended, may be gone since the last
-        release.
-      max_rejected_fraction: of the rows of a source.
-      forced: the reason, by the name of the gate that is overridden.
-    """
-
-    max_quality_drop: float = 0.1
-    min_lift: float = 1.0
-    min_coverage: float = 0.01
-    min_overlap: float = 0.1
-    max_empty_lists: float = 0.01
-    max_short_lists: float = 0.1
-    min_history_kept: float = 0.8
-    max_days_older: float = 0.0
-    max_growth: float = 0.5
-    max_repeated_rise: float = 0.1
-    max_shrink: float = 0.1
-    max_rejected_fraction: float = 0.01
-    forced: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be between 0 and 1, got {getattr(self, name):g}: change --{name}")
-        for name in ("min_lift", "max_days_older", "max_growth"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a number of at least 0, got {getattr(self, name):g}: change --{name}")
-        for name in self.forced:
-            if name not in GATES:
-                raise InputError(f"there is no gate {name!r} to force, there are {', '.join(GATES)}: change --force")
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The verdict of one gate.
-
-    Attributes:
-      name: one of GATES.
-      status: 'passed', 'failed', 'forced' (it failed, and was overridden) or 'skipped' (it does not apply).
-      value: what was found, where there is one number for it.
-      limit: what it is compared with.
-      reason: what was found and by which rule; where it failed, the repair; where it was skipped, why.
-      forced: why it was overridden.
-      allow: where it failed, the flag and the value with which it would have passed, if there is one.
-    """
-
-    name: str
-    status: str
-    value: float | None
-    limit: float | None
-    reason: str
-    forced: str | None = None
-    allow: str | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How good a model is on held-out items.
-
-    Attributes:
-      split: how they were held out, k, and whatever else must be the same for two evaluations to be comparable.
-      quality: `users`, `means` and `standard_errors` of ranking metrics over all users with held-out items.
-    """
-
-    split: Mapping[str, Any]
-    quality: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class LastRelease:
-    """What is known of the release that would be replaced."""
-
-    release: str
-    users: int
-    items: int
-    """Those that might be recommended."""
-    evaluation: Evaluation
-    arrivals: Arrivals = field(default_factory=Arrivals)
-    k: int | None = None
-    users_gone: str | None = None
-    """Why it cannot be read what its users had rated."""
-    past: Sequence[Mapping[str, Any]] = ()
-    """Rows of `transforms.report.past`: its own and those of releases before it, oldest first."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the stages found of a table that is to be published.
-
-    Attributes:
-      table: what `JudgeTable` reports of it.
-      recall: the recall of its lists against exact search: `mean` and `standard_error`.
-      target_recall: what that should be.
-      evaluation: of the model that was evaluated, which may be another than the table's.
-      against_popularity: what `JudgeTable` reports of the evaluated model's lists beside popularity.
-      rejected: for each source, how many rows were rejected, and how many there are.
-      arrivals: what came in.
-      k: items a user.
-      last: the release that would be replaced.
-      withdrawn: when and why this very table was rolled back, as words; None where it was not.
-    """
-
-    table: Mapping[str, Any]
-    recall: Mapping[str, Any]
-    target_recall: float
-    evaluation: Evaluation
-    against_popularity: Mapping[str, Mapping[str, Any]]
-    rejected: Mapping[str, Share]
-    last: LastRelease | None
-    arrivals: Arrivals = field(default_factory=Arrivals)
-    k: int | None = None
-    withdrawn: str | None = None
 
 
 def judge_release(facts: Facts, settings: GateSettings) -> list[Gate]:
@@ -243,46 +83,6 @@ def ways_on(gates: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*(f"{flag} {value}" for flag, value in limits.items()), *forced]
 
 
-def _gate(
-    name: str, passed: bool, value: float | None, limit: float | None, found: str, repair: str, allow: str | None = None
-) -> Gate:
-    if passed:
-        return Gate(name, PASSED, value, limit, found)
-    return Gate(name, FAILED, value, limit, f"{found}: {repair}", allow=allow)
-
-
-def _at_least(name: str, flag: str, value: float, limit: float, found: str, repair: str) -> Gate:
-    """Returns the verdict of a gate whose value must reach the limit that a flag sets."""
-    return _gate(name, value >= limit, value, limit, found, repair, f"--{flag} {_down(value)}")
-
-
-def _at_most(name: str, flag: str, value: float, limit: float, found: str, repair: str) -> Gate:
-    """Returns the verdict of a gate whose value must not pass the limit that a flag sets."""
-    return _gate(name, value <= limit, value, limit, found, repair, f"--{flag} {_up(value)}")
-
-
-def _down(value: float) -> str:
-    """Returns the largest number of two digits that is not above `value`, which is at least 0."""
-    return _two_digits(value, math.floor, -1)
-
-
-def _up(value: float) -> str:
-    """Returns the smallest number of two digits that is not below `value`, which is at least 0."""
-    return _two_digits(value, math.ceil, 1)
-
-
-def _two_digits(value: float, rounded: Callable[[float], int], away: int) -> str:
-    step = 10.0 ** (math.floor(math.log10(max(value, 1e-9))) - 1)
-    number = rounded(value / step)
-    while away * (float(f"{number * step:.12g}") - value) < 0:  # A division can round to the wrong side.
-        number += away
-    return f"{number * step:.12g}"
-
-
-def _skipped(name: str, why: str) -> Gate:
-    return Gate(name, SKIPPED, None, None, why)
-
-
 def _integrity(facts: Facts) -> Iterator[Gate]:
     for name, rule in FAULTS.items():
         count = facts.table["faults"][name]
@@ -290,20 +90,20 @@ def _integrity(facts: Facts) -> Iterator[Gate]:
         users, verb = counted(facts.table["users_expected"], "user"), "breaks" if count == 1 else "break"
         found = f"{count:,} of {users} {verb} the rule that {rule}{example}"
         repair = "the table is damaged or a defect made it; delete the folder of its recommend stage and run again"
-        yield _gate(name, not count, count, 0, found, repair)
+        yield make_gate(name, not count, count, 0, found, repair)
 
 
 def _recall_against_exact(facts: Facts, settings: GateSettings) -> Gate:
     name, mean, error = "recall_against_exact", facts.recall["mean"], facts.recall["standard_error"]
     if error is None:
-        return _skipped(name, "fewer than two lists were compared with exact search")
-    passed = mean + _ERRORS * error >= facts.target_recall
+        return skipped_gate(name, "fewer than two lists were compared with exact search")
+    passed = mean + ERRORS * error >= facts.target_recall
     found = f"recall against exact search is {mean:.4f} ± {error:.4f}, it must reach {facts.target_recall:g}"
     repair = (
         "the index was calibrated on users unlike these; delete the folder of the index stage to calibrate anew, or lower "
         "--target_recall"
     )
-    return _gate(name, passed, mean, facts.target_recall, found, repair)
+    return make_gate(name, passed, mean, facts.target_recall, found, repair)
 
 
 def unlike(facts: Facts) -> list[str]:
@@ -343,26 +143,26 @@ def _but_unlike(facts: Facts) -> str:
 def _quality(facts: Facts, settings: GateSettings) -> Gate:
     name, mine, last = "quality", facts.evaluation, facts.last
     if not mine.quality["users"]:
-        return _skipped(name, "nothing is held out")
+        return skipped_gate(name, "nothing is held out")
     if last is None:
-        return _skipped(name, "there is no release before this one")
+        return skipped_gate(name, "there is no release before this one")
     theirs = last.evaluation
     if mine.split != theirs.split:
         other = [key for key in mine.split if mine.split[key] != theirs.split.get(key)]
-        return _skipped(name, f"release {last.release} was evaluated with another {', '.join(other)}: not comparable")
+        return skipped_gate(name, f"release {last.release} was evaluated with another {', '.join(other)}: not comparable")
     if min(mine.quality["users"], theirs.quality["users"]) < 2:
-        return _skipped(name, "fewer than two users have held-out items")
+        return skipped_gate(name, "fewer than two users have held-out items")
     words, worst, passed = [], 0.0, True
     for metric in compared_metrics(mine.split["k"]):
         now, then = mine.quality["means"][metric], theirs.quality["means"][metric]
-        noise = _ERRORS * math.hypot(*(each.quality["standard_errors"][metric] for each in (mine, theirs)))
+        noise = ERRORS * math.hypot(*(each.quality["standard_errors"][metric] for each in (mine, theirs)))
         drop = (then - now) / then if then else 0.0
         worst = max(worst, drop)
         passed &= drop <= settings.max_quality_drop or then - now <= noise
         words.append(f"{metric} is {now:.4f}, in release {last.release} {then:.4f} (two standard errors: {noise:.4f})")
     found = f"{'; '.join(words)}; the drop may be {settings.max_quality_drop:g} of it{_but_unlike(facts)}"
     repair = "look for what changed in the data and in the training curves"
-    return _gate(name, passed, worst, settings.max_quality_drop, found, repair, f"--max_quality_drop {_up(worst)}")
+    return make_gate(name, passed, worst, settings.max_quality_drop, found, repair, f"--max_quality_drop {up(worst)}")
 
 
 def compared_metrics(k: int) -> tuple[str, str]:
@@ -373,12 +173,12 @@ def compared_metrics(k: int) -> tuple[str, str]:
 def _popularity(facts: Facts, settings: GateSettings) -> Gate:
     name, words, lowest, passed = "popularity", [], math.inf, True
     if not facts.evaluation.quality["users"]:
-        return _skipped(name, "nothing is held out")
+        return skipped_gate(name, "nothing is held out")
     users = min(found["users"] for found in facts.against_popularity.values())
     if users < 2:
-        return _skipped(name, "fewer than two users have a list of their own and held-out items")
+        return skipped_gate(name, "fewer than two users have a list of their own and held-out items")
     for metric, found in facts.against_popularity.items():
-        mean, popular, noise = found["mean"], found["popularity"], _ERRORS * found["standard_error"]
+        mean, popular, noise = found["mean"], found["popularity"], ERRORS * found["standard_error"]
         passed &= mean >= settings.min_lift * popular - noise
         lowest = min(lowest, mean / popular if popular else math.inf)
         words.append(f"{metric} is {mean:.4f}, by popularity {popular:.4f} (two standard errors: {noise:.4f})")
@@ -390,10 +190,10 @@ def _popularity(facts: Facts, settings: GateSettings) -> Gate:
             f"the lists of the {users:,} users with lists of their own have nothing that is held out, nor has popularity"
         )
         repair = "nothing shows that the lists are any good; look whether they are empty, and at the split"
-        return _gate(name, False, 0.0, settings.min_lift, found_all, repair, "--min_lift 0")
+        return make_gate(name, False, 0.0, settings.min_lift, found_all, repair, "--min_lift 0")
     value = lowest if math.isfinite(lowest) else None
     repair = "popularity alone is better; look at the times, --min_rating and the training curves"
-    return _gate(name, passed, value, settings.min_lift, found_all, repair, f"--min_lift {_down(value or 0.0)}")
+    return make_gate(name, passed, value, settings.min_lift, found_all, repair, f"--min_lift {down(value or 0.0)}")
 
 
 def _coverage(facts: Facts, settings: GateSettings) -> Gate:
@@ -401,14 +201,14 @@ def _coverage(facts: Facts, settings: GateSettings) -> Gate:
     if not reachable:
         found = f"no list has an item, and {facts.table['items_eligible']:,} items may be recommended"
         repair = "look at --block_items, --allow_items and --exclude"
-        return _at_least("coverage", "min_coverage", 0.0, settings.min_coverage, found, repair)
+        return at_least("coverage", "min_coverage", 0.0, settings.min_coverage, found, repair)
     share = listed / reachable
     found = (
         f"{listed:,} of the {reachable:,} items that could be listed are ({share:.4f}), it must be {settings.min_coverage:g} "
         "or more"
     )
     repair = "everyone gets the same few items; look at --l2 and the training curves"
-    return _at_least("coverage", "min_coverage", share, settings.min_coverage, found, repair)
+    return at_least("coverage", "min_coverage", share, settings.min_coverage, found, repair)
 
 
 def _empty_lists(facts: Facts, settings: GateSettings) -> Gate:
@@ -416,7 +216,7 @@ def _empty_lists(facts: Facts, settings: GateSettings) -> Gate:
     lists, items = counted(users, "list"), counted(facts.table["items_eligible"], "item")
     found = f"{empty:,} of {lists} {are(empty)} empty ({share_of((empty, users)):.4f}), at most {limit:g} of them may be"
     repair = f"nothing is left for them of {items} that may be recommended; look at --block_items, --allow_items and --exclude"
-    return _at_most("empty_lists", "max_empty_lists", share_of((empty, users)), limit, found, repair)
+    return at_most("empty_lists", "max_empty_lists", share_of((empty, users)), limit, found, repair)
 
 
 def _short_lists(facts: Facts, settings: GateSettings) -> Gate:
@@ -432,33 +232,33 @@ def _short_lists(facts: Facts, settings: GateSettings) -> Gate:
         "--exclude, or "
         "lower --k"
     )
-    return _at_most("short_lists", "max_short_lists", share_of((short, users)), limit, found, repair)
+    return at_most("short_lists", "max_short_lists", share_of((short, users)), limit, found, repair)
 
 
 def _overlap(facts: Facts, settings: GateSettings) -> Gate:
     overlap = facts.table["overlap"]
     if overlap is None or facts.last is None:
-        return _skipped("overlap", "there is no release before this one")
+        return skipped_gate("overlap", "there is no release before this one")
     mean = overlap["mean_jaccard"]
     found = (
         f"lists of {overlap['users_in_both']:,} users share {mean:.4f} (mean Jaccard@{overlap['k']}) with those of release "
         f"{facts.last.release}, it must be {settings.min_overlap:g} or more{_but_unlike(facts)}"
     )
     repair = "the data, the ids or the model are others than last time"
-    return _at_least("overlap", "min_overlap", mean, settings.min_overlap, found, repair)
+    return at_least("overlap", "min_overlap", mean, settings.min_overlap, found, repair)
 
 
 def _histories(facts: Facts, settings: GateSettings) -> Gate:
     name, last, limit = "histories", facts.last, settings.min_history_kept
     if last is None:
-        return _skipped(name, "there is no release before this one")
+        return skipped_gate(name, "there is no release before this one")
     found = facts.table["histories"]
     if found is None:
         why = last.users_gone or "they were not compared"
         text = f"what the users of release {last.release} had rated cannot be compared with what they have rated now ({why})"
-        return _gate(name, not limit, None, limit, text, "bring the files back from a copy", "--min_history_kept 0")
+        return make_gate(name, not limit, None, limit, text, "bring the files back from a copy", "--min_history_kept 0")
     if not found["users_then"]:
-        return _skipped(name, f"no user of release {last.release} had rated anything")
+        return skipped_gate(name, f"no user of release {last.release} had rated anything")
     users, then = found["users_in_both"], found["users_then"]
     mean = found["mean_kept"] * users / then  # Whoever is not there any more has kept nothing.
     text = (
@@ -468,7 +268,7 @@ def _histories(facts: Facts, settings: GateSettings) -> Gate:
         else f"none of the {found['users_then']:,} users who had rated something in release {last.release} is there any more"
     )
     repair = "look whether ids of users or items were permuted, numbered anew or written in another way, or ratings are missing"
-    return _at_least(name, "min_history_kept", mean, limit, text, repair)
+    return at_least(name, "min_history_kept", mean, limit, text, repair)
 
 
 def _rejected(facts: Facts, settings: GateSettings) -> Gate:
@@ -478,16 +278,16 @@ def _rejected(facts: Facts, settings: GateSettings) -> Gate:
     limit, verb = settings.max_rejected_fraction, "was" if count == 1 else "were"
     found = f"{count:,} of {counted(rows, 'row')} of the {worst} {verb} rejected, at most {limit:g} of them may be"
     repair = "mend the source (ingest keeps what it rejected, with reasons)"
-    return _at_most("rejected", "max_rejected_fraction", shares[worst], limit, found, repair)
+    return at_most("rejected", "max_rejected_fraction", shares[worst], limit, found, repair)
 
 
 def _repeated(facts: Facts, settings: GateSettings) -> Gate:
     name, last, limit = "repeated", facts.last, settings.max_repeated_rise
     if last is None:
-        return _skipped(name, "there is no release before this one")
+        return skipped_gate(name, "there is no release before this one")
     now, then = facts.arrivals.share_repeated, last.arrivals.share_repeated
     if now is None or then is None:
-        return _skipped(name, f"release {last.release} does not say how many of its ratings were repeated")
+        return skipped_gate(name, f"release {last.release} does not say how many of its ratings were repeated")
     count, rows = facts.arrivals.repeated or (0, 0)
     found = (
         f"{count:,} of {counted(rows, 'rating')} {'repeats' if count == 1 else 'repeat'} another one of the same user and item "
@@ -495,16 +295,16 @@ def _repeated(facts: Facts, settings: GateSettings) -> Gate:
         f"was {then:.4f}; the share may rise by {limit:g}"
     )
     repair = "look whether a part of the ratings was loaded twice"
-    return _at_most(name, "max_repeated_rise", max(0.0, now - then), limit, found, repair)
+    return at_most(name, "max_repeated_rise", max(0.0, now - then), limit, found, repair)
 
 
 def _ratings(facts: Facts, settings: GateSettings) -> Gate:
     name, last = "ratings", facts.last
     if last is None:
-        return _skipped(name, "there is no release before this one")
+        return skipped_gate(name, "there is no release before this one")
     now, then = facts.arrivals.ratings, last.arrivals.ratings
     if not now or not then:
-        return _skipped(name, f"release {last.release} does not say how many ratings it was made of")
+        return skipped_gate(name, f"release {last.release} does not say how many ratings it was made of")
     if now < then:
         return _shrunk(name, "ratings", now, then, facts, settings)
     growth = now / then - 1
@@ -513,19 +313,19 @@ def _ratings(facts: Facts, settings: GateSettings) -> Gate:
         "more may come in"
     )
     repair = "look whether a part of the ratings was loaded more than once"
-    return _at_most(name, "max_growth", growth, settings.max_growth, found, repair)
+    return at_most(name, "max_growth", growth, settings.max_growth, found, repair)
 
 
 def _newest(facts: Facts, settings: GateSettings) -> Gate:
     name, last, limit = "newest", facts.last, settings.max_days_older
     if last is None:
-        return _skipped(name, "there is no release before this one")
+        return skipped_gate(name, "there is no release before this one")
     now, then = facts.arrivals.newest, last.arrivals.newest
     if then is None:
-        return _skipped(name, f"the ratings of release {last.release} have no times")
+        return skipped_gate(name, f"the ratings of release {last.release} have no times")
     if now is None:
         found = f"no rating has a time, and the newest of release {last.release} is of {moment(then)}"
-        return _gate(
+        return make_gate(
             name, False, None, limit, found, "nobody can tell how old they are; name their times with --columns timestamp=…"
         )
     days = max(0.0, (then - now) / _DAY_SECONDS)
@@ -534,8 +334,8 @@ def _newest(facts: Facts, settings: GateSettings) -> Gate:
         "older"
     )
     if days > limit and facts.arrivals.forgotten != last.arrivals.forgotten:
-        return _skipped(name, f"{found}; but others are to be forgotten now than then, and the newest may have been theirs")
-    return _at_most(name, "max_days_older", days, limit, found, "this is an older snapshot of the ratings; give the newest one")
+        return skipped_gate(name, f"{found}; but others are to be forgotten now than then, and the newest may have been theirs")
+    return at_most(name, "max_days_older", days, limit, found, "this is an older snapshot of the ratings; give the newest one")
 
 
 def _users(facts: Facts, settings: GateSettings) -> Gate:
@@ -549,19 +349,19 @@ def _items(facts: Facts, settings: GateSettings) -> Gate:
 
 def _shrunk(name: str, what: str, now: int, then: int | None, facts: Facts, settings: GateSettings) -> Gate:
     if then is None or facts.last is None:
-        return _skipped(name, "there is no release before this one")
+        return skipped_gate(name, "there is no release before this one")
     shrunk = max(0.0, 1 - now / then) if then else 0.0
     found = (
         f"there are {now:,} {what}, in release {facts.last.release} there were {then:,}; at most "
         f"{settings.max_shrink:g} of them may be gone"
     )
-    return _at_most(name, "max_shrink", shrunk, settings.max_shrink, found, "check that the sources and lists are whole")
+    return at_most(name, "max_shrink", shrunk, settings.max_shrink, found, "check that the sources and lists are whole")
 
 
 def _withdrawn(facts: Facts, settings: GateSettings) -> Gate:
     found = facts.withdrawn or "this table was never rolled back"
     repair = "mend the data or the settings; or serve it after all, with python -m pipelines.releases rollback and its name"
-    return _gate("withdrawn", facts.withdrawn is None, None, None, found, repair)
+    return make_gate("withdrawn", facts.withdrawn is None, None, None, found, repair)
 
 
 _JUDGES = (

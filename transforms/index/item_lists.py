@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from schemas.blocks import Block, in_blocks, one_block
 from schemas.items import BLOCKED_ITEMS
-from schemas.storage import WrittenFile, read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
+from schemas.storage import WrittenFile
 from transforms.io.partition import key_by_shard
 from transforms.io.read import ReadParquet
 from transforms.io.write import Counts, Part, WriteParts

@@ -30,7 +30,7 @@ from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.errors import InputError
 from schemas.stored import StoredFolder
 from transforms.index.build import vectors_of
-from transforms.index.calibrate import (
+from transforms.index.calibration import (
     REORDER_FACTORS,
     CalibrationSettings,
     ExactLists,

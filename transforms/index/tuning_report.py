@@ -9,10 +9,11 @@ import pyarrow as pa
 import yaml
 
 from schemas.blocks import Block, one_block
+from schemas.parquet_files import parquet_writer
 from schemas.search_trials import SEARCH_TRIALS
-from schemas.storage import WrittenFile, parquet_writer, write_file
+from schemas.storage import WrittenFile, write_file
 from transforms.charts.draw import GREY, Axis, Marks, Panel, draw
-from transforms.index.calibrate import CalibrationSettings, Tried, is_enough
+from transforms.index.calibration import CalibrationSettings, Tried, is_enough
 from transforms.io.write import part_path
 from transforms.search.scann_index import BuildSettings, ShardPlan
 

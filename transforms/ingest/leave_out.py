@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Block
-from transforms.ingest.validate import RawBlocks, as_text
+from transforms.ingest.validate import RawBlocks
+from transforms.ingest.values import as_text
 
 TEXT_LEFT_OUT = "(left out: it names a user or an item that is to be forgotten)"
 """What stands for the text of such a line."""

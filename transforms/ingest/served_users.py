@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from schemas.blocks import FEWER_USERS, Block, in_blocks, one_block
 from schemas.interactions import EXCLUSIONS, SERVED_USERS
-from schemas.storage import read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 from schemas.users import USERS
 from transforms.ingest.histories import USERS_A_BLOCK, group_lists, places_of, sorted_unique
 from transforms.io.partition import key_by_user

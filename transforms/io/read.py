@@ -8,7 +8,7 @@ from typing import NamedTuple
 import apache_beam as beam
 
 from schemas.blocks import Block
-from schemas.storage import read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 
 
 @dataclass

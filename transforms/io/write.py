@@ -13,7 +13,8 @@ from apache_beam.transforms.window import GlobalWindows
 
 from schemas.blocks import Block
 from schemas.errors import InputError
-from schemas.storage import WrittenFile, join, parquet_writer, write_json
+from schemas.parquet_files import parquet_writer
+from schemas.storage import WrittenFile, join, write_json
 from transforms.io.read import PlacedBlock
 
 MAX_PARTS = 1_000_000

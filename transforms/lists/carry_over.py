@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
 from schemas.blocks import Block, one_block
-from schemas.storage import find_rows
+from schemas.parquet_files import find_rows
 from schemas.topk import RECOMMENDATION, SOURCES, TOPK
 from schemas.users import USERS, unwanted_columns
 from transforms.index.item_lists import ItemLists

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Block, in_blocks, one_block
-from schemas.storage import WrittenFile, find_rows, read_parquet_blocks, read_parquet_schema
+from schemas.parquet_files import find_rows, read_parquet_blocks, read_parquet_schema
+from schemas.storage import WrittenFile
 from schemas.topk import LAYOUTS, LONG, LONG_TOPK, NESTED, TOPK
 from transforms.io.read import PlacedBlock
 from transforms.io.write import WritePlacedBlocks

@@ -33,17 +33,8 @@ from apache_beam.io.filesystem import BeamIOError
 from schemas.blocks import Block, in_blocks
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
-from schemas.storage import (
-    WrittenFile,
-    delete,
-    exists,
-    join,
-    open_file,
-    parquet_writer,
-    read_parquet_blocks,
-    replacing,
-    upload_folder,
-)
+from schemas.parquet_files import parquet_writer, read_parquet_blocks
+from schemas.storage import WrittenFile, delete, exists, join, open_file, replacing, upload_folder
 from schemas.vocabulary import ITEM_VOCABULARY, USER_VOCABULARY
 from transforms.ingest.split import hash_pairs
 from transforms.io.partition import hash_ids

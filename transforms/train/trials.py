@@ -19,7 +19,8 @@ from apache_beam.utils.shared import Shared
 
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
-from schemas.storage import WrittenFile, exists, join, parquet_writer, read_json, replacing, write_json
+from schemas.parquet_files import parquet_writer
+from schemas.storage import WrittenFile, exists, join, read_json, replacing, write_json
 from schemas.trials import DONE, FAILED, trials_schema
 from transforms.charts.draw import Axis, Marks, Panel, draw
 from transforms.io.progress import TALLY
