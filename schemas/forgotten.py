@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from schemas.errors import InputError
+from schemas.ids import as_whole_number
 from schemas.manifest import fingerprint_of
 from schemas.names import TIME
 from schemas.shape import Text, check_shape
@@ -82,7 +83,7 @@ def read_forgotten(workspace: Workspace) -> Forgotten:
             )
         check_shape(value, _SHAPE)
         users, items = ({each["id"]: each["asked_at"] for each in value[name]} for name in ("users", "items"))
-        return Forgotten(users, items, value["salt"])
+        return Forgotten(_with_whole_numbers(users), _with_whole_numbers(items), value["salt"])
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, IsADirectoryError) as error:
@@ -90,6 +91,11 @@ def read_forgotten(workspace: Workspace) -> Forgotten:
             f"{path} does not say which users and items to leave out ({error!r}): restore it from a copy; to delete it would "
             "bring back everyone who was forgotten"
         ) from error
+
+
+def _with_whole_numbers(ids: Mapping[str, str]) -> dict[str, str]:
+    """Adds '7' to '7.0': what was asked for as a text file had it is left out as it is read."""
+    return {as_whole_number(each): at for each, at in ids.items()} | dict(ids)
 
 
 def write_forgotten(workspace: Workspace, forgotten: Forgotten) -> None:

@@ -16,6 +16,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from pipelines.cli.command import MISTAKE, OK, run_command
 from pipelines.job import single_stage
 from pipelines.job.refit import check_same_sources
+from pipelines.lifecycle.forget import names_of
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten, write_forgotten
 from schemas.manifest import StageManifest
@@ -334,3 +335,26 @@ def test_what_was_read_before_is_not_built_on(sources: Path, tmp_path: Path, cap
     later = ingested(tmp_path, *flags)
     with pytest.raises(InputError, match="who is to be forgotten has changed while the job ran"):
         check_same_sources(done, later)
+
+
+def test_an_id_as_a_text_file_writes_a_float_is_left_out_as_it_is_read(tmp_path: Path) -> None:
+    rows = [(f"{user}.0", f"{item}.0", 3.0, 1) for user in range(4) for item in range(3)]
+    source = f"--ratings={write_csv(tmp_path / 'r.csv', HEADER, rows)}"
+    output = tmp_path / "out"
+    write_json(
+        Workspace(str(output)).forgotten,
+        {
+            "schema_version": 1,
+            "users": [{"id": "1.0", "asked_at": ASKED}],
+            "items": [{"id": "2.0", "asked_at": ASKED}],
+            "salt": "s",
+        },
+    )
+    done = ingested(output, source, "--split=none")
+    assert sorted(row["user_id"] for path in done.paths(str(output), "users") for row in pq.read_table(path).to_pylist()) == [
+        "0",
+        "2",
+        "3",
+    ]
+    assert done.metrics["ratings_forgotten"] == 6
+    assert names_of(["1.0", "x"], None, "user") == {"1.0", "1", "x"}

@@ -352,6 +352,14 @@ def test_rollback_mends_a_pointer_that_names_nothing(root: str, capsys: pytest.C
     assert ask(capsys, "rollback", first, f"--output={root}")["before"] is None
 
 
+def test_an_empty_name_rolls_nothing_back(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for day in (1, 2):
+        write_release(root, day, TABLE)
+    before = read_bytes(join(root, "LATEST"))
+    assert "is an empty text" in ask(capsys, "rollback", "", f"--output={root}", code=MISTAKE)["error"]
+    assert read_bytes(join(root, "LATEST")) == before
+
+
 def test_a_release_that_is_published_meanwhile_is_not_lost(
     root: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

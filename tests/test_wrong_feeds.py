@@ -96,8 +96,9 @@ def test_a_feed_that_was_loaded_twice_and_makes_the_same_table_is_told_of(
 ) -> None:
     _, flags = job
     assert run_command(run.main, [*flags, f"--ratings={write_csv(tmp_path / 'feed.csv', HEADER, ratings() * 2)}"]) == OK
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "already published" in out
+    assert "warning: 1,128 ratings came in, and 564 when release " in err
     found = {" ".join(line.replace("│", " ").split()) for line in out.splitlines()}
     assert {"ratings 1,128 564 +100.0%", "repeated ratings 564 (50.00%) 0"} <= found
 

@@ -34,7 +34,9 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     parser = OneLineParser(description=description, allow_abbrev=False, epilog="Any Beam option may follow, such as --runner.")
     ShortlistOptions._add_argparse_args(parser)
     flags, others = parser.parse_known_args(list(argv))
-    if not flags.config:
+    if flags.config == "":
+        raise InputError("--config is empty, and must name a YAML file of flags: give it, or leave --config out")
+    if flags.config is None:
         return settings_of(flags), options_of(others, parser, flags.verbose)
     in_config = flags_of_config(flags.config, parser)
     try:
@@ -87,6 +89,17 @@ _WORDS = {"recency": ("on", "off"), "tune_soar": ("yes", "no")}
 """Values that YAML takes for true and false."""
 
 
+_INSTEAD_OF_LIST = {
+    **dict.fromkeys(("ratings", "items", "users", "exclude", "block_items", "allow_items"), "name a folder or a glob"),
+    **dict.fromkeys(("columns", "item_columns", "list_columns", "features"), "write it as a mapping"),
+    **dict.fromkeys(
+        ("tune_leaves", "tune_thresholds", "tune_leaves_to_search", "tune_reorder", "rating_range"),
+        "put its parts into one text, with commas between them",
+    ),
+}
+"""What to write where somebody gave a list."""
+
+
 def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """Reads a YAML file of flags; those that `parser` does not know are left as they are.
 
@@ -103,6 +116,8 @@ def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
     if not isinstance(config, dict):
         raise InputError(f"the config {path} must be a mapping of flags to values, got {type(config).__name__}: repair it")
     actions = {option: action for action in parser._actions for option in action.option_strings}
+    if "config" in config:
+        raise InputError(f"the config {path} names another config ({config['config']!r}): put its flags into this one")
     argv = []
     for name, value in config.items():
         action = actions.get(f"--{name}")
@@ -121,7 +136,9 @@ def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
         elif isinstance(value, dict):
             argv.append(f"--{name}=" + ",".join(f"{key}={column}" for key, column in value.items()))
         elif isinstance(value, list) and action and not isinstance(action, argparse._AppendAction):
-            raise InputError(f"{name} in the config {path} takes one value, got a list: put its parts into one text")
+            raise InputError(
+                f"{name} in the config {path} takes one value, got a list: {_INSTEAD_OF_LIST.get(name, 'give one')}"
+            )
         elif isinstance(value, list):
             argv += [f"--{name}={each}" for each in value]
         elif value is not None:

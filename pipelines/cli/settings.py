@@ -236,8 +236,9 @@ def forced_of(texts: Sequence[str]) -> dict[str, str]:
     forced: dict[str, str] = {}
     for text in texts:
         name, equals, reason = (each.strip() for each in text.partition("="))
-        if not (equals and reason):
-            raise InputError(f"--force takes the name of a gate and a reason, got {text!r}: write it as --force {name}=REASON")
+        if not (name and equals and reason):
+            repair = f"write it as --force {name or 'GATE'}=REASON"
+            raise InputError(f"--force takes the name of a gate and a reason, got {text!r}: {repair}")
         if name in forced:
             raise InputError(f"--force names the gate {name} twice: keep one")
         forced[name] = reason
@@ -290,6 +291,7 @@ _NEVER_EMPTY = {
     "reuse_model_from": "a release",
     "trials": "a file",
     "as_of": "a date or a time",
+    "item_tower": "a kind of tower",
 }
 """Flags whose value a script may have lost, such as `--block_items "$BLOCKED"`, after which nothing would be blocked."""
 

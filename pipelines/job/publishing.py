@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from typing import Any, NamedTuple
 
+from pipelines.cli.logs import LOGGER
 from pipelines.engine.fingerprint import versions
 from pipelines.engine.lease import LeaseHolder, as_time, time_in
 from pipelines.engine.stage import now
@@ -36,6 +37,7 @@ from schemas.release import (
 )
 from schemas.storage import delete, exists, join, write_file, write_json
 from schemas.topk import VERSION
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import arrivals_of, rejected_of
 from transforms.evaluate.gates import as_json, failures, judge_release
@@ -272,6 +274,7 @@ def publish(
     known = read_release(workspace, served) if served else None
     is_served = served is not None and served.topk == topk_of(table)
     if served and known and is_served and is_without_the_same(known, made):
+        say_of_other_ratings(known, made)
         return Outcome(served, known, False, [])
     same = served_already(workspace, made)
     if same:
@@ -308,6 +311,19 @@ def publish(
         for each in seen.withdrawals:
             delete(join(workspace.root, workspace.withdrawal(each.release)))
     return Outcome(latest, kept or manifest, not failed, failed)
+
+
+def say_of_other_ratings(release: Mapping[str, Any], made: Made) -> None:
+    """Warns where other ratings than a release was made of came to its very table, so that no gate is asked about them."""
+    then, now_read = release["stages"]["ingest"]["metrics"], made.published["ingest"].metrics
+    before, now_rows = (metrics["ratings_read"]["rows"] for metrics in (then, now_read))
+    if before != now_rows:
+        LOGGER.warning(
+            "%s came in, and %s when release %s was made, whose table is the same: it stays as it is, and no gate is asked",
+            counted(now_rows, "rating"),
+            f"{before:,}",
+            release["release"],
+        )
 
 
 def topk_of(table: StageManifest) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ release: what it reads is read without them, their lists are gone, the lists tha
 are carried over. The gates judge the new table as they judge any, and `LATEST` moves last.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipelines.lifecycle.find_forgotten import NOBODY, Named, find_forgotten
 from pipelines.lifecycle.verify import all_stages
 from schemas.errors import GatesFailed, InputError
 from schemas.forgotten import Forgotten, read_forgotten, write_forgotten
+from schemas.ids import as_whole_number
 from schemas.manifest import plain
 from schemas.release import FoundRelease, find_releases, read_latest, read_release
 from schemas.storage import exists, join, list_files, read_bytes
@@ -65,7 +66,7 @@ class Forgot:
 
 
 def names_of(ids: list[str], file: str | None, kind: str) -> frozenset[str]:
-    """Returns the ids that were given, and those of a file.
+    """Returns the ids that were given, and those of a file; of '7.0', '7' too, as which a text file's are read.
 
     Args:
       ids: some.
@@ -92,7 +93,13 @@ def names_of(ids: list[str], file: str | None, kind: str) -> frozenset[str]:
             each.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the {kind} {each!r} is no UTF-8 text: check --{kind}") from error
-    return frozenset(found)
+    return frozenset(found) | frozenset(map(as_whole_number, found))
+
+
+def _unknown(asked: frozenset[str], known: Collection[str]) -> frozenset[str]:
+    """Returns who is not known under any name that was asked for."""
+    as_floats = {as_whole_number(each) for each in asked if as_whole_number(each) != each}
+    return frozenset(each for each in asked if each not in known and as_whole_number(each) not in known) - as_floats
 
 
 def bury(workspace: Workspace, names: Named) -> Forgotten:
@@ -143,7 +150,9 @@ def forget(workspace: Workspace, names: Named, force: Sequence[str], options: Pi
         before = read_release(workspace, latest)
         there = find_forgotten(workspace, before, forgotten)
         # Who was on the list already may well be gone from what is served.
-        unknown = Named(names.users - there.users - listed.users.keys(), names.items - there.items - listed.items.keys())
+        unknown = Named(
+            _unknown(names.users, there.users | listed.users.keys()), _unknown(names.items, there.items | listed.items.keys())
+        )
         if not there:
             return Forgot(latest.release, latest.release, unknown, before, False, remains(workspace, before, forgotten))
         outcome = _saying_what_is_served(latest.release, lambda: _run(workspace, before, force, options, lease))

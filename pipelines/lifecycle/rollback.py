@@ -61,6 +61,8 @@ def roll_back(workspace: Workspace, name: str | None = None, reason: str = "") -
       InputError: if there is no such release, it may not be served or names somebody who was forgotten, it is not whole, or
         another run publishes meanwhile.
     """
+    if name == "":
+        raise InputError("the release to serve is an empty text: name one, or leave it out to serve the last good one")
     with LeaseHolder(workspace, "releases rollback") as lease:
         return _roll_back(workspace, name, reason, lease)
 

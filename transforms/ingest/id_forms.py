@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Block
+from schemas.ids import EXPONENT, LARGEST, ZERO_FRACTION
 from transforms.ingest.join_ids import shortened
 
 _EXAMPLES = 3
@@ -34,14 +35,20 @@ def _begin_and_end(ids: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def without_zero_fraction(ids: pa.Array) -> pa.Array:
-    """Returns [n] string ids of a text file, null or empty where they were, with `7.0` as `7`; all others are as they were."""
+    """Returns [n] string ids of a text file, `7.0` as `7` and `1e+16` in full, others as they were."""
     filled = pc.if_else(pc.greater(pc.fill_null(pc.binary_length(ids), 0), 0), ids, "-").cast(pa.large_string())
     if not len(filled):
         return ids
     _, last, before = _begin_and_end(filled)
-    if not ((last == ord("0")) & (before == ord("."))).any():
-        return ids
-    return pc.replace_substring_regex(ids, r"^(0|-?[1-9][0-9]*)\.0$", r"\1")
+    if ((last == ord("0")) & (before == ord("."))).any():
+        ids = pc.replace_substring_regex(ids, ZERO_FRACTION, r"\1")
+        ids = pc.if_else(pc.equal(ids, "-0.0"), "0", ids)
+    if pc.any(pc.match_substring(ids, "e+")).as_py():
+        large = pc.fill_null(pc.match_substring_regex(ids, EXPONENT), False)
+        floats = pc.if_else(large, ids, "0").cast(pa.float64())
+        large = pc.and_(large, pc.less(pc.abs(floats), LARGEST))
+        ids = pc.if_else(large, pc.if_else(large, floats, 0.0).cast(pa.int64()).cast(pa.string()), ids)
+    return ids
 
 
 def forms_of(ids: pa.Array) -> dict[str, Any]:
