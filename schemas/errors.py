@@ -15,10 +15,8 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
-class WriteRefused(OSError):
-    """A file that the machine would not write: a full disk, a folder that is read-only. It is mended outside the program.
-
-    Command lines print the message alone and exit with code 1. The message is one line, as InputError's is.
+class _Refused(OSError):
+    """What the machine or a storage would not do. Command lines print the message alone, on one line, and exit with code 1.
 
     Args:
       message: the whole message; `of` makes it.
@@ -26,6 +24,10 @@ class WriteRefused(OSError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class WriteRefused(_Refused):
+    """A file that the machine would not write: a full disk, a folder that is read-only. It is mended outside the program."""
 
     @classmethod
     def of(cls, path: str, error: Exception, verb: str = "write") -> "WriteRefused":
@@ -42,17 +44,8 @@ class WriteRefused(OSError):
         return cls(f"cannot {verb} {path} ({reason}): {repair}, then run the same command again; finished stages are kept")
 
 
-class ReadRefused(OSError):
-    """What a storage did not say or give: it is away, too busy, or forbids it. That is never taken for "nothing is there".
-
-    Command lines print the message alone and exit with code 1. The message is one line, as InputError's is.
-
-    Args:
-      message: the whole message; `of` makes it.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+class ReadRefused(_Refused):
+    """What a storage did not say or give: it is away, too busy, or forbids it. That is never taken for "nothing is there"."""
 
     @classmethod
     def of(cls, path: str, error: Exception) -> "ReadRefused":

@@ -27,6 +27,7 @@ from transforms.evaluate.verdicts import (
     skipped_gate,
     up,
 )
+from transforms.search.ranking_metrics import compared_metrics
 
 _ALIKE = 0.2
 """Two releases are unlike where a number that decides how hard the task is differs by more than so much of it."""
@@ -163,11 +164,6 @@ def _quality(facts: Facts, settings: GateSettings) -> Gate:
     found = f"{'; '.join(words)}; the drop may be {settings.max_quality_drop:g} of it{_but_unlike(facts)}"
     repair = "look for what changed in the data and in the training curves"
     return make_gate(name, passed, worst, settings.max_quality_drop, found, repair, f"--max_quality_drop {up(worst)}")
-
-
-def compared_metrics(k: int) -> tuple[str, str]:
-    """Returns the held-out metrics that are compared: of the whole list, and of its first ten."""
-    return f"recall@{k}", f"ndcg@{min(10, k)}"
 
 
 def _popularity(facts: Facts, settings: GateSettings) -> Gate:

@@ -40,13 +40,13 @@ from transforms.evaluate.judge_bucket import (
     TableRules,
     hashes,
     judge_bucket,
-    metrics_of,
     rated,
 )
 from transforms.index.item_lists import ItemLists
 from transforms.io.partition import key_by_user
 from transforms.io.read import ReadParquet
 from transforms.lists.table import read_table
+from transforms.search.ranking_metrics import compared_metrics
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def report(findings: Findings | None, items: KnownItems, rules: TableRules) -> d
         "overlap": None,
         "histories": None,
         "against_popularity": {
-            name: _gain(*sums) for name, sums in zip(metrics_of(rules.k), found.gains.tolist(), strict=True)
+            name: _gain(*sums) for name, sums in zip(compared_metrics(rules.k), found.gains.tolist(), strict=True)
         },
     }
     if rules.last_k is not None:

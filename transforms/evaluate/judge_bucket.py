@@ -13,9 +13,10 @@ from schemas.topk import LONG, NESTED, SOURCES, TOPK
 from schemas.users import unwanted_columns
 from transforms.evaluate.findings import LAST_LISTS, OWN, RATED, Findings
 from transforms.index.item_lists import ItemLists
-from transforms.io.partition import bucket_of, hash_ids
+from transforms.io.partition import bucket_of, hash_ids, places_in
 from transforms.lists.table import one_row_a_user, starts_of_lists
 from transforms.search.id_map import list_lengths
+from transforms.search.top_k import is_in
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,8 @@ class KnownItems(NamedTuple):
         if found and len(hashes):
             may = EligibleItems(*(np.concatenate(column) for column in zip(*found, strict=True)))
             best_first = may.hashes[np.lexsort((may.codes, -may.train_counts))]
-            places = np.minimum(np.searchsorted(hashes, best_first), len(hashes) - 1)
-            ranked = hashes[places] == best_first
-            popularity[places[ranked]] = np.flatnonzero(ranked)
+            places = places_in(hashes, best_first)
+            popularity[places[places >= 0]] = np.flatnonzero(places >= 0)
         return cls(hashes, popularity)
 
     @property
@@ -91,11 +91,7 @@ class KnownItems(NamedTuple):
 
     def places_of(self, ids: pa.Array) -> np.ndarray:
         """Returns [n] int64: the place of each id, -1 for one that is not in the catalogue."""
-        if not len(self.hashes):
-            return np.full(len(ids), -1, np.int64)
-        hashes = hash_ids(ids)
-        places = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-        return np.where(self.hashes[places] == hashes, places, -1)
+        return places_in(self.hashes, hash_ids(ids))
 
 
 class Bucket(NamedTuple):
@@ -275,11 +271,11 @@ def _judge_block(
     _mark(found.listed, places[codes[0]])
     in_lists = np.sort(listed)
     again = in_lists[1:][np.diff(in_lists) == 0]
-    found.note("repeated_items", *_at(_is_in(listed, again), pairs, ids))
+    found.note("repeated_items", *_at(is_in(listed, again), pairs, ids))
     in_lists = _distinct(listed) if len(again) else in_lists
     seen = np.concatenate([keys["history"], keys["below_min_rating"]])[: 0 if rules.recommend_seen else None]
     for fault, forbidden in (("excluded", keys["excluded"]), ("seen", seen)):
-        found.note(fault, *_at(_is_in(listed, _common(in_lists, _distinct(forbidden))), pairs, ids))
+        found.note(fault, *_at(is_in(listed, _common(in_lists, _distinct(forbidden))), pairs, ids))
     unwanted = _distinct(np.concatenate([keys["excluded"], seen]))
     unwanted = unwanted[popularity[unwanted & _CODE] >= 0]
     left = items.num_eligible - np.bincount(unwanted >> 32, minlength=len(ids))
@@ -295,11 +291,6 @@ def _judge_block(
         found.count(users_in_both=len(both), users_changed=int((jaccard < 1).sum()), jaccard=float(jaccard.sum()))
 
 
-def metrics_of(k: int) -> tuple[str, str]:
-    """Returns the names of the metrics by which lists of k items are compared with popularity."""
-    return f"recall@{k}", f"ndcg@{min(10, k)}"
-
-
 def _gains(listed: np.ndarray, held: np.ndarray, unwanted: np.ndarray, popularity: np.ndarray, k: int) -> np.ndarray:
     """Compares lists with what popularity alone would give, by the items held out: see `Findings.gains`.
 
@@ -312,10 +303,10 @@ def _gains(listed: np.ndarray, held: np.ndarray, unwanted: np.ndarray, popularit
     """
     rows, row = np.unique(held >> 32, return_inverse=True)
     relevant = np.bincount(row, minlength=len(rows))
-    hits = np.flatnonzero(_is_in(listed, held))
+    hits = np.flatnonzero(is_in(listed, held))
     by_list = _Hits(np.searchsorted(rows, listed[hits] >> 32), hits - np.searchsorted(listed >> 32, listed[hits] >> 32))
 
-    could = (popularity[held & _CODE] >= 0) & ~_is_in(held, unwanted)
+    could = (popularity[held & _CODE] >= 0) & ~is_in(held, unwanted)
     place = popularity[held[could] & _CODE]
     taken = np.sort(_keys(unwanted >> 32, popularity[unwanted & _CODE]))
     above = np.searchsorted(taken, _keys(held[could] >> 32, place)) - np.searchsorted(taken, held[could] & ~_CODE)
@@ -393,12 +384,6 @@ def _mark(bits: np.ndarray, places: np.ndarray) -> None:
     """Sets the bits of items, [n] int64, -1 for none."""
     places = _distinct(places[places >= 0])
     np.bitwise_or.at(bits, places >> 3, np.uint8(1) << (places & 7).astype(np.uint8))
-
-
-def _is_in(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
-    if not len(others):
-        return np.zeros(len(keys), bool)
-    return pc.is_in(pa.array(keys), pa.array(others)).to_numpy(zero_copy_only=False)
 
 
 def _first(m: int, keys: np.ndarray) -> np.ndarray:

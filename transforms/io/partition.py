@@ -108,3 +108,11 @@ def key_by_user(block: Block, num_buckets: int) -> Iterator[tuple[int, Block]]:
 def key_by_shard(block: Block, num_shards: int) -> Iterator[tuple[int, Block]]:
     """Yields (shard, the block's rows whose item is in it)."""
     return split_by_key(block, shard_of(block["item_id"], num_shards))
+
+
+def places_in(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Returns [n] int64: the place of each hash in `known`, [m] uint64 in ascending order; -1 for one that is not there."""
+    if not len(known):
+        return np.full(len(hashes), -1, np.int64)
+    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return np.where(known[places] == hashes, places, -1)

@@ -31,11 +31,11 @@ from schemas.parquet_files import find_rows
 from schemas.topk import RECOMMENDATION, SOURCES, TOPK
 from schemas.users import USERS, unwanted_columns
 from transforms.index.item_lists import ItemLists
-from transforms.io.partition import hash_ids, hash_vectors, is_sampled
+from transforms.io.partition import hash_ids, hash_vectors, is_sampled, places_in
 from transforms.io.read import PlacedBlock, ReadParquet
 from transforms.lists.table import find_lists
 from transforms.search.id_map import list_lengths, places_in_lists
-from transforms.search.top_k import PAD, pack
+from transforms.search.top_k import PAD, is_in, pack
 
 CARRIED = pa.schema(
     [
@@ -136,11 +136,8 @@ class KeptItems(NamedTuple):
 
     def codes_of(self, ids: pa.Array) -> np.ndarray:
         """Returns [n] int32: the code of each item, -1 for one that is not kept."""
-        if not len(self.hashes):
-            return np.full(len(ids), -1, np.int32)
-        hashes = hash_ids(ids, _ID_SEED)
-        places = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-        return np.where(self.hashes[places] == hashes, self.codes[places], -1).astype(np.int32)
+        places = places_in(self.hashes, hash_ids(ids, _ID_SEED))
+        return np.append(self.codes, np.int32(-1))[places].astype(np.int32)
 
 
 def _joined(items: Iterable[SomeItems]) -> SomeItems:
@@ -227,16 +224,12 @@ def _changes(
     sizes = [len(each) for each in items_of]
     in_list, before, after = np.split((row << 32) | codes, np.cumsum([sizes[0], sum(sizes[1 : 1 + len(unwanted)])]))
     changed = np.zeros(num_rows, bool)
-    changed[in_list[_is_in(in_list, after)] >> 32] = True
-    changed[before[~_is_in(before, after)] >> 32] = True
+    changed[in_list[is_in(in_list, after)] >> 32] = True
+    changed[before[~is_in(before, after)] >> 32] = True
     yield UNWANTED, changed
     lost = np.zeros(num_rows, bool)
     lost[(in_list >> 32)[items.codes_of(items_of[0]) < 0]] = True
     yield LOST_ITEM, lost
-
-
-def _is_in(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return pc.is_in(pa.array(keys), pa.array(others)).to_numpy(zero_copy_only=False)
 
 
 def same_lists(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:

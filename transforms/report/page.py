@@ -11,7 +11,7 @@ from typing import Any
 from schemas.words import counted
 from transforms.charts.markup import Html, foreign, join, tag
 from transforms.evaluate.arrivals import arrivals_from, arrivals_of, lines_of, moment
-from transforms.evaluate.gates import compared_metrics, ways_on
+from transforms.evaluate.gates import ways_on
 from transforms.report.charts import (
     Scores,
     Shares,
@@ -42,6 +42,7 @@ from transforms.report.numbers import (
 )
 from transforms.report.past import row_of
 from transforms.report.style import STYLE
+from transforms.search.ranking_metrics import compared_metrics
 
 SECTIONS = {
     "arrivals": "What came in",

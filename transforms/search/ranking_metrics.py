@@ -175,3 +175,8 @@ def recall_against(codes: np.ndarray, exact_codes: np.ndarray) -> Estimate:
     """Returns the mean over rows of `recall_of_rows`, with its standard error."""
     mean = MeanOfRows()
     return mean.extract_output(mean.add_input(mean.create_accumulator(), recall_of_rows(codes, exact_codes)))
+
+
+def compared_metrics(k: int) -> tuple[str, str]:
+    """Returns the held-out metrics that are compared: of the whole list, and of its first ten."""
+    return f"recall@{k}", f"ndcg@{min(10, k)}"

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 PAD = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 """The key of no item: it sorts after every item's."""
@@ -231,3 +233,10 @@ def _contains_chunk(values: np.ndarray, counts: np.ndarray, codes: np.ndarray, b
 def exclude(keys: np.ndarray, lists: Lists) -> np.ndarray:
     """Returns `keys` ([num_rows, m] uint64) with PAD in place of the items in their row's list."""
     return np.where(contains(lists, keys.astype(np.uint32)), PAD, keys)
+
+
+def is_in(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns [n] bool: which of some keys are among others."""
+    if not len(others):
+        return np.zeros(len(keys), bool)
+    return pc.is_in(pa.array(keys), pa.array(others)).to_numpy(zero_copy_only=False)
