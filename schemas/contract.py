@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/data-contract.md from the table's schemas: `python -m schemas.contract`.
+"""Writes the generated parts of docs/reference/data-contract.md from the table's schemas: `python -m schemas.contract`.
 
 A part lies between `<!-- name -->` and `<!-- end -->`; everything else on the page is written by hand.
 """
@@ -12,7 +12,7 @@ import pyarrow as pa
 from schemas.fields import doc_of
 from schemas.topk import HISTORY, LAYOUTS
 
-PAGE = Path(__file__).parent.parent / "docs" / "data-contract.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "data-contract.md"
 
 _PART = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""The table: the top-k items of every user, best first. It is what consumers read: docs/data-contract.md is their page.
+"""The table: the top-k items of every user, best first. Consumers read it; docs/reference/data-contract.md is their page.
 
 Both layouts hold the same. The page's tables of columns are written from these schemas by `python -m schemas.contract`.
 """

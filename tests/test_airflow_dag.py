@@ -129,7 +129,7 @@ def test_airflow_itself_takes_the_example() -> None:
 
 
 def test_the_documented_cron_line_names_a_command_that_we_have() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = (ROOT / "docs" / "guides" / "operations.md").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("0 3 * * * ")]
     words = shlex.split(line.partition("python -m ")[2].partition(" >>")[0])
     assert words[0] == "pipelines.run"

@@ -27,7 +27,7 @@ from transforms.train.search_space import trials_of
 from transforms.train.training import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OUTPUTS = ("output/mine", "output/ml-100k", "output/nightly")
 MOVIELENS = "data/recbole/dataset_example/ml-100k"
 OLDER = "20260101T000000Z"
@@ -267,7 +267,7 @@ def logs_in(folder: Path) -> str:
 
 def run_serving_example(folder: Path) -> None:
     """Runs the page's Python on the model that its commands have made."""
-    (code,) = [block.text for block in fenced(ROOT / "docs" / "serving.md") if block.language == "python"]
+    (code,) = [block.text for block in fenced(ROOT / "docs" / "guides" / "serving.md") if block.language == "python"]
     (model,) = (folder / "output" / "mine" / "stages").glob("export-*/attempt-*/saved_model/1")
     path = str(model.relative_to(folder))
     code = re.sub(r'"output/mine/[^"]*"', repr(path), code) + "\nassert user_answers['item_id'].shape[0] == 2\n"

@@ -73,7 +73,7 @@ def statuses(facts: Facts, settings: GateSettings | None = None) -> dict[str, st
 
 
 def test_the_page_on_gates_names_every_gate_and_the_limits_as_they_are() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "gates.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "reference" / "gates.md").read_text()
     assert [name for name in GATES if f"`{name}`" not in page] == []
     limits = {each.name: each.default for each in fields(GateSettings) if each.name != "forced"}
     assert [name for name, limit in limits.items() if f"`--{name}` {limit:g}" not in page] == []

@@ -1,4 +1,4 @@
-"""Other engines read the latest release, with the very code of docs/data-contract.md, and get what was written."""
+"""Other engines read the latest release, with the very code of docs/reference/data-contract.md, and get what was written."""
 
 import os
 import re

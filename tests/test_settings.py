@@ -10,6 +10,7 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipelines import releases
+from pipelines.cli import flags_page
 from pipelines.cli.config import parse_command
 from pipelines.cli.options import OneLineParser, ShortlistOptions
 from pipelines.cli.settings import settings_of_job
@@ -272,3 +273,13 @@ def test_help_names_every_default() -> None:
             words = f"{value >> 30} GiB"
         said = f"default {words}" in shown or (words == show.LATEST and "by default" in shown)
         assert said, f"{name}: {flag} does not say that its default is {words}: {shown}"
+
+
+def test_the_page_of_flags_is_what_the_parser_says() -> None:
+    page = flags_page.PAGE.read_text(encoding="utf-8")
+    assert page == flags_page.rendered(), "run python -m pipelines.cli.flags_page"
+    parser = argparse.ArgumentParser(add_help=False)
+    ShortlistOptions._add_argparse_args(parser)
+    flags = [option for action in parser._actions for option in action.option_strings]
+    assert len(flags) > 60
+    assert [flag for flag in flags if f"\n| `{flag}" not in page] == []

@@ -1,6 +1,6 @@
 """Exports the user tower, the index and what users have seen as one SavedModel: `python -m pipelines.export --output DIR`.
 
-User ids in, item ids and scores out, the same as in the newest table; see docs/serving.md.
+User ids in, item ids and scores out, the same as in the newest table; see docs/guides/serving.md.
 """
 
 from collections.abc import Mapping

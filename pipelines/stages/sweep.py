@@ -1,7 +1,7 @@
 """Tries ways to train and tells which is best: `python -m pipelines.sweep --output DIR [--trials FILE] [--num_trials N]`.
 
 Trials are judged on a slice of the training ratings, never on what is held out. Without --trials, settings are drawn from a
-space of its own (see docs/sweep.md); the first trial is always the flags' own. The winner's settings are for `--config`.
+space of its own (see docs/guides/sweep.md); the first trial is always the flags' own. The winner's settings are for `--config`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -26,7 +26,7 @@ _OPTIONS = {
 """What can be said of each kind beside its name."""
 
 _DEFAULTS: dict[str, dict[str, int]] = {NUMBER: {"buckets": 10}, TEXT: {"buckets": 4096, "min_items": 10}}
-"""Where kinds differ. Rare words mislead: see docs/model.md."""
+"""Where kinds differ. Rare words mislead: see docs/explanation/model.md."""
 _MAX_BUCKETS = 1 << 24
 
 
