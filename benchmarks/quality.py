@@ -41,10 +41,11 @@ from pipelines.stages import embed, ingest, train
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.parquet_files import read_parquet_blocks
+from schemas.stage_files import USER_TOWER
 from schemas.workspace import Workspace
 from transforms.index.build import vectors_of
 from transforms.index.embed import UserTower
-from transforms.train.training import ITEM_TOWERS, USER_TOWER, USER_TOWERS, TrainingSettings
+from transforms.train.training import ITEM_TOWERS, USER_TOWERS, TrainingSettings
 
 VALIDATION_FRACTION = 0.1
 

@@ -31,6 +31,7 @@ from pipelines.cli.command import run_command
 from pipelines.cli.config import parse_command
 from pipelines.job import finished
 from schemas.parquet_files import read_parquet_blocks
+from schemas.stage_files import USER_TOWER
 from transforms.index.build import vectors_of
 from transforms.index.calibration import CalibrationSettings, UserSample, calibrate
 from transforms.index.embed import UserTower
@@ -39,7 +40,6 @@ from transforms.search.ranking_metrics import recall_against
 from transforms.search.scann_index import build, plan_shard
 from transforms.search.search import SearchSettings, Shard, top_k_of_block
 from transforms.search.top_k import Lists, width_per_shard
-from transforms.train.training import USER_TOWER
 
 K, NUM_USERS, NOISE, REPEATS = 100, 8_192, 0.1, 5
 GAUSSIAN_SHAPE = 1_000_000, 64

@@ -21,6 +21,7 @@ from schemas.blocks import one_block
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
 from schemas.parquet_files import read_parquet_blocks
+from schemas.stage_files import USER_TOWER
 from schemas.storage import read_json
 from schemas.users import USERS
 from schemas.workspace import Workspace
@@ -30,7 +31,6 @@ from tests.made_releases import signed, write_release
 from tests.made_stored import stored_folder
 from tests.test_releases import TABLE, ask
 from transforms.index.embed import UserTower
-from transforms.train.training import USER_TOWER
 
 HEADER = ["user_id", "item_id", "rating", "timestamp"]
 QUICK = [*test_run.QUICK, "--seed=42", "--k=6", "--user_tower=id+history", "--max_rejected_fraction=0.5"]

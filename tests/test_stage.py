@@ -1,5 +1,6 @@
 """A finished stage is skipped; an unfinished one leaves nothing that counts; fingerprints follow all that matters."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,62 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
     assert version() != before
     code_version.cache_clear()
     fingerprint._read_code.cache_clear()
+
+
+RESULTS = ("ingest", "lists", "train", "embed", "index", "recommend", "judge")
+
+
+def decided_by() -> dict[str, tuple[str, dict[str, str]]]:
+    """What of code and packages is in the fingerprint of each stage."""
+    names = {name: f"pipelines.stages.{name}" for name in RESULTS}
+    return {name: (code_version(module), fingerprint.package_versions(module)) for name, module in names.items()}
+
+
+@pytest.mark.parametrize(
+    ("package", "again"),
+    [
+        ("scann", {"index", "recommend"}),
+        ("tensorflow", {"train", "embed", "index", "recommend"}),
+        ("tf-keras", {"train", "embed", "index", "recommend"}),
+        ("tensorflow-recommenders", {"train"}),
+        ("numpy", set(RESULTS)),
+        ("apache-beam", set()),
+        ("rich", set()),
+    ],
+)
+def test_another_version_of_a_package_runs_what_it_computes_again(
+    package: str, again: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, found = decided_by(), importlib.metadata.version
+    stage = counting(5, module="pipelines.stages.index")
+    fingerprint_before = stage.fingerprint
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == package else found(name))
+    after = decided_by()
+    assert {name for name in RESULTS if after[name] != before[name]} == again
+    assert (stage.fingerprint != fingerprint_before) == ("index" in again)
+
+
+def test_what_only_draws_makes_no_stage_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def versions_with(changed: str) -> dict[str, Any]:
+        original = fingerprint._source
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                fingerprint, "_source", lambda name: original(name) + ("\nNEW = 1\n" if name.startswith(changed) else "")
+            )
+            code_version.cache_clear()
+            fingerprint._read_code.cache_clear()
+            return decided_by()
+
+    try:
+        before = versions_with("nothing")
+        assert versions_with("transforms.charts") == before
+        assert versions_with("transforms.report") == before
+        changed = versions_with("transforms.lists")
+        assert changed["recommend"] != before["recommend"]
+        assert changed["train"] == before["train"]
+    finally:
+        code_version.cache_clear()
+        fingerprint._read_code.cache_clear()
 
 
 def test_code_version_covers_every_module_that_a_stage_reaches() -> None:

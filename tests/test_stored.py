@@ -13,13 +13,13 @@ from pipelines.job import single_stage
 from schemas import stored as stored_module
 from schemas.errors import InputError
 from schemas.parquet_files import parquet_writer
+from schemas.stage_files import ITEM_TOWER, USER_TOWER
 from schemas.storage import WrittenFile, create_file, delete, join, read_bytes, upload_folder
 from schemas.stored import StoredFolder, checked_folder
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
 from tests.made_stored import stored_folder
 from transforms.index.embed import ItemTower
-from transforms.train.training import ITEM_TOWER, USER_TOWER
 
 FLAGS = ["--dim=8", "--max_epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--min_lift=0"]
 

@@ -12,6 +12,19 @@ from typing import NamedTuple
 from schemas.errors import InputError
 
 VERSIONED = ("apache-beam", "numpy", "pyarrow", "scann", "tensorflow", "tensorflow-recommenders", "tf-keras")
+"""Packages whose versions a manifest names."""
+
+DECIDING = {
+    "numpy": ("numpy",),
+    "pyarrow": ("pyarrow",),
+    "scann": ("scann",),
+    "tensorflow": ("tensorflow", "tf-keras"),  # Which it finds as tf.keras.
+    "tensorflow_recommenders": ("tensorflow-recommenders",),
+}
+"""Packages that compute what a stage writes, by the names that they are imported by. Beam only says where the work is done."""
+
+_DRAWING = ("transforms.charts", "transforms.report")
+"""Rooms whose code draws what others have computed: another color makes no stage run again."""
 
 
 def versions() -> dict[str, str]:
@@ -23,12 +36,21 @@ def versions() -> dict[str, str]:
 def code_version(module: str) -> str:
     """Returns a hash of a module's code and of every module of `transforms` and `schemas` that it imports, however deep.
 
-    Comments, docstrings and layout do not count. A change of code makes a stage run again; nobody has to remember a number.
+    Comments, docstrings and layout do not count, nor does what only draws. A change of code makes a stage run again; nobody has
+    to remember a number.
     """
     digest = hashlib.sha256()
     for name in sorted(_imported(module)):
+        if name.startswith(_DRAWING):
+            continue
         digest.update(f"{name}\n{_read_code(name).digest}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def package_versions(module: str) -> dict[str, str]:
+    """Returns the versions of the `DECIDING` packages that a module imports, however deep: another makes a stage run again."""
+    used = {package for name in _imported(module) for package in _read_code(name).packages}
+    return {package: importlib.metadata.version(package) for package in sorted(used)}
 
 
 def _imported(module: str) -> set[str]:
@@ -43,10 +65,11 @@ def _imported(module: str) -> set[str]:
 
 
 class _Code(NamedTuple):
-    """A module's code: the digest of it without comments, docstrings and layout, and which modules of ours it imports."""
+    """A module's code: its digest without comments, docstrings and layout, and what it imports, of ours and of others."""
 
     digest: str
     imports: tuple[str, ...]
+    packages: tuple[str, ...]
 
 
 @cache
@@ -66,7 +89,8 @@ def _read_code(module: str) -> _Code:
                 each for each in body if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
             ]
     imports = tuple(each for each in named if each.split(".")[0] in ("transforms", "schemas") and _is_module(each))
-    return _Code(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports)
+    packages = tuple({package for each in named for package in DECIDING.get(each.split(".")[0], ())})
+    return _Code(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports, packages)
 
 
 def _is_module(name: str) -> bool:

@@ -7,15 +7,15 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.engine.fingerprint import code_version, versions
+from pipelines.engine.fingerprint import code_version, package_versions, versions
 from pipelines.engine.lease import LeaseHolder, time_in
 from pipelines.engine.progress import Progress, follow
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
+from schemas.stage_files import TENSORBOARD
 from schemas.storage import WrittenFile, delete, delete_folder, join, list_files, read_json
 from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.io.write import SUMMARY, WriteSummary
-from transforms.train.training import TENSORBOARD
 
 PROVED_AS_LOADED = ("user_tower", "item_tower", "shards")
 """Datasets that a worker hashes as it loads them. All else that a stage reads is hashed before the stage begins."""
@@ -50,11 +50,12 @@ class Stage:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of what decides the result: name, code, settings, what is read of the inputs, and the sources."""
+        """16 hex digits of what decides the result: name, code, packages, settings, what is read of inputs, sources."""
         return fingerprint_of(
             {
                 "stage": self.name,
                 "code": code_version(self.module),
+                "packages": package_versions(self.module),
                 "settings": self.settings,
                 "inputs": {name: facts["digest"] for name, facts in self.lineage.items()},
                 "sources": list(self.sources),

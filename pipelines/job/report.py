@@ -9,12 +9,12 @@ from apache_beam.io.filesystem import BeamIOError
 from schemas.errors import InputError
 from schemas.parquet_files import read_parquet_blocks
 from schemas.release import read_latest, read_release
+from schemas.stage_files import CURVES_FILE
 from schemas.storage import exists, join, read_json, replacing, sha256_of
 from schemas.workspace import Workspace
 from transforms.evaluate.describe_table import DATASETS
 from transforms.report.facts import Report
 from transforms.report.page import render
-from transforms.train.training import CURVES_FILE
 
 
 def report_of(workspace: Workspace, manifest: Mapping[str, Any]) -> str:

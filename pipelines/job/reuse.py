@@ -20,9 +20,9 @@ from pipelines.stages.train import training_of
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, damage_of, plain
 from schemas.release import Base, base_of, find_withdrawals, read_latest, read_named, read_release
+from schemas.stage_files import ITEM_TOWER, USER_TOWER
 from schemas.storage import exists, join
 from schemas.workspace import Workspace
-from transforms.train.training import ITEM_TOWER, USER_TOWER
 
 LATEST = "LATEST"
 

@@ -152,7 +152,7 @@ class Explainer:
 
     @cached_property
     def _tower(self) -> Any:
+        from schemas.stage_files import USER_TOWER
         from transforms.index.embed import UserTower
-        from transforms.train.training import USER_TOWER
 
         return UserTower(self._stages["train"].stored(self._root, USER_TOWER))

@@ -9,12 +9,12 @@ from pipelines.engine.stage import Reports, Stage
 from schemas.embeddings import embeddings_schema
 from schemas.items import ITEMS
 from schemas.manifest import StageManifest
+from schemas.stage_files import ITEM_TOWER
 from schemas.stored import StoredFolder
 from transforms.index.embed import DigestVectors, EmbedItems
 from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParts
 from transforms.io.write import WritePlacedBlocks, part_of
-from transforms.train.training import ITEM_TOWER
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:

@@ -11,11 +11,11 @@ from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Reports, Stage
 from pipelines.stages.lists import check_same_lists, items_of, reads_of
 from schemas.manifest import StageManifest, users_of
+from schemas.stage_files import USER_TOWER
 from schemas.storage import join
 from transforms.search.list_settings import ListSettings
 from transforms.search.search import SearchSettings
 from transforms.serving.export import MODEL, ExportJob, ExportModel
-from transforms.train.training import USER_TOWER
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:

@@ -13,6 +13,7 @@ from pipelines.engine.stage import Reports, Stage
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, plain
+from schemas.stage_files import USER_TOWER
 from schemas.storage import WrittenFile, join
 from schemas.stored import StoredFolder
 from transforms.index.build import BuildIndexes
@@ -30,7 +31,6 @@ from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParquet
 from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
 from transforms.search.search import SearchSettings
-from transforms.train.training import USER_TOWER
 
 USERS_TO_DRAW_FROM = 16
 """So many times the users of the sample, at least, are embedded to find enough who have a vector."""

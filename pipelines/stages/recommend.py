@@ -15,6 +15,7 @@ from pipelines.stages.index import settings_of_index
 from pipelines.stages.lists import items_of, reads_of
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, users_of
+from schemas.stage_files import USER_TOWER
 from schemas.storage import WrittenFile, join
 from schemas.stored import StoredFolder
 from transforms.index.embed import EmbedUsers
@@ -32,7 +33,6 @@ from transforms.lists.recall_segments import RecallBySegment
 from transforms.lists.table import FOLDER, DateRows, WriteTable
 from transforms.search.list_settings import ListSettings
 from transforms.search.search import SearchSettings
-from transforms.train.training import USER_TOWER
 
 CHECKED_USERS = 1_000
 """About how many users' lists are compared with exact search."""

@@ -17,6 +17,7 @@ from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Reports, Stage
 from pipelines.stages.index import choose_shards, some_users
 from schemas.manifest import StageManifest
+from schemas.stage_files import USER_TOWER
 from schemas.storage import join
 from schemas.stored import StoredFolder
 from transforms.index.calibrate import DrawSample
@@ -26,7 +27,6 @@ from transforms.index.tune import Sweep, TuneIndex
 from transforms.index.tuning_report import write_results
 from transforms.io.read import ReadParquet
 from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
-from transforms.train.training import USER_TOWER
 
 
 def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:

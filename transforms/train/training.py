@@ -34,6 +34,7 @@ from schemas.blocks import Block, in_blocks
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
 from schemas.parquet_files import parquet_writer, read_parquet_blocks
+from schemas.stage_files import CURVES_CHART, CURVES_FILE, ITEM_TOWER, TENSORBOARD, USER_TOWER
 from schemas.storage import WrittenFile, delete, exists, join, open_file, replacing, upload_folder
 from schemas.vocabulary import ITEM_VOCABULARY, USER_VOCABULARY
 from transforms.ingest.split import hash_pairs
@@ -90,13 +91,6 @@ _WORK_A_SAVE = 20
 """Between two checkpoints at least so many times as long is worked as saving one took."""
 CHECKPOINT_SECS = 5.0
 """How much work an interrupted training may lose, about."""
-
-USER_TOWER = "user_tower"
-ITEM_TOWER = "item_tower"
-CURVES_FILE = "curves.json"
-CURVES_CHART = "curves.svg"
-TENSORBOARD = "tensorboard"
-"""Logs of each attempt, which no manifest names: they hold the time of day."""
 
 
 @dataclass(frozen=True)
