@@ -20,11 +20,12 @@ from pipelines.stages.sweep import read_trials, stage
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.parquet_files import read_parquet_blocks
-from schemas.storage import check_writable, join
+from schemas.stage_files import TRIALS, WINNER_FILE
+from schemas.storage import check_writable, join, write_file
 from schemas.trials import FAILED
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.train.trials import CHART_FILE, TRIALS, WINNER_FILE
+from transforms.report.trials_chart import chart_of
 
 _SHOWN_TRIALS = 20
 
@@ -50,11 +51,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def show(workspace: Workspace, swept: StageManifest) -> None:
-    """Prints a finished sweep."""
+    """Draws and prints a finished sweep."""
     console = Output(highlight=False)
     rows = [
         row for path in swept.paths(workspace.root, TRIALS) for block in read_parquet_blocks(path) for row in block.to_pylist()
     ]
+    chart = workspace.trials_chart(swept.stage, swept.fingerprint)
+    write_file(workspace.root, chart, chart_of(rows).encode())
     console.print(table_of(rows, swept.metrics["seconds"]))
     console.soft_wrap = True
     if len(rows) > _SHOWN_TRIALS:
@@ -65,7 +68,7 @@ def show(workspace: Workspace, swept: StageManifest) -> None:
     folder = join(workspace.root, swept.folder)
     config = join(folder, WINNER_FILE)
     console.print(f"[bold]trials[/]  {escape(swept.paths(workspace.root, TRIALS)[0])}")
-    console.print(f"[bold]chart[/]   {escape(join(folder, CHART_FILE))}")
+    console.print(f"[bold]chart[/]   {escape(join(workspace.root, chart))}")
     flags = f"--output {shlex.quote(workspace.root)} --config {shlex.quote(config)}"
     console.print(f"[bold]winner[/]  {escape(f'{this_python()} -m pipelines.run {flags}')} --ratings …")
 

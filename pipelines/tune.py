@@ -21,21 +21,24 @@ from schemas.blocks import one_block
 from schemas.manifest import StageManifest
 from schemas.parquet_files import read_parquet_blocks
 from schemas.search_trials import SEARCH_TRIALS
-from schemas.storage import join
+from schemas.stage_files import TRIALS, TUNED_FILE
+from schemas.storage import join, write_file
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.index.tuning_report import CHART, CONFIG, TRIALS, group_of
+from transforms.report.tuning_chart import chart_of, group_of
 
 _SHOWN = 16
 
 
 def show(root: str, manifest: StageManifest, console: Console) -> None:
-    """Prints the front, the choice, and where everything is."""
+    """Draws all trials; prints the front, the choice, and where everything is."""
     paths = manifest.paths(root, TRIALS)
     trials = pa.Table.from_batches([block for path in paths for block in read_parquet_blocks(path)], SEARCH_TRIALS)
     rows = [row for row in one_block(trials.to_batches(), SEARCH_TRIALS).to_pylist() if row["is_front"] or row["is_chosen"]]
     rows.sort(key=lambda row: (-row["recall"], row["cost"]))
-    target = manifest.settings["calibration"]["target_recall"]
+    k, target = (manifest.settings["calibration"][name] for name in ("k", "target_recall"))
+    chart = Workspace(root).trials_chart(manifest.stage, manifest.fingerprint)
+    write_file(root, chart, chart_of(trials, k, target, manifest.metrics["num_vectors"]).encode())
     near = sorted(rows, key=lambda row: (not row["is_chosen"], abs(row["recall"] - target)))[:_SHOWN]
     title = f"the Pareto front of {counted(len(trials), 'trial')}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -57,13 +60,10 @@ def show(root: str, manifest: StageManifest, console: Console) -> None:
     console.print(table)
     folder = join(root, manifest.folder)
     console.soft_wrap = True
-    console.print(
-        f"bold: the cheapest whose recall@{manifest.settings['calibration']['k']} is sure to reach {target:g}; "
-        "users/s: of one core, by CPU time"
-    )
+    console.print(f"bold: the cheapest whose recall@{k} is sure to reach {target:g}; users/s: of one core, by CPU time")
     console.print(f"[bold]table[/]    {escape(paths[0])}")
-    console.print(f"[bold]plot[/]     {escape(join(folder, CHART))}")
-    config = join(folder, CONFIG)
+    console.print(f"[bold]plot[/]     {escape(join(root, chart))}")
+    config = join(folder, TUNED_FILE)
     take = f"{this_python()} -m pipelines.index --output {shlex.quote(root)} --config {shlex.quote(config)}"
     console.print(f"[bold]take it[/]  {escape(take)}")
 

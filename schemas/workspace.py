@@ -4,10 +4,12 @@ LATEST                                    the pointer to the release that is ser
 forgotten.json                            the users and items that every run leaves out
 releases/<release>/manifest.json          what the release is made of
 releases/<release>/report.html            the same for people, with charts
+releases/<release>/curves.svg             how its training went
 stages/<stage>-<fingerprint>/
     manifest.json                         written last: the stage is finished, and which attempt did it
     attempt-<id>/…                        one attempt's files; attempts never share a folder
     checkpoints/…                         (train) where a retried training goes on
+    trials.svg                            (sweep, tune) its table as a chart
 leases/<id>.json                          which folders a running command uses
 withdrawn/<release>.json                  that a release was rolled back, and why
 trials/<fingerprint>.json                 (sweep) what one trial found, whichever sweep asked for it
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest
 from schemas.names import NAME
+from schemas.stage_files import CURVES_CHART, TRIALS_CHART
 from schemas.storage import join, list_files
 
 
@@ -46,11 +49,19 @@ class Workspace:
 
     def release_report(self, release: str) -> str:
         """Returns a release's report, relative to the root."""
-        return f"releases/{release}/report.html"
+        return f"{self.release(release)}/report.html"
+
+    def release_curves(self, release: str) -> str:
+        """Returns the chart of a release's training, relative to the root."""
+        return f"{self.release(release)}/{CURVES_CHART}"
 
     def stage(self, name: str, fingerprint: str) -> str:
         """Returns a stage's folder, relative to the root."""
         return f"stages/{name}-{fingerprint}"
+
+    def trials_chart(self, name: str, fingerprint: str) -> str:
+        """Returns the chart of a stage that tries things, relative to the root; the command draws it at the end."""
+        return f"{self.stage(name, fingerprint)}/{TRIALS_CHART}"
 
     @staticmethod
     def stage_of(path: str) -> str:

@@ -12,11 +12,12 @@ from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
 from schemas.items import BLOCKED_ITEMS
 from schemas.parquet_files import parquet_writer
+from schemas.stage_files import BLOCKED
 from schemas.storage import WrittenFile, join
 from schemas.users import USERS
 from transforms.index.build import write_shard
 from transforms.index.embed import vector_column
-from transforms.index.item_lists import BLOCKED, ItemLists
+from transforms.index.item_lists import ItemLists
 from transforms.io.partition import key_by_shard
 from transforms.io.write import part_path, write_part
 from transforms.search.scann_index import plan_shard

@@ -14,6 +14,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 
 from schemas.blocks import Block
 from schemas.parquet_files import parquet_writer
+from schemas.stage_files import SUMMARY
 from schemas.storage import join, read_json
 from schemas.topk import TOPK
 from schemas.users import USERS
@@ -23,7 +24,7 @@ from transforms.index.embed import embed_users
 from transforms.index.item_lists import ItemLists
 from transforms.index.load import load_index
 from transforms.io.read import Place, PlacedBlock
-from transforms.io.write import SUMMARY, WritePlacedBlocks, WriteSummary, part_path
+from transforms.io.write import WritePlacedBlocks, WriteSummary, part_path
 from transforms.lists.by_shard import RecommendByShard
 from transforms.lists.carry_over import (
     LISTS,

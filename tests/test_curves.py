@@ -8,7 +8,8 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from schemas.storage import join, list_files, read_bytes
-from transforms.train.curves import CurveRow, TensorBoardLogs, draw_curves
+from transforms.report.curves import draw_curves
+from transforms.train.curves import CurveRow, TensorBoardLogs
 
 CURVE: list[CurveRow] = [
     {"phase": "search", "epoch": 1, "loss": 5.5, "recall_at_100": 0.25, "ndcg_at_10": 0.125},

@@ -13,11 +13,12 @@ from apache_beam.testing.util import assert_that
 
 from schemas.blocks import Block
 from schemas.interactions import ITEM_IDS
+from schemas.stage_files import BLOCKED
 from schemas.storage import exists, join
 from tests.made_data import ODD_IDS
 from tests.made_index import item_lists
 from transforms.index import item_lists as module
-from transforms.index.item_lists import BLOCKED, CATALOGUE, ItemLists, WriteBlocked, blocked_items
+from transforms.index.item_lists import CATALOGUE, ItemLists, WriteBlocked, blocked_items
 
 IDS = [*ODD_IDS, "a", "b", "c"]
 BLOCK = [None, [], ["a", "7", "new\nline", "not in the catalogue"]]

@@ -23,6 +23,7 @@ from schemas.workspace import Workspace
 from tests.made_data import ratings, with_flags, write_csv, write_items, write_ratings
 from tests.made_releases import signed
 from transforms.evaluate.verdicts import GATES
+from transforms.report.curves import draw_curves
 from transforms.train.recency import Blend
 
 QUICK = [
@@ -98,7 +99,16 @@ def test_the_manifest_of_a_release_reaches_every_file_and_says_what_it_was_made_
     on_disk = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     # TensorBoard's events hold a clock; they are there to look at, and no stage reads them.
     rest = {path for path in on_disk - reached if "/tensorboard/" not in path}
-    assert {path.rpartition("/")[2] for path in rest} == {"manifest.json", "summary.json", "LATEST", "report.html"}
+    assert {path.rpartition("/")[2] for path in rest} == {
+        "manifest.json",
+        "summary.json",
+        "LATEST",
+        "report.html",
+        "curves.svg",
+    }
+    curves = read(output / release["stages"]["train"]["folder"] / "curves.json")
+    drawn = draw_curves(curves["epochs"], curves["num_epochs"])
+    assert (output / "releases" / release["release"] / "curves.svg").read_text(encoding="utf-8") == drawn
     page = (output / release["report"]["path"]).read_bytes()
     assert release["report"]["path"] == f"releases/{release['release']}/report.html"
     assert (len(page), hashlib.sha256(page).hexdigest()) == (release["report"]["bytes"], release["report"]["sha256"])

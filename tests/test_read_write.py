@@ -9,10 +9,10 @@ from apache_beam.testing.util import assert_that
 from schemas.blocks import in_blocks
 from schemas.errors import InputError
 from schemas.parquet_files import parquet_writer, read_parquet_blocks
+from schemas.stage_files import SUMMARY
 from schemas.storage import WrittenFile, join, list_files, read_json
 from transforms.io.read import Place, ReadParquet, ReadParts
 from transforms.io.write import (
-    SUMMARY,
     Counts,
     MergeReports,
     Report,

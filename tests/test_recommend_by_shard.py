@@ -15,6 +15,7 @@ from apache_beam.testing.test_pipeline import TestPipeline
 
 from schemas.blocks import BlockCoder
 from schemas.embeddings import ID_MAP
+from schemas.stage_files import SUMMARY
 from schemas.storage import WrittenFile, join, read_json
 from schemas.topk import TOPK
 from tests.made_index import MadeItems, item_lists, make_items, make_users, users_block, with_vectors, write_index, write_users
@@ -22,7 +23,7 @@ from transforms.index.item_lists import ItemLists
 from transforms.index.load import EVERY_ITEM, LoadedShard, files_of_shards, load_shard
 from transforms.index.popular import OVERALL, most_popular
 from transforms.io.read import PlacedBlock, ReadParts
-from transforms.io.write import SUMMARY, WritePlacedBlocks, WriteSummary
+from transforms.io.write import WritePlacedBlocks, WriteSummary
 from transforms.lists import by_shard as by_shard_plan
 from transforms.lists import requests
 from transforms.lists.by_shard import RecommendByShard, finish_pieces, popular_lists

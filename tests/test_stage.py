@@ -229,6 +229,20 @@ def test_code_version_covers_every_module_that_a_stage_reaches() -> None:
     assert not any(name.startswith("pipelines") for name in reached - {"pipelines.stages.ingest"})
 
 
+@pytest.mark.parametrize(
+    "name", ["ingest", "lists", "train", "embed", "index", "recommend", "judge", "sweep", "tune", "export"]
+)
+def test_no_stage_is_made_again_for_a_chart(name: str) -> None:
+    reached = fingerprint._imported(f"pipelines.stages.{name}")
+    assert not [each for each in reached if each.startswith(("transforms.charts", "transforms.report"))]
+
+
+@pytest.mark.parametrize("name", ["ingest", "lists", "embed", "index", "recommend", "judge", "tune", "export"])
+def test_no_stage_but_those_that_train_is_made_again_for_how_training_goes(name: str) -> None:
+    reached = fingerprint._imported(f"pipelines.stages.{name}")
+    assert not {"transforms.train.training", "transforms.train.curves"} & reached
+
+
 def test_the_code_of_a_stage_is_read_without_importing_what_only_work_needs() -> None:
     code = (
         "import sys; from pipelines.engine.fingerprint import code_version;"

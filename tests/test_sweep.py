@@ -16,9 +16,10 @@ from pipelines.cli.config import parse_command
 from schemas.trials import DONE, FAILED
 from schemas.workspace import Workspace
 from tests.made_data import write_csv, write_ratings
+from transforms.report.trials_chart import chart_of
 from transforms.train import trials
 from transforms.train.training import TrainingRows, read_rows, train
-from transforms.train.trials import Result, Trial, chart_of, ranked, row_of
+from transforms.train.trials import Result, Trial, ranked, row_of
 
 QUICK = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--num_buckets=2", "--seed=7"]
 TRIALS = "[{dim: 4}, {learning_rate: 1e30}, {dim: 12, l2: 0.01}]"
@@ -129,7 +130,7 @@ def test_the_table_is_printed_with_the_settings_that_differ_and_the_commands_to_
 
 def test_the_chart_shows_every_trial_in_a_panel_a_differing_setting(job: tuple[Path, list[str]]) -> None:
     manifest = Workspace(str(job[0] / "out")).finished("sweep")[0]
-    root = ET.parse(job[0] / "out" / manifest.folder / "trials.svg").getroot()
+    root = ET.parse(job[0] / "out" / "stages" / f"sweep-{manifest.fingerprint}" / "trials.svg").getroot()
     texts = [each.text for each in root.iter() if each.text]
     assert {"dim", "l2", "learning_rate"} <= set(texts)
     assert "max_epochs" not in texts
@@ -150,7 +151,9 @@ def test_equal_trials_go_by_number_and_the_table_knows_no_clock() -> None:
     assert [trial.number for trial, _ in ranked(made)] == [1, 2]
     assert row_of(*made[0])["quality"] == 0.75
     assert "seconds" not in row_of(*made[0])
-    assert ET.fromstring(chart_of(made)) is not None, "nothing differs: no panel, and still a document"
+    assert ET.fromstring(chart_of([row_of(*each) for each in made])) is not None, (
+        "nothing differs: no panel, and still a document"
+    )
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:

@@ -21,7 +21,7 @@ from schemas.storage import join, list_files, read_bytes, sha256_of
 from tests.made_stored import stored_folder
 from transforms.index.embed import ItemTower, UserTower
 from transforms.train import towers
-from transforms.train.curves import CurveRow, draw_curves
+from transforms.train.curves import CurveRow
 from transforms.train.recency import PLAIN, item_bias, lift_items, lift_users
 from transforms.train.training import (
     USER_TOWERS,
@@ -429,7 +429,7 @@ def test_train_towers(root: str) -> None:
     assert items["train_count"].to_pylist() == np.bincount(rows.item).tolist()
     assert {path.rpartition("/")[0] for path in log_paths(out)} == {"tensorboard/search", "tensorboard/full"}
     curves = json.loads(read_bytes(join(out, "curves.json")))
-    assert read_bytes(join(out, "curves.svg")).decode() == draw_curves(curves["epochs"], curves["num_epochs"])
+    assert not list_files(join(out, "*.svg")), "charts are drawn from the curve when a release is published"
     assert {row["phase"] for row in curves["epochs"]} == {"search", "full"}
     assert all(math.isfinite(row["loss"]) for row in curves["epochs"])
 

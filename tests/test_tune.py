@@ -28,6 +28,7 @@ from schemas.embeddings import embeddings_schema
 from schemas.errors import InputError
 from schemas.parquet_files import parquet_writer
 from schemas.search_trials import SEARCH_TRIALS
+from schemas.stage_files import TRIALS_CHART, TUNED_FILE
 from schemas.storage import WrittenFile
 from schemas.stored import StoredFolder
 from schemas.workspace import Workspace
@@ -46,8 +47,9 @@ from transforms.index.tune import (
     read_shards,
     try_build,
 )
-from transforms.index.tuning_report import CHART, CONFIG, chart_of, conclude, config_of, flags_of, front_of
+from transforms.index.tuning_report import conclude, config_of, flags_of, front_of
 from transforms.io.partition import key_by_shard, shard_of
+from transforms.report.tuning_chart import chart_of
 from transforms.search.scann_index import BuildSettings, ShardPlan
 from transforms.search.search import SearchSettings, top_k_of_block
 from transforms.search.top_k import Lists
@@ -288,7 +290,7 @@ def test_the_chosen_settings_are_flags_of_index(tmp_path: Path, soar: bool) -> N
 
 def test_the_plot_shows_every_kind_the_front_the_target_and_the_choice() -> None:
     rows = [EXACT_TRIAL, trial(recall=0.95, is_enough=True, cost=20.0), trial(soar=False), trial(kind="hashed", soar=False)]
-    root = ET.fromstring(chart_of(table_of(*rows), ASK, 12_345))
+    root = ET.fromstring(chart_of(table_of(*rows), ASK.k, ASK.target_recall, 12_345))
     texts = [element.text for element in root.iter() if element.text]
     for text in ("Searching 12,345 vectors: recall against speed", "Pareto front", "chosen", "target 0.9", "exact", "hashed"):
         assert text in texts
@@ -343,17 +345,19 @@ def test_tuning_ends_in_a_table_a_plot_and_settings_that_index_takes(job: Path, 
     assert len(table) == manifest.metrics["trials"]
     assert {"exact", "tree"} == set(table["kind"].to_pylist())
     assert sum(table["is_chosen"].to_pylist()) == 1
-    assert ET.parse(folder / CHART).getroot().tag.endswith("svg")
-    assert f"--config {folder / CONFIG}" in shown.out
+    assert ET.parse(folder.parent / TRIALS_CHART).getroot().tag.endswith("svg")
+    assert f"--config {folder / TUNED_FILE}" in shown.out
 
     assert run_command(tune_command.main, flags) == OK  # Done already.
     assert len([each for each in Workspace(str(job)).finished("tune") if each.settings["builds"]]) == 1
 
     chosen = manifest.metrics["chosen"]
-    assert run_command(single_stage.stage_command("index"), [*FLAGS, f"--output={job}", f"--config={folder / CONFIG}"]) == OK
+    assert (
+        run_command(single_stage.stage_command("index"), [*FLAGS, f"--output={job}", f"--config={folder / TUNED_FILE}"]) == OK
+    )
     indexed = Workspace(str(job)).finished("index")[-1]
     plan = load_plan(str(job / indexed.folder), 0, indexed.dataset("shards"))
-    assert plan.kind == chosen["kind"] == yaml.safe_load((folder / CONFIG).read_text())["index_kind"]
+    assert plan.kind == chosen["kind"] == yaml.safe_load((folder / TUNED_FILE).read_text())["index_kind"]
 
 
 def test_an_approximate_choice_is_what_index_then_builds_and_searches(job: Path, tmp_path: Path) -> None:

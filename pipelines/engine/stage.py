@@ -11,11 +11,11 @@ from pipelines.engine.fingerprint import code_version, package_versions, version
 from pipelines.engine.lease import LeaseHolder, time_in
 from pipelines.engine.progress import Progress, follow
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
-from schemas.stage_files import TENSORBOARD
+from schemas.stage_files import SUMMARY, TENSORBOARD
 from schemas.storage import WrittenFile, delete, delete_folder, join, list_files, read_json
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.io.write import SUMMARY, WriteSummary
+from transforms.io.write import WriteSummary
 
 PROVED_AS_LOADED = ("user_tower", "item_tower", "shards")
 """Datasets that a worker hashes as it loads them. All else that a stage reads is hashed before the stage begins."""

@@ -16,7 +16,7 @@ from pipelines.cli.logs import LOGGER
 from pipelines.engine.fingerprint import versions
 from pipelines.engine.lease import LeaseHolder, as_time, time_in
 from pipelines.engine.stage import now
-from pipelines.job.report import report_of
+from pipelines.job.report import curves_of, report_of
 from pipelines.stages.ingest import FORGOTTEN, check_forgotten, rows_read
 from pipelines.stages.judge import FOUND, LastTable, last_table
 from schemas.errors import InputError
@@ -299,9 +299,10 @@ def publish(
         lease.use([workspace.release(release)])
     path = join(workspace.root, workspace.release_manifest(release))
     if kept is None or not exists(path):  # It might have been deleted until then.
-        page = report_of(workspace, manifest).encode()
+        page, curves = report_of(workspace, manifest).encode(), curves_of(workspace, manifest).encode()
         check_nothing_happened(workspace, made, seen)
         manifest |= {"report": asdict(write_file(workspace.root, workspace.release_report(release), page))}
+        write_file(workspace.root, workspace.release_curves(release), curves)
         manifest |= {"checksum": fingerprint_of(manifest)}
         write_json(path, manifest)
     latest = Latest(release, workspace.release_manifest(release), topk_of(table))

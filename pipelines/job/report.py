@@ -13,6 +13,7 @@ from schemas.stage_files import CURVES_FILE
 from schemas.storage import exists, join, read_json, replacing, sha256_of
 from schemas.workspace import Workspace
 from transforms.evaluate.describe_table import DATASETS
+from transforms.report.curves import draw_curves
 from transforms.report.facts import Report
 from transforms.report.page import render
 
@@ -35,6 +36,16 @@ def report_of(workspace: Workspace, manifest: Mapping[str, Any]) -> str:
     if before:
         curves.insert(0, _curve(workspace, "the model that was evaluated", before))
     return render(Report(manifest, curves, {name: rows for name, rows in described.items() if rows is not None}))
+
+
+def curves_of(workspace: Workspace, manifest: Mapping[str, Any]) -> str:
+    """Returns a chart of a release's training, an SVG, given the release's manifest.
+
+    Raises:
+      InputError: if the curve that it needs is gone.
+    """
+    _, curve, best_epoch = _curve(workspace, "the published model", manifest["stages"]["train"])
+    return draw_curves(curve, best_epoch)
 
 
 def _rows(workspace: Workspace, stage: Mapping[str, Any], dataset: str) -> list[dict[str, Any]] | None:

@@ -12,11 +12,10 @@ from pipelines.job.publishing import describe_stage
 from schemas.errors import InputError
 from schemas.manifest import digest_of, read_manifest
 from schemas.release import files_of, is_altered, pointer_to, read_latest
-from schemas.stage_files import TENSORBOARD
+from schemas.stage_files import SUMMARY, TENSORBOARD
 from schemas.storage import exists, join, list_files, sha256_of
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.io.write import SUMMARY
 
 _READERS = 4
 """Files that are read at once: hashing and reading leave Python's lock alone."""

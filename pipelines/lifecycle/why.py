@@ -15,12 +15,12 @@ import pyarrow as pa
 from schemas.blocks import one_block
 from schemas.manifest import StageManifest
 from schemas.parquet_files import find_rows
+from schemas.stage_files import BLOCKED
 from schemas.storage import join
 from schemas.stored import check_file
 from schemas.topk import SOURCES
 from schemas.users import USERS
 from transforms.index.build import vectors_of
-from transforms.index.item_lists import BLOCKED
 from transforms.index.popular import RECENT
 
 LISTED, WITHHELD, EXCLUDED, SEEN, UNKNOWN, BELOW, MISSED = (

@@ -33,10 +33,11 @@ from schemas.forgotten import Forgotten, read_forgotten
 from schemas.interactions import EXCLUSIONS, ITEM_IDS, SERVED_USERS
 from schemas.manifest import StageManifest, users_of
 from schemas.rejected import REJECTED
+from schemas.stage_files import BLOCKED
 from schemas.users import USERS
 from schemas.words import counted
 from schemas.workspace import Workspace
-from transforms.index.item_lists import BLOCKED, CATALOGUE, ItemLists, WriteBlocked
+from transforms.index.item_lists import CATALOGUE, ItemLists, WriteBlocked
 from transforms.ingest.catalogue import ITEMS_A_RANGE
 from transforms.ingest.columns import ALLOWED_ITEMS_ROLES, BLOCKED_ITEMS_ROLES, EXCLUSIONS_ROLES, SERVED_USERS_ROLES
 from transforms.ingest.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins

@@ -15,11 +15,11 @@ from pipelines.stages.index import settings_of_index
 from pipelines.stages.lists import items_of, reads_of
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, users_of
-from schemas.stage_files import USER_TOWER
+from schemas.stage_files import BLOCKED, USER_TOWER
 from schemas.storage import WrittenFile, join
 from schemas.stored import StoredFolder
 from transforms.index.embed import EmbedUsers
-from transforms.index.item_lists import BLOCKED, CountItems, ItemLists
+from transforms.index.item_lists import CountItems, ItemLists
 from transforms.index.load import files_of_shards
 from transforms.index.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
 from transforms.io.progress import CountBlocks

@@ -14,12 +14,10 @@ import pyarrow.compute as pc
 from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.errors import InputError
+from schemas.stage_files import ID_MAP_FILE, INDEX_FOLDER
 from schemas.storage import WrittenFile, upload_folder
 from transforms.io.partition import key_by_shard
 from transforms.search.scann_index import BuildSettings, build, plan_shard
-
-ID_MAP_FILE = "items.arrow"
-INDEX_FOLDER = "scann"
 
 BY_SIZE = BuildSettings()
 """Nothing asked for: the size of a shard decides."""

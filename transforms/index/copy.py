@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
+from schemas.stage_files import ID_MAP_FILE
 from schemas.storage import WrittenFile, copy_file, join, upload_folder
 from schemas.stored import check_file
-from transforms.index.build import ID_MAP_FILE, shard_path, write_id_map
+from transforms.index.build import shard_path, write_id_map
 from transforms.io.partition import key_by_shard
 
 

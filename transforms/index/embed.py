@@ -20,12 +20,13 @@ from apache_beam.ml.inference.base import MaybeKeyedModelHandler, ModelHandler, 
 from schemas.blocks import Block
 from schemas.embeddings import ID_MAP, embeddings_schema
 from schemas.errors import InputError
+from schemas.stage_files import FEATURES_FILE
 from schemas.stored import StoredFolder, checked_folder
 from transforms.io.partition import hash_vectors
 from transforms.io.progress import NAMESPACE
 from transforms.io.read import PlacedBlock
 from transforms.search.id_map import list_lengths
-from transforms.train.encode_features import FEATURES_FILE, encoder_from_json
+from transforms.train.encode_features import encoder_from_json
 
 _ITEMS_AT_ONCE = 1 << 20
 """About how many items of histories are looked up in one piece: some 100 MB of text."""

@@ -20,13 +20,11 @@ import pyarrow.compute as pc
 from schemas.blocks import Block, in_blocks, one_block
 from schemas.items import BLOCKED_ITEMS
 from schemas.parquet_files import read_parquet_blocks
+from schemas.stage_files import BLOCKED
 from schemas.storage import WrittenFile
 from transforms.io.partition import key_by_shard
 from transforms.io.read import ReadParquet
 from transforms.io.write import Counts, Part, WriteParts
-
-BLOCKED = "blocked"
-"""The folder, below a stage's, that holds the items of the catalogue that must not be recommended."""
 
 _LOADING = threading.Lock()
 

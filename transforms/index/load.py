@@ -17,9 +17,10 @@ import pyarrow as pa
 from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
+from schemas.stage_files import ID_MAP_FILE, INDEX_FOLDER
 from schemas.storage import WrittenFile
 from schemas.stored import checked_folder
-from transforms.index.build import ID_MAP_FILE, INDEX_FOLDER, shard_path
+from transforms.index.build import shard_path
 from transforms.index.item_lists import ItemLists
 from transforms.index.popular import RANKINGS, PopularItems
 from transforms.search.id_map import IdMap

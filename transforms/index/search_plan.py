@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from schemas.stage_files import ID_MAP_FILE, INDEX_FOLDER
 from schemas.storage import WrittenFile
-from transforms.index.build import ID_MAP_FILE, INDEX_FOLDER
 
 FUSED, BY_SHARD = PLANS = ("fused", "by_shard")
 

@@ -14,6 +14,7 @@ from apache_beam.transforms.window import GlobalWindows
 from schemas.blocks import Block
 from schemas.errors import InputError
 from schemas.parquet_files import parquet_writer
+from schemas.stage_files import SUMMARY
 from schemas.storage import WrittenFile, join, write_json
 from transforms.io.read import PlacedBlock
 
@@ -171,10 +172,6 @@ class WritePlacedBlocks(beam.PTransform):
     def expand(self, blocks: beam.PCollection[PlacedBlock]) -> beam.PCollection[WrittenFile]:
         write = _WritePlaced(self.root, self.folder, self.schema, self.row_groups, self.sorted_by)
         return blocks | "WriteBlocks" >> beam.ParDo(write).with_output_types(WrittenFile)
-
-
-SUMMARY = "summary.json"
-"""The file, in an attempt's folder, that holds what its pipeline reported."""
 
 
 class Counts(NamedTuple):

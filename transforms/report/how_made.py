@@ -11,9 +11,9 @@ from transforms.report.charts import (
     seconds_panel,
     short,
 )
+from transforms.report.curves import curve_panels
 from transforms.report.facts import Report
 from transforms.report.numbers import NOTHING, bytes_of, count_of, figure_of, number_of, numbers_of, secs, table_of, time_of
-from transforms.train.curves import curve_panels
 
 
 def search(manifest: Mapping[str, Any]) -> Iterator[Html]:

@@ -24,7 +24,6 @@ from schemas.errors import InputError
 from transforms.io.partition import hash_ids
 from transforms.train.features import CATEGORIES, CATEGORY, NUMBER, TEXT, Feature, from_json, to_json
 
-FEATURES_FILE = "features.json"
 """What encodes the features of an item, beside the tower that takes them."""
 
 MAX_VALUES_AN_ITEM = 64

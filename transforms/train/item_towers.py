@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from transforms.train.encode_features import FEATURES_FILE, ItemFeatures
+from schemas.stage_files import FEATURES_FILE
+from transforms.train.encode_features import ItemFeatures
 from transforms.train.recency import lift_items
 from transforms.train.served_ids import ServedIds, save_served
 from transforms.train.towers import IdTower, l2_of

@@ -34,13 +34,13 @@ from schemas.blocks import Block, in_blocks
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
 from schemas.parquet_files import parquet_writer, read_parquet_blocks
-from schemas.stage_files import CURVES_CHART, CURVES_FILE, ITEM_TOWER, TENSORBOARD, USER_TOWER
-from schemas.storage import WrittenFile, delete, exists, join, open_file, replacing, upload_folder
+from schemas.stage_files import CURVES_FILE, ITEM_TOWER, TENSORBOARD, USER_TOWER
+from schemas.storage import WrittenFile, delete, exists, join, open_file, replacing, upload_folder, write_file
 from schemas.vocabulary import ITEM_VOCABULARY, USER_VOCABULARY
 from transforms.ingest.split import hash_pairs
 from transforms.io.partition import hash_ids
 from transforms.io.progress import TALLY
-from transforms.train.curves import CurveRow, TensorBoardLogs, draw_curves
+from transforms.train.curves import CurveRow, TensorBoardLogs
 from transforms.train.encode_features import ItemFeatures, encode_rated, fit_features
 from transforms.train.features import Feature
 from transforms.train.pace import Pace, Standing, describe
@@ -844,7 +844,7 @@ def train(
 
 
 def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[WrittenFile]:
-    """Writes towers, vocabularies and curves, also as a chart, to the folder `root`, which may be remote."""
+    """Writes towers, vocabularies and the curve to the folder `root`, which may be remote."""
     written: list[WrittenFile] = []
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
         bias = item_bias(rows.rated, trained.blend)
@@ -861,14 +861,8 @@ def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[Writte
         with parquet_writer(root, path, schema, written) as writer:
             for block in in_blocks(pa.RecordBatch.from_arrays(columns, schema=schema)):
                 writer.write_batch(block)
-    for path, text in (
-        (CURVES_FILE, json.dumps({"num_epochs": trained.num_epochs, "epochs": trained.curve}, indent=2)),
-        (CURVES_CHART, draw_curves(trained.curve, trained.num_epochs if trained.quality else None)),
-    ):
-        data = text.encode()
-        with replacing(join(root, path)) as file:
-            file.write(data)
-        written.append(WrittenFile(path, 0, len(data), hashlib.sha256(data).hexdigest()))
+    curves = json.dumps({"num_epochs": trained.num_epochs, "epochs": trained.curve}, indent=2)
+    written.append(write_file(root, CURVES_FILE, curves.encode()))
     return sorted(written, key=lambda file: file.path)
 
 

@@ -6,7 +6,6 @@ failed and stops nothing. What a trial found is kept by the settings, the rows a
 stopped goes on where it was, and a wider one trains only what is new.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,19 +19,15 @@ from apache_beam.utils.shared import Shared
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
 from schemas.parquet_files import parquet_writer
-from schemas.storage import WrittenFile, exists, join, read_json, replacing, write_json
+from schemas.stage_files import TRIALS, WINNER_FILE
+from schemas.storage import WrittenFile, exists, join, read_json, write_file, write_json
 from schemas.trials import DONE, FAILED, trials_schema
-from transforms.charts.draw import Axis, Marks, Panel, draw
 from transforms.io.progress import TALLY
 from transforms.io.write import part_path
 from transforms.train.features import Feature, declaration_of, to_json
 from transforms.train.pace import Pace, Standing, describe
 from transforms.train.search_space import varied_of, varied_settings
 from transforms.train.training import TrainingPaths, TrainingRows, TrainingSettings, read_rows, train, with_features
-
-TRIALS = "trials"
-WINNER_FILE = "winner.yaml"
-CHART_FILE = "trials.svg"
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ def ranked(results: Sequence[tuple[Trial, Result]]) -> list[tuple[Trial, Result]
 
 
 def write_trials(results: Sequence[tuple[Trial, Result]], root: str) -> tuple[list[WrittenFile], dict[str, Any]]:
-    """Writes the table, the chart and the winner's settings to the folder `root`.
+    """Writes the table and the winner's settings to the folder `root`.
 
     Returns:
       The files written, and metrics.
@@ -166,11 +161,7 @@ def write_trials(results: Sequence[tuple[Trial, Result]], root: str) -> tuple[li
     schema = trials_schema(varied_settings())
     with parquet_writer(root, part_path(TRIALS, 0), schema, written) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([row_of(*each) for each in best_first], schema=schema))
-    for path, text in ((CHART_FILE, chart_of(best_first)), (WINNER_FILE, config_of(winner, result, len(results)))):
-        data = text.encode()
-        with replacing(join(root, path)) as file:
-            file.write(data)
-        written.append(WrittenFile(path, 0, len(data), hashlib.sha256(data).hexdigest()))
+    written.append(write_file(root, WINNER_FILE, config_of(winner, result, len(results)).encode()))
     metrics = {
         "trials": len(results),
         "trials_failed": sum(each.status == FAILED for _, each in results),
@@ -195,44 +186,6 @@ def config_of(trial: Trial, result: Result, num_trials: int) -> str:
         settings["features"] = {feature.column: declaration_of(feature) for feature in trial.settings.features}
     found = f"Recall@100 {result.recall_at_100:.4f} and NDCG@10 {result.ndcg_at_10:.4f} on the validation slice"
     return f"# Trial {trial.number} of {num_trials}: {found}.\n{yaml.safe_dump(settings, sort_keys=False)}"
-
-
-def differing(trials: Sequence[TrainingSettings]) -> list[str]:
-    """Returns the settings that are not the same in all trials."""
-    rows = [varied_of(settings) for settings in trials]
-    return [name for name in varied_settings() if len({row[name] for row in rows}) > 1]
-
-
-def chart_of(best_first: Sequence[tuple[Trial, Result]]) -> str:
-    """Returns an SVG: for each setting that differs, the quality of every trial by its value."""
-    trials = [trial.settings for trial, _ in best_first]
-    done = [(trial, result) for trial, result in best_first if result.quality is not None]
-    failed = [(trial, result) for trial, result in best_first if result.quality is None]
-    floor = min(result.quality or 0.0 for _, result in done)
-
-    def panel_of(name: str) -> Panel:
-        values = sorted({varied_of(settings)[name] for settings in trials})
-        as_names = not all(type(value) in (int, float) for value in values)
-
-        def marks_of(some: Sequence[tuple[Trial, Result]], label: str, color: int, is_hollow: bool = False) -> Marks:
-            at = [varied_of(trial.settings)[name] for trial, _ in some]
-            return Marks(
-                [float(values.index(value)) if as_names else float(value) for value in at],
-                [floor if result.quality is None else result.quality for _, result in some],
-                label,
-                color,
-                is_hollow=is_hollow,
-                tips=[f"trial {trial.number}: {result.reason or f'{result.quality:.4f}'}" for trial, result in some],
-            )
-
-        marks = [marks_of(done[1:], "trial", 0), marks_of(done[:1], "winner", 1)]
-        if failed:
-            marks.append(marks_of(failed, "failed", 6, is_hollow=True))
-        is_log = not as_names and values[0] > 0 and values[-1] > 5 * values[0]
-        return Panel(name, marks, Axis("", is_log, [str(value) for value in values] if as_names else ()), Axis("quality"))
-
-    note = f"Recall@100 + NDCG@10 on the validation slice; {len(best_first)} trials, {len(failed)} of them failed"
-    return draw("Trials", [panel_of(name) for name in differing(trials)], columns=2, note=note)
 
 
 @dataclass
