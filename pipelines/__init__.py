@@ -1,4 +1,4 @@
-"""The commands, a few lines each, and the rooms that they call: flags, stages, the job, and the life of its releases."""
+"""The commands, a few lines each, and the packages that they call: flags, stages, the job, and the life of its releases."""
 
 import logging
 

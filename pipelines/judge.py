@@ -1,4 +1,4 @@
-"""Judges the finished table, row by row, and beside the last release's.
+"""Checks every row of the finished table, and compares it with the last release's table.
 
 python -m pipelines.judge --output DIR
 """

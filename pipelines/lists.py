@@ -1,4 +1,4 @@
-"""Reads the lists that say whom to serve and what must not be recommended, once, before anything is trained.
+"""Reads the lists of users to serve and of items that must not be recommended, before anything is trained.
 
 python -m pipelines.lists --output DIR [--users URI] [--exclude URI] [--block_items URI] [--allow_items URI]
 """

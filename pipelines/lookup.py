@@ -1,4 +1,4 @@
-"""Shows users' lists from the latest release, beside what they liked: `python -m pipelines.lookup --output DIR --user 42`.
+"""Shows users' lists in the latest release, and what they rated recently: `python -m pipelines.lookup --output DIR --user 42`.
 
 `--why ITEM` says why an item is in them or is not; `--json` prints the same on one line, for programs.
 """

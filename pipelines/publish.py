@@ -1,4 +1,4 @@
-"""Publishes the newest finished table as a release, if its gates let it.
+"""Publishes the newest finished table as a release, if it passes its gates.
 
 python -m pipelines.publish --output DIR
 """

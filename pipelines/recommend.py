@@ -1,4 +1,4 @@
-"""Writes the top-k of every user, and measures it.
+"""Writes the top-k items of every user, and measures their quality.
 
 python -m pipelines.recommend --output DIR [--k 100]
 """

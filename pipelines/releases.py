@@ -1,4 +1,4 @@
-"""Looks after the releases of an output: `python -m pipelines.releases COMMAND --output DIR`.
+"""Manages the releases of an output: `python -m pipelines.releases COMMAND --output DIR`.
 
 The commands are list, show, verify, diff, rollback, gc and forget.
 """
@@ -105,7 +105,7 @@ def _show_diff(result: Mapping[str, Any], found: Difference, console: Console) -
 
 
 def rollback(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Serves an earlier release again: the last good one before what is served, or the one that is named."""
+    """Serves an earlier release again: the newest good one before the served one, or the one that you name."""
     done = roll_back(workspace, flags.release, flags.reason)
     console.soft_wrap = True
     console.print(f"[bold]served[/] {escape(done.release)}, [bold]before[/] {escape(done.before or 'nothing')}")
@@ -118,7 +118,7 @@ def rollback(workspace: Workspace, flags: argparse.Namespace, console: Console) 
 
 
 def gc(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Deletes old releases, and the stages and broken attempts that no release which is kept needs and nobody uses."""
+    """Deletes old releases, and stages and interrupted attempts that no kept release needs and no command uses."""
     found = collect(workspace, flags.keep, flags.min_age_hours, flags.dry_run)
     console.soft_wrap = True
     for each in found:
@@ -232,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("show", "verify"):
         made[name].add_argument("release", nargs="?", default=LATEST, help="its name; what is served by default")
     made["diff"].add_argument("before", help="the name of a release, or LATEST")
-    made["diff"].add_argument("after", nargs="?", default=LATEST, help="the name of another; what is served by default")
+    made["diff"].add_argument("after", nargs="?", default=LATEST, help="the name of another; the served release by default")
     made["diff"].add_argument(
         "--rbo_p", type=float, default=RBO_P, help=f"how much of its weight RBO keeps from rank to rank (default {RBO_P:g})"
     )
@@ -241,21 +241,21 @@ def parser() -> argparse.ArgumentParser:
         "--min_age_hours",
         type=float,
         default=MIN_AGE_HOURS,
-        help="what no release needs is kept until nothing in it has been written for so long (default %(default)g)",
+        help="keep even what no release needs until nothing was written to it for so long (default %(default)g)",
     )
     made["gc"].add_argument("--dry_run", action="store_true", help="say what would be deleted, and delete nothing")
     made["forget"].set_defaults(parser=made["forget"])
     made["forget"].add_argument("--user", action="append", default=[], help="the id of a user; may be repeated")
     made["forget"].add_argument("--item", action="append", default=[], help="the id of an item; may be repeated")
-    made["forget"].add_argument("--users_file", help="a text file of users, one id a line")
-    made["forget"].add_argument("--items_file", help="a text file of items, one id a line")
-    made["forget"].add_argument("--remember", action="store_true", help="take them off the list again")
+    made["forget"].add_argument("--users_file", help="a text file of users, one id on each line")
+    made["forget"].add_argument("--items_file", help="a text file of items, one id on each line")
+    made["forget"].add_argument("--remember", action="store_true", help="stop forgetting them: take them off the list")
     made["forget"].add_argument(
         "--force", action="append", default=[], metavar="NAME=REASON", help="publish although this gate fails; may be repeated"
     )
     made["forget"].epilog = "Any Beam option may follow, such as --runner."
-    made["rollback"].add_argument("release", nargs="?", help="its name; the last good one before what is served by default")
-    made["rollback"].add_argument("--reason", default="", help="why, for whoever looks later")
+    made["rollback"].add_argument("release", nargs="?", help="its name; by default the newest good one before the served one")
+    made["rollback"].add_argument("--reason", default="", help="the reason, which is kept with the withdrawal")
     return whole
 
 

@@ -1,4 +1,4 @@
-"""Says where a release's report is: `python -m pipelines.report --output DIR [--release NAME] [--to FILE]`.
+"""Prints where a release's report is: `python -m pipelines.report --output DIR [--release NAME] [--to FILE]`.
 
 Every release is published with its report, and its manifest knows the report's SHA-256. Where the file is gone or altered, it
 is made again from the manifest and the files that the manifest names, byte for byte as it was. With --to, a fresh one is

@@ -1,4 +1,4 @@
-"""Trains the model in several ways, and ranks them by what they find of a slice of the training data."""
+"""Trains the model with several settings, and ranks them by quality on a slice of the training data."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""Measures ways to search, and shows recall against time: which leaves, how many of them, how much reordering."""
+"""Tries ways to build and search the index, and shows recall against time."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""The exceptions that mean "the input, a setting or the result is not as it must be", as opposed to a fault of the program."""
+"""The exceptions for mistakes in the input, a setting or the result, as opposed to faults of the program."""
 
 import errno
 from collections.abc import Sequence

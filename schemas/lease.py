@@ -1,4 +1,4 @@
-"""A lease: what a running command uses, or is about to delete, so that no other takes it from under its feet.
+"""A lease: what a running command uses, or is about to delete, so that no other command deletes it meanwhile.
 
 Object stores have no locks, but they show a file to whoever looks after it was written. So everyone first writes and then
 looks: who wants to use a folder writes that, and then looks for those that delete it; who wants to delete one writes that, and

@@ -1,4 +1,4 @@
-"""Rejected rows: every row that was read and could not be used, with its reason and what it said."""
+"""Rejected rows: every row that was read and could not be used, with the reason and its values."""
 
 import pyarrow as pa
 

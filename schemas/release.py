@@ -1,4 +1,4 @@
-"""A release: one immutable table with everything that led to it, and the pointer that says which one is served."""
+"""A release: one immutable table with everything it was made from, and the pointer that says which release is served."""
 
 import difflib
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Hands out what a stage stored only once it is proved to be what the stage's manifest says.
+"""Gives access to a stage's files after comparing them with the SHA-256 in its manifest.
 
 A SavedModel is code, and an index is read by a C++ library that trusts it: nothing is loaded from a file that was not looked at
 first, and whoever loads sees the listed files only, whatever else lies beside them.

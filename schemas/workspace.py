@@ -3,7 +3,7 @@
 LATEST                                    the pointer to the release that is served, written last
 forgotten.json                            the users and items that every run leaves out
 releases/<release>/manifest.json          what the release is made of
-releases/<release>/report.html            the same for people, with charts
+releases/<release>/report.html            the same as a page, with charts
 releases/<release>/curves.svg             how its training went
 stages/<stage>-<fingerprint>/
     manifest.json                         written last: the stage is finished, and which attempt did it

@@ -1,4 +1,4 @@
-"""Turns what happens in a command into what its caller sees: an exit code, and one line for a mistake."""
+"""Runs a command and turns its outcome into an exit code, and an error into one line."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Decides what is said while a pipeline runs: our own lines, and the libraries' only when asked for."""
+"""Sets up logging: our own lines always, those of the libraries only with --verbose."""
 
 import atexit
 import logging

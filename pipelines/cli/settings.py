@@ -1,4 +1,4 @@
-"""What a job was told: settings, checked as they are made from the flags."""
+"""The settings of a job: frozen values, checked when they are made from the flags."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""Which code and which versions of packages a stage was made by."""
+"""The code and the package versions that made a stage."""
 
 import ast
 import hashlib

@@ -1,4 +1,4 @@
-"""Holds a lease while a command runs: it is written again and again, and expires soon after a command that was killed."""
+"""Holds a lease while a command runs: it is renewed regularly, and expires soon after the command was killed."""
 
 import socket
 import threading

@@ -75,7 +75,7 @@ def _newest_lists(workspace: Workspace, settings: Settings, done: Done) -> Stage
 
 
 def keep_finished(workspace: Workspace, made: Made, lease: LeaseHolder) -> None:
-    """Takes finished stages into use, so that nobody deletes them.
+    """Adds finished stages to the lease, so that `gc` does not delete them.
 
     Raises:
       InputError: if one has just been deleted.

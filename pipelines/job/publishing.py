@@ -1,8 +1,8 @@
-"""Publishes a finished table as a release, if its gates let it: `python -m pipelines.publish --output DIR`.
+"""Publishes a finished table as a release, if it passes its gates: `python -m pipelines.publish --output DIR`.
 
 A release is one manifest that names everything the table came from; its files stay where the stages wrote them. `LATEST` is
-written last, in one piece: a run that dies before changes nothing that readers see. A table that fails a gate becomes a release
-too, marked as failed, so that it can be looked at; `LATEST` stays. A table that passed once and is judged again, beside another
+replaced last, atomically: a run that dies before changes nothing that readers see. A table that fails a gate becomes a release
+too, marked as failed, so that it can be inspected; `LATEST` stays. A table that passed once and is judged again, beside another
 or by other limits, becomes another release: what was said of the first stays as it was.
 """
 

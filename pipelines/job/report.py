@@ -1,4 +1,4 @@
-"""Makes the page that shows a release, and makes it again where it is gone."""
+"""Makes the page that shows a release, and makes it again if it is missing."""
 
 import hashlib
 from collections.abc import Mapping

@@ -1,13 +1,13 @@
 """Keeps the towers of a release for a new table: `--reuse_model_from RELEASE`, the daily case between two trainings.
 
     ingest ── train ─── embed ── index ── recommend ── judge ── publish
-       │      of the      │        │          └ lists of the release are carried over to users for whom they hold still
-       │      release     │        └ taken over where the embeddings are the same
+       │      of the      │        │          └ unchanged lists of the release are copied
+       │      release     │        └ reused if the embeddings are the same
        │                  └ the catalogue of today, through the item tower of the release
        └ the ratings of today, in as many buckets of users
 
-With --refit, nothing is held out, and the evaluation is that of the release: its model is the one that is kept. Without, the
-model is evaluated anew, by what is held out today.
+With --refit, nothing is held out, and the evaluation is that of the release, whose model is reused. Without it, the model is
+evaluated again, on today's holdout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,7 +98,7 @@ _READ: Mapping[str, Sequence[str]] = {
 
 
 def check_files(workspace: Workspace, base: Base) -> None:
-    """Makes sure that nothing is carried over from damaged files.
+    """Makes sure that nothing is copied from damaged files.
 
     Raises:
       InputError: naming the first one.

@@ -1,1 +1,1 @@
-"""What happens to releases: shown, looked into, compared, verified, rolled back, deleted, and users forgotten."""
+"""Works on releases: shows, compares, verifies, rolls back and deletes them, and forgets users and items."""

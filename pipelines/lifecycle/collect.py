@@ -1,7 +1,7 @@
-"""Deletes what no release that is kept needs, and nobody uses: old releases, stages, and attempts that died.
+"""Deletes old releases, and stages and interrupted attempts that no kept release needs and no command uses.
 
-What goes is decided twice: before it is announced, to know what to announce; and after, when whoever starts to use any of it
-must have seen the announcement. Only what both times found is deleted.
+What to delete is decided twice: before it is announced, and again afterwards, when every command that starts to use it must
+have seen the announcement. Only what was found both times is deleted.
 """
 
 import time

@@ -2,7 +2,7 @@
 
 First it is written down whom to leave out. Then the job of the served release is asked for again, with the model of that
 release: what it reads is read without them, their lists are gone, the lists that held them are filled up again, and all others
-are carried over. The gates judge the new table as they judge any, and `LATEST` moves last.
+are copied. The gates judge the new table as usual, and `LATEST` is replaced last.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

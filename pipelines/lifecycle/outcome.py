@@ -1,4 +1,4 @@
-"""Publishes, and says what came of it: for people, and with --json for programs, whatever happens."""
+"""Publishes, and prints the outcome: as text, and with --json as one line for programs, also after an error."""
 
 import json
 import time

@@ -177,7 +177,7 @@ def _no_pattern(path: str) -> str:
 
 
 def quality_table(metrics: Mapping[str, Any], refitted: bool = False) -> Table:
-    """Returns the metrics beside those of popularity, of all time and of late; `refitted`: of a model before the table's."""
+    """Returns the metrics beside those of popularity, of all time and recent; `refitted`: of a model before the table's."""
     quality, popularity, recent = (metrics[name] for name in ("quality", "popularity", "recent_popularity"))
     users = quality["users"]
     cutoffs = sorted({int(name.partition("@")[2]) for name in quality["means"] if "@" in name})
@@ -208,12 +208,12 @@ def counts_line(metrics: Mapping[str, Any]) -> str:
 
 
 def carried_line(base: Mapping[str, Any]) -> str:
-    """Returns how much of the work a kept model saved."""
+    """Returns how many lists of a reused model were copied."""
     if base["why_nobody"]:
         return f"model of release {base['release']}; all lists are new: {base['why_nobody']}"
     why = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in base["new_lists"].items() if count)
     return (
-        f"model of release {base['release']}; {base['carried']:,} of {counted(base['users'], 'list')} carried over "
+        f"model of release {base['release']}; {base['carried']:,} of {counted(base['users'], 'list')} copied "
         f"({base['share_carried']:.1%}), {base['compared']:,} of them compared with exact search"
         + (f"; new lists: {why}" if why else "")
     )

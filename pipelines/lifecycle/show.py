@@ -1,4 +1,4 @@
-"""Says which releases there are, and what one of them is."""
+"""Lists the releases, and describes one of them."""
 
 import argparse
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""Compares what a release's manifest says with what is there: every file of every stage, byte for byte."""
+"""Compares the files of a release with its manifest: every file of every stage, byte for byte."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Reads ratings and items, keeps what cannot be used with its reason, and splits the rest by user."""
+"""Reads ratings and items, sets aside rows that cannot be used, with the reason, and splits the rest by user."""
 
 import math
 from collections.abc import Iterator, Mapping

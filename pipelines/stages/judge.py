@@ -1,7 +1,8 @@
-"""Judges the finished table, row by row, and beside the last release's.
+"""Checks every row of the finished table, and compares it with the last release's table.
 
-What it finds decides, in `pipelines.publish`, whether the table is published, and the report shows it. It does not depend on
-any limit, so another limit does not make it run again. It does depend on the table of the release that `LATEST` names.
+What it finds decides, in `pipelines.job.publishing`, whether the table is published, and the report shows it. It does not
+depend on any limit, so another limit does not make it run again. It does depend on the table of the release that `LATEST`
+names.
 """
 
 from collections import defaultdict

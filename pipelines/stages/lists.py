@@ -1,4 +1,4 @@
-"""Reads the lists that say whom to serve and what must not be recommended, once, before anything is trained.
+"""Reads the lists of users to serve and of items that must not be recommended, once, before anything is trained.
 
     users of ingest, --users, --exclude ──> users: one row a user, with what must not be recommended to that user
     items of ingest, --block_items, --allow_items ──> blocked: the items that must not be recommended to anyone

@@ -1,4 +1,4 @@
-"""Writes the top-k of every user, and measures it."""
+"""Writes the top-k items of every user, and measures their quality."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -76,11 +76,11 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
 
 @dataclass(frozen=True)
 class BaseLists:
-    """The lists that may be carried over.
+    """The lists that may be copied.
 
     Attributes:
       last: where they are.
-      rules: what decides whether one holds still.
+      rules: what decides whether a list is unchanged.
       described: what they are, for the fingerprint.
     """
 

@@ -1,4 +1,4 @@
-"""Trains the two towers on what `ingest` kept for training."""
+"""Trains the two towers on the training part of the ratings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

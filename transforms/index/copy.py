@@ -1,4 +1,4 @@
-"""Takes over an index whose vectors are those of today: only what else is known of its items is written anew."""
+"""Copies an index whose vectors have not changed; only the counts and codes of its items are written again."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,1 +1,1 @@
-"""Makes the top-k lists of users, as the table holds them, and proves them."""
+"""Makes the top-k lists of users, as the table holds them, and checks them."""

@@ -1,7 +1,7 @@
-"""Carries the lists of a release over to users of whom nothing has changed that could change their lists.
+"""Copies the lists of a release for users whose lists cannot have changed.
 
     embeddings of the release, embeddings now ──> the items that are as they were ──┐
-    users now ──> beside them, the users and lists of the release ──────────────────┴─> whose list holds still
+    users now ──> beside them, the users and lists of the release ──────────────────┴─> whose list is unchanged
 
 A list is the best k of the items that may be recommended, without those that its user must not get. Under the same towers, and
 as far as search is exact, it is so still where
@@ -44,7 +44,7 @@ CARRIED = pa.schema(
         pa.field("embed", pa.bool_(), nullable=False),
     ]
 )
-"""What is appended to blocks of users: a list that holds still, or null; its items' codes; whether a vector is needed."""
+"""What is appended to blocks of users: an unchanged list, or null; its items' codes; whether a vector is needed."""
 
 LISTS = pa.schema([TOPK.field(name) for name in ("user_id", "source", "recommendations", "scored_at")])
 """What is read of the release's table."""
@@ -147,7 +147,7 @@ def _joined(items: Iterable[SomeItems]) -> SomeItems:
 
 @dataclass(frozen=True)
 class CarryRules:
-    """What decides whether a list holds still, beside the items.
+    """What decides whether a list is unchanged, beside the items.
 
     Attributes:
       by_history: whether a user's vector is made of the history.
@@ -161,7 +161,7 @@ class CarryRules:
 
 
 def carry_over(block: Block, users: Block, lists: Block, items: KeptItems, rules: CarryRules) -> tuple[Block, Counter[str]]:
-    """Tells whose list of a release holds still.
+    """Tells which users' lists of a release are unchanged.
 
     Args:
       block: n rows of USERS with `scored_at`: what a new list would say there.
@@ -288,7 +288,7 @@ class _CarryBlock(beam.DoFn):
 
 @dataclass
 class CarryOver(beam.PTransform):
-    """Finds, for blocks of users with `scored_at`, whose list of a release holds still.
+    """Finds, for blocks of users with `scored_at`, which lists of a release are unchanged.
 
     Attributes:
       last: the release; its users lie in the same buckets.
@@ -345,7 +345,7 @@ def report(counts: Mapping[str, int], items: KeptItems) -> dict[str, Any]:
 
 
 def nothing_carried(why: str, users: int) -> dict[str, Any]:
-    """Returns the same metric where no list can hold still, with the reason in words."""
+    """Returns the same metric if no list can be copied, with the reason in words."""
     return _metric(users, 0, 0, {}, None, None, why)
 
 

@@ -183,7 +183,7 @@ def _kept(base: Mapping[str, Any]) -> str:
     if base["why_nobody"]:
         return f"{model}; all lists are new, since {base['why_nobody']}."
     why = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in base["new_lists"].items() if count)
-    return f"{model}; {base['carried']:,} of {base['users']:,} lists were carried over from it" + (
+    return f"{model}; {base['carried']:,} of {base['users']:,} lists were copied from it" + (
         f", the others are new ({why})." if why else "."
     )
 

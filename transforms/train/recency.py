@@ -1,4 +1,4 @@
-"""Lets popularity of late count: an item's bias, how much of it is recent, and how much a user's taste counts beside it.
+"""Adds recent popularity to the score: an item's bias, how much of it is recent, and how much a user's taste counts beside it.
 
 Towers learn how much more likely a user takes an item than people do on average. With the log of the item's share of all
 ratings as its bias, a score is the log of how likely this user takes it, up to a constant:
