@@ -16,12 +16,12 @@ run: $(VENV)/installed $(DATA)/ml-100k.inter
 	@$(BIN)/python -m pipelines.run --ratings $(DATA)/ml-100k.inter --items $(DATA)/ml-100k.item \
 		--output $(OUTPUT) --split random --seed 42 --k 100 --num_shards 4 $(ARGS)
 
-## Checks style, types and behaviour.
+## Checks style, types and behaviour, in as many processes as there are cores.
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 ## Kills the job thirty times, at moments drawn by chance, and looks whether its table is the same.
 test-kill: $(VENV)/installed-dev
