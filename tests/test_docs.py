@@ -378,12 +378,12 @@ def check_yaml(block: Block, finished: Path) -> None:
 def run_sql(block: Block, finished: Path) -> None:
     (finished / "data" / "ratings" / "until=2026-11-20").mkdir(parents=True, exist_ok=True)
     sql = re.sub(r"'(data/[^']*)'", lambda found: f"'{finished}/{found[1]}'", block.text)
-    duckdb.sql(sql)
     written = f"{finished}/data/ratings/until=2026-11-20/ratings.parquet"
     meant = f"FROM '{finished}/ratings.parquet' WHERE timestamp < epoch(TIMESTAMP '2026-11-21')"
-    assert (
-        duckdb.execute(f"SELECT count(*) FROM '{written}'").fetchone() == duckdb.execute(f"SELECT count(*) {meant}").fetchone()
-    )
+    with duckdb.connect() as connection:
+        connection.execute(sql)
+        found = [connection.execute(f"SELECT count(*) {rows}").fetchall() for rows in (f"FROM '{written}'", meant)]
+    assert found[0] == found[1]
 
 
 def test_the_finished_outputs_serve_the_same(finished: Path) -> None:

@@ -5,13 +5,13 @@ The disk is a small tmpfs. Root is not bound by the rights of folders, so what i
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from pipelines import run
+from pipelines import publish, run
 from pipelines.cli.command import FAULT, MISTAKE, OK, run_command
 from pipelines.job import chains, single_stage
 from schemas.errors import WriteRefused
@@ -22,6 +22,10 @@ from tests.made_data import write_items, write_ratings
 QUICK = ["--dim=8", "--max_epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--min_lift=0", "--k=10"]
 PAGE_BYTES = 4096
 NUM_USERS = 60
+
+
+def command_of(name: str) -> Callable[[Sequence[str]], None]:
+    return publish.main if name == "publish" else single_stage.stage_command(name)
 
 
 def mount(*arguments: str) -> None:
@@ -73,7 +77,7 @@ def read_only(folder: Path) -> Iterator[None]:
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     """Returns the one line that says what was wrong; there is no traceback."""
     said = capsys.readouterr().err
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
     (line,) = [line for line in said.splitlines() if line.startswith("error:")]
     return line
 
@@ -90,19 +94,19 @@ def test_every_stage_names_what_is_refused_and_goes_on_when_it_is_mended(
         folder = output / ("releases" if name == "publish" else "stages")
         capsys.readouterr()
         with full(disk):
-            assert run_command(single_stage.stage_command(name), flags) == FAULT, name
+            assert run_command(command_of(name), flags) == FAULT, name
         line = error_line(capsys)
         assert any(f"cannot write {place}/" in line for place in (output / "leases", folder)), name
         assert "No space left on device): make room, then run the same command again" in line, name
         with read_only(folder):
-            assert run_command(single_stage.stage_command(name), flags) == FAULT, name
+            assert run_command(command_of(name), flags) == FAULT, name
         line = error_line(capsys)
         assert f"cannot write {folder}/" in line, name
         assert "Read-only file system): make it writable, then run the same command again" in line, name
         assert (output / "LATEST").read_bytes() == served, name
         assert not list(output.rglob("*.tmp")), name
         if name != "publish":
-            assert run_command(single_stage.stage_command(name), flags) == OK, name
+            assert run_command(command_of(name), flags) == OK, name
     with read_only(output):
         assert run_command(run.main, flags) == MISTAKE
     assert f"the output {output} cannot be written" in error_line(capsys)

@@ -7,7 +7,7 @@ SCRIPT = r"""
 import atexit, os, sys
 last = b'terminate called without an active exception\n'
 atexit.register(lambda: os.write(2, last))
-from pipelines import logs
+from pipelines.cli import logs
 logs.configure({verbose})
 logs.LOGGER.info("ours")
 os.write(2, b"I0000 00:00:1795500465.839023   11593 partitioner_factory_base.cc:58] Size of sampled dataset: 21\n")
