@@ -30,13 +30,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.io.filesystem import BeamIOError
 
-from schemas.blocks import Block, in_blocks
+from schemas.blocks import Block
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
-from schemas.parquet_files import parquet_writer, read_parquet_blocks
+from schemas.parquet_files import read_parquet_blocks
 from schemas.stage_files import CURVES_FILE, ITEM_TOWER, TENSORBOARD, USER_TOWER
 from schemas.storage import WrittenFile, delete, exists, join, open_file, replacing, upload_folder, write_file
-from schemas.vocabulary import ITEM_VOCABULARY, USER_VOCABULARY
 from transforms.ingest.split import hash_pairs
 from transforms.io.partition import hash_ids
 from transforms.io.progress import TALLY
@@ -844,7 +843,7 @@ def train(
 
 
 def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[WrittenFile]:
-    """Writes towers, vocabularies and the curve to the folder `root`, which may be remote."""
+    """Writes the towers and the curve to the folder `root`, which may be remote."""
     written: list[WrittenFile] = []
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
         bias = item_bias(rows.rated, trained.blend)
@@ -852,15 +851,6 @@ def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[Writte
         trained.model.item_tower.save(rows.item_ids, Path(folder, ITEM_TOWER), trained.blend.taste, bias)
         for name in (USER_TOWER, ITEM_TOWER):
             written += upload_folder(Path(folder, name), root, name)
-    for path, schema, ids, codes in (
-        ("users.parquet", USER_VOCABULARY, rows.user_ids, rows.user),
-        ("items.parquet", ITEM_VOCABULARY, rows.item_ids, rows.item),
-    ):
-        counts = np.bincount(codes, minlength=len(ids))
-        columns = [ids, pa.array(np.arange(len(ids), dtype=np.int32)), pa.array(counts, pa.int64())]
-        with parquet_writer(root, path, schema, written) as writer:
-            for block in in_blocks(pa.RecordBatch.from_arrays(columns, schema=schema)):
-                writer.write_batch(block)
     curves = json.dumps({"num_epochs": trained.num_epochs, "epochs": trained.curve}, indent=2)
     written.append(write_file(root, CURVES_FILE, curves.encode()))
     return sorted(written, key=lambda file: file.path)
