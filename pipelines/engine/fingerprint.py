@@ -23,9 +23,6 @@ DECIDING = {
 }
 """Packages that compute what a stage writes, by the names that they are imported by. Beam only says where the work is done."""
 
-_DRAWING = ("transforms.charts", "transforms.report")
-"""Rooms whose code draws what others have computed: another color makes no stage run again."""
-
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that decide the results."""
@@ -36,13 +33,10 @@ def versions() -> dict[str, str]:
 def code_version(module: str) -> str:
     """Returns a hash of a module's code and of every module of `transforms` and `schemas` that it imports, however deep.
 
-    Comments, docstrings and layout do not count, nor does what only draws. A change of code makes a stage run again; nobody has
-    to remember a number.
+    Comments, docstrings and layout do not count. A change of code makes a stage run again; nobody has to remember a number.
     """
     digest = hashlib.sha256()
     for name in sorted(_imported(module)):
-        if name.startswith(_DRAWING):
-            continue
         digest.update(f"{name}\n{_read_code(name).digest}\n".encode())
     return digest.hexdigest()[:16]
 
