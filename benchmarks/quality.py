@@ -45,7 +45,7 @@ from schemas.stage_files import USER_TOWER
 from schemas.workspace import Workspace
 from transforms.index.build import vectors_of
 from transforms.index.embed import UserTower
-from transforms.train.training import ITEM_TOWERS, USER_TOWERS, TrainingSettings
+from transforms.train.settings import ITEM_TOWERS, USER_TOWERS, TrainingSettings
 
 VALIDATION_FRACTION = 0.1
 

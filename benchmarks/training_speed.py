@@ -36,7 +36,9 @@ from benchmarks.tutorial.ratings import Ratings, read_ratings
 from pipelines.cli import logs
 from pipelines.cli.command import run_command
 from schemas.errors import InputError
-from transforms.train.training import TrainingRows, TrainingSettings, read_rows, train
+from transforms.train.rows import TrainingRows, read_rows
+from transforms.train.settings import TrainingSettings
+from transforms.train.training import train
 
 SETTINGS = TrainingSettings(user_tower="id", dim=published.DIM)
 """Shortlist's defaults, with the tutorial's towers."""

@@ -24,7 +24,7 @@ from schemas.storage import read_json
 from tests.made_data import write_csv
 from tests.made_releases import write_release
 from transforms.train.search_space import trials_of
-from transforms.train.training import TrainingSettings
+from transforms.train.settings import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

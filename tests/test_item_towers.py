@@ -17,8 +17,10 @@ from transforms.train.encode_features import Bags, FeatureEncoder, ItemFeatures,
 from transforms.train.features import features_of
 from transforms.train.item_towers import FeatureTower, make_item_tower
 from transforms.train.recency import lift_items, lift_users
+from transforms.train.rows import TrainingRows
+from transforms.train.settings import TrainingSettings
 from transforms.train.towers import IdTower, SparseAdam
-from transforms.train.training import TrainingRows, TrainingSettings, train
+from transforms.train.training import train
 
 TAGS = [["a", "b"], ["b"], None, ["a", "c"], ["c", "b", "a"], ["a"]]
 PRICES = [1.0, None, 5.0, 2.0, 2.0, 2.0]

@@ -27,7 +27,7 @@ from pipelines import run as whole_job
 from pipelines.cli.command import OK, TERMINATED, run_command
 from tests.latest_reader import LatestReader, digest_of_table
 from tests.made_data import write_items, write_ratings
-from transforms.train.training import read_checkpoint
+from transforms.train.checkpoints import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SEED = int(os.environ.get("SHORTLIST_KILL_SEED", "20261124"))

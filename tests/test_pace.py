@@ -9,7 +9,9 @@ from schemas.words import about, counted
 from tests.test_training import SMALL, clustered_pairs, rows_of
 from transforms.train.curves import CurveRow
 from transforms.train.pace import Pace, Standing, describe
-from transforms.train.training import TrainingSettings, train, validation_rows
+from transforms.train.settings import TrainingSettings
+from transforms.train.training import train
+from transforms.train.validation import validation_rows
 
 ROW: CurveRow = {"phase": "search", "epoch": 1, "loss": 4.5, "recall_at_100": 0.5, "ndcg_at_10": 0.25}
 

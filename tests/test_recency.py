@@ -27,7 +27,10 @@ from transforms.train.recency import (
     lift_users,
     recent_counts,
 )
-from transforms.train.training import TrainingRows, TrainingSettings, train, validation_rows, write_towers
+from transforms.train.rows import TrainingRows
+from transforms.train.settings import TrainingSettings
+from transforms.train.training import train, write_towers
+from transforms.train.validation import validation_rows
 
 DAYS = [0, 30, 30, 58, 60, 60, 59, 1, 2]
 ITEMS = [0, 0, 1, 1, 1, 2, 2, 3, 3]

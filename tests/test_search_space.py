@@ -8,7 +8,7 @@ import yaml
 
 from schemas.errors import InputError
 from transforms.train.search_space import SPACE, trials_of, varied_settings
-from transforms.train.training import TrainingSettings
+from transforms.train.settings import TrainingSettings
 
 BASE = TrainingSettings(dim=48, l2=0.3, seed=5)
 

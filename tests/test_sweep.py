@@ -18,7 +18,8 @@ from schemas.workspace import Workspace
 from tests.made_data import write_csv, write_ratings
 from transforms.report.trials_chart import chart_of
 from transforms.train import trials
-from transforms.train.training import TrainingRows, read_rows, train
+from transforms.train.rows import TrainingRows, read_rows
+from transforms.train.training import train
 from transforms.train.trials import Result, Trial, ranked, row_of
 
 QUICK = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--num_buckets=2", "--seed=7"]

@@ -21,25 +21,14 @@ from schemas.storage import join, list_files, read_bytes, sha256_of
 from tests.made_stored import stored_folder
 from transforms.index.embed import ItemTower, UserTower
 from transforms.train import towers
+from transforms.train.checkpoints import checkpoint_path, read_checkpoint
 from transforms.train.curves import CurveRow
+from transforms.train.fit import epoch_order
 from transforms.train.recency import PLAIN, item_bias, lift_items, lift_users
-from transforms.train.training import (
-    USER_TOWERS,
-    Trained,
-    TrainingPaths,
-    TrainingRows,
-    TrainingSettings,
-    TrainTowers,
-    Validation,
-    checkpoint_path,
-    epoch_order,
-    make_validation,
-    quality_of,
-    read_checkpoint,
-    read_rows,
-    train,
-    validation_rows,
-)
+from transforms.train.rows import TrainingPaths, TrainingRows, read_rows
+from transforms.train.settings import USER_TOWERS, TrainingSettings
+from transforms.train.training import Trained, TrainTowers, train
+from transforms.train.validation import Validation, make_validation, quality_of, validation_rows
 
 SMALL = TrainingSettings(dim=8, batch_size=64, learning_rate=0.01, max_epochs=6, seed=3)
 
@@ -189,12 +178,12 @@ def test_quality_is_the_same_in_pieces(rows: TrainingRows, monkeypatch: pytest.M
     rng = np.random.default_rng(0)
     users, items = rng.normal(size=(len(validation.users), 4)), rng.normal(size=(len(rows.item_ids), 4))
     whole = quality_of(users, items, validation)
-    monkeypatch.setattr("transforms.train.training._SCORES_AT_ONCE", 7 * len(items))
+    monkeypatch.setattr("transforms.train.validation._SCORES_AT_ONCE", 7 * len(items))
     assert quality_of(users, items, validation) == pytest.approx(whole)
 
 
 def test_validation_takes_a_sample_of_many_users(rows: TrainingRows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.train.training.MAX_VALIDATION_USERS", 10)
+    monkeypatch.setattr("transforms.train.validation.MAX_VALIDATION_USERS", 10)
     held_out = slice_of(rows, 0.2, 0)
     validation = make_validation(rows, held_out, ~held_out, 0)
     assert len(validation.users) == 10
@@ -281,7 +270,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(rows: TrainingRows, ro
 
 def test_a_training_interrupted_within_an_epoch_goes_on(rows: TrainingRows, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(rows, SMALL)
-    monkeypatch.setattr("transforms.train.training._STEPS_A_CALL", 5)
+    monkeypatch.setattr("transforms.train.fit._STEPS_A_CALL", 5)
     saved = 0
 
     def write_some(path: str, checkpoint: Any) -> None:
@@ -319,7 +308,7 @@ def test_a_training_that_fails_keeps_its_last_good_checkpoint(
     rows: TrainingRows, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The vectors grow until their products are not finite; nothing of it gets into a training with a lower rate."""
-    monkeypatch.setattr("transforms.train.training._STEPS_A_CALL", 1)
+    monkeypatch.setattr("transforms.train.fit._STEPS_A_CALL", 1)
     failing = replace(SMALL, learning_rate=1e18)
     with pytest.raises(InputError, match=r"finite, got nan or inf at step \d+ of epoch \d+: .* which is 1e\+18") as error:
         train(rows, failing, root, checkpoint_secs=0)

@@ -15,7 +15,7 @@ from transforms.index.calibration import REORDER_FACTORS, TARGET_RECALL
 from transforms.index.search_plan import MAX_WORKER_BYTES
 from transforms.index.tune import THRESHOLDS
 from transforms.search.scann_index import QUANTIZATION_THRESHOLD
-from transforms.train.training import CHECKPOINT_SECS, L2_OF, TrainingSettings
+from transforms.train.settings import CHECKPOINT_SECS, L2_OF, TrainingSettings
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -22,7 +22,7 @@ from transforms.io.write import MAX_PARTS
 from transforms.search.scann_index import BuildSettings
 from transforms.search.search import SearchSettings
 from transforms.train.features import features_of
-from transforms.train.training import CHECKPOINT_SECS, TrainingSettings
+from transforms.train.settings import CHECKPOINT_SECS, TrainingSettings
 
 Number = TypeVar("Number", int, float)
 

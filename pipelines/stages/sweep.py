@@ -20,8 +20,9 @@ from schemas.manifest import StageManifest, fingerprint_of
 from schemas.storage import exists, read_bytes
 from schemas.workspace import Workspace
 from schemas.yaml_text import read_yaml
+from transforms.train.rows import TrainingPaths
 from transforms.train.search_space import SPACE, trials_of
-from transforms.train.training import TrainingPaths, TrainingSettings
+from transforms.train.settings import TrainingSettings
 from transforms.train.trials import RunTrials, Trial
 
 DEFAULT_NUM_TRIALS = 20

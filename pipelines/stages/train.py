@@ -13,7 +13,9 @@ from schemas.manifest import StageManifest
 from schemas.storage import join
 from transforms.io.write import part_of
 from transforms.train.features import in_catalogue
-from transforms.train.training import TrainingPaths, TrainingSettings, TrainTowers
+from transforms.train.rows import TrainingPaths
+from transforms.train.settings import TrainingSettings
+from transforms.train.training import TrainTowers
 
 VALIDATION = {"random": "random", "temporal": "temporal", "last": "last", "none": "temporal"}
 """How to validate for each split of `ingest`: as the holdout was made, and for what is to come where nothing was held out."""

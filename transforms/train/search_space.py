@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from schemas.errors import InputError
-from transforms.train.training import TrainingSettings
+from transforms.train.settings import TrainingSettings
 
 SHARED = {
     "seed": "all trials are judged on the same validation slice: set it for all with --seed",

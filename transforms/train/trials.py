@@ -26,8 +26,10 @@ from transforms.io.progress import TALLY
 from transforms.io.write import part_path
 from transforms.train.features import Feature, declaration_of, to_json
 from transforms.train.pace import Pace, Standing, describe
+from transforms.train.rows import TrainingPaths, TrainingRows, read_rows, with_features
 from transforms.train.search_space import varied_of, varied_settings
-from transforms.train.training import TrainingPaths, TrainingRows, TrainingSettings, read_rows, train, with_features
+from transforms.train.settings import TrainingSettings
+from transforms.train.training import train
 
 
 @dataclass(frozen=True)
