@@ -40,7 +40,7 @@ class WriteRefused(_Refused):
         """
         number, said = getattr(error, "errno", None), getattr(error, "strerror", None)
         reason = f"[Errno {number}] {said}" if said else str(error)
-        repair = _REPAIRS.get(number or 0, "mend that")
+        repair = _REPAIRS.get(number or 0, "correct that")
         return cls(f"cannot {verb} {path} ({reason}): {repair}, then run the same command again; finished stages are kept")
 
 

@@ -182,5 +182,5 @@ def read_manifest(path: str) -> StageManifest | None:
         ) from error
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}): mend that, or delete its folder, so that the stage runs again"
+            f"{path} cannot be read ({error}): correct that, or delete its folder, so that the stage runs again"
         ) from error

@@ -352,7 +352,7 @@ def find_withdrawals(workspace: Workspace) -> list[Withdrawal]:
     """
     found = []
     for file in list_files(join(workspace.root, workspace.withdrawal("*"))):
-        repair = "mend it, or delete it to let that release be served again"
+        repair = "correct it, or delete it to let that release be served again"
         with _understanding(f"{file.path} does not say which release was rolled back", repair):
             value = read_json(file.path)
             _refuse_newer(file.path, value.pop("schema_version"))

@@ -350,7 +350,9 @@ def test_bad_limits_are_refused(settings: dict[str, Any], message: str) -> None:
 def test_a_table_that_was_rolled_back_fails_and_can_be_forced() -> None:
     facts = replace(FACTS, withdrawn="this very table was served as release R0")
     (failed,) = failures(judge_release(facts, GateSettings()))
-    assert failed.startswith("gate withdrawn failed: this very table was served as release R0: mend the data or the settings")
+    assert failed.startswith(
+        "gate withdrawn failed: this very table was served as release R0: correct the data or the settings"
+    )
     assert statuses(facts, GateSettings(forced={"withdrawn": "a mistake"}))["withdrawn"] == "forced"
 
 

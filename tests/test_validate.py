@@ -362,7 +362,7 @@ def test_repairs_of_items_and_of_lines():
     text = message(
         summarise_rejected(1, rejected_block("items", pa.array(["line has the wrong number of columns"]), rows)), 0, "items"
     )
-    assert "mend the lines" in text
+    assert "correct the lines" in text
     assert len(text) < 400
     bytes_ = rejected_block("ratings", pa.array(["id is not UTF-8 text"]), {**rows, "user_id": pa.array(["a\ufffd"])})
     assert "convert the file to UTF-8" in message(summarise_rejected(1, bytes_))

@@ -102,7 +102,7 @@ def next_steps(workspace: Workspace, manifest: Mapping[str, Any]) -> list[str]:
     look = [f"{this_python()} -m pipelines.releases diff {last} {manifest['release']} --output {shlex.quote(workspace.root)}"]
     return [
         *(look if last else ()),
-        "if the data is wrong, mend it and run the same command again",
+        "if the data is wrong, correct it and run the same command again",
         f"if all is as it should be, run the same command again with {' '.join(ways_on(manifest['gates']))}",
     ]
 

@@ -93,7 +93,7 @@ def list_releases(workspace: Workspace, flags: argparse.Namespace, console: Cons
     problem = ""
     try:
         latest = served(workspace)
-    except InputError as error:  # The list is what helps to mend it.
+    except InputError as error:  # The list helps to repair it.
         latest, problem = None, str(error)
     withdrawn = [each.release for each in find_withdrawals(workspace)]
     lines = [describe(found, latest, withdrawn) for found in find_releases(workspace)]

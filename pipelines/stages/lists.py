@@ -226,7 +226,7 @@ def check_every_row(read: Summary) -> None:
             "every row: remove the row"
         )
     text = first["example"].get("text", first["example"].get("item_id"))
-    raise InputError(f"{first['source']} has a line that cannot be read ({reason}): {text!r}: mend it")
+    raise InputError(f"{first['source']} has a line that cannot be read ({reason}): {text!r}: correct it")
 
 
 _JOINS = {

@@ -273,7 +273,7 @@ def _rejected(facts: Facts, settings: GateSettings) -> Gate:
     count, rows = facts.rejected[worst]
     limit, verb = settings.max_rejected_fraction, "was" if count == 1 else "were"
     found = f"{count:,} of {counted(rows, 'row')} of the {worst} {verb} rejected, at most {limit:g} of them may be"
-    repair = "mend the source (ingest keeps what it rejected, with reasons)"
+    repair = "correct the source (ingest keeps what it rejected, with reasons)"
     return at_most("rejected", "max_rejected_fraction", shares[worst], limit, found, repair)
 
 
@@ -356,7 +356,7 @@ def _shrunk(name: str, what: str, now: int, then: int | None, facts: Facts, sett
 
 def _withdrawn(facts: Facts, settings: GateSettings) -> Gate:
     found = facts.withdrawn or "this table was never rolled back"
-    repair = "mend the data or the settings; or serve it after all, with python -m pipelines.releases rollback and its name"
+    repair = "correct the data or the settings; or serve it after all, with python -m pipelines.releases rollback and its name"
     return make_gate("withdrawn", facts.withdrawn is None, None, None, found, repair)
 
 

@@ -114,7 +114,7 @@ def _repair(reason: str, dataset: str) -> str:
     if reason == "id is not UTF-8 text":
         return "convert the file to UTF-8"
     if reason.startswith("line "):
-        return "mend the lines, or quote the fields that hold the delimiter"
+        return "correct the lines, or quote the fields that hold the delimiter"
     if reason == "rating is out of range":
         return "widen --rating_range"
     role = reason.split()[0]

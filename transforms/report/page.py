@@ -127,7 +127,7 @@ def _failed(manifest: Mapping[str, Any]) -> Iterator[Html]:
     last = (manifest["compared_with"] or {}).get("release")
     diff = f"python -m pipelines.releases diff {last} {manifest['release']} --output DIR"
     steps = [
-        tag("li", "If the data is wrong, mend it and run the same command again: other data is another run."),
+        tag("li", "If the data is wrong, correct it and run the same command again: different data makes a new run."),
         tag("li", "If all is as it should be, run the same command again with ", tag("code", " ".join(ways_on(failed))), "."),
     ]
     if last:
