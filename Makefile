@@ -9,19 +9,23 @@ RECBOLE := recbole-1.2.1-py3-none-any.whl
 RECBOLE_SHA256 := 9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407
 DATA := data/recbole/dataset_example/ml-100k
 
-.PHONY: run test test-kill lint install data clean
+.PHONY: run test test-slow test-kill lint install data clean
 
 ## Runs the main job on MovieLens-100K and shows what it made.
 run: $(VENV)/installed $(DATA)/ml-100k.inter
 	@$(BIN)/python -m pipelines.run --ratings $(DATA)/ml-100k.inter --items $(DATA)/ml-100k.item \
 		--output $(OUTPUT) --split random --seed 42 --k 100 --num_shards 4 $(ARGS)
 
-## Checks style, types and behaviour, in as many processes as there are cores.
+## Checks style, types and behaviour, in as many processes as there are cores; `make test-slow` runs what takes longer.
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(ARGS)
+
+## Runs the tests of whole jobs: of every command of the docs, of jobs that are killed, of wrong feeds.
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow $(ARGS)
 
 ## Kills the job thirty times, at moments drawn by chance, and looks whether its table is the same.
 test-kill: $(VENV)/installed-dev

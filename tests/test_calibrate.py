@@ -347,6 +347,7 @@ def test_the_pipeline_finds_what_the_function_finds(
         assert_that((shard_files, drawn_sample) | CalibrateSearch(root, ask, max_worker_bytes=1), check)
 
 
+@pytest.mark.slow
 def test_the_stage_calibrates_trees_and_says_so_in_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.index.build.plan_shard", lambda count, dim: plan_shard(count, dim, 5))
     monkeypatch.setattr(index, "EXACT_BELOW", 0)
@@ -375,6 +376,7 @@ def test_a_few_files_of_users_are_enough_to_draw_from() -> None:
     assert index.some_users(files, 10_000) == files
 
 
+@pytest.mark.slow
 def test_the_stage_builds_and_searches_as_it_is_told(tmp_path: Path) -> None:
     flags = [*SMALL, "--num_buckets=3", f"--output={tmp_path / 'out'}"]
     given = ["--leaves=5", "--no_soar", "--quantization_threshold=0.3", "--leaves_to_search=4", "--reorder_per_neighbor=2.5"]
@@ -386,6 +388,7 @@ def test_the_stage_builds_and_searches_as_it_is_told(tmp_path: Path) -> None:
     assert plan == ShardPlan("tree", 40, 9, 5, 0.3, soar=False)
 
 
+@pytest.mark.slow
 def test_a_small_index_that_is_given_leaves_is_calibrated(tmp_path: Path) -> None:
     flags = [*SMALL, "--leaves=5", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
@@ -393,6 +396,7 @@ def test_a_small_index_that_is_given_leaves_is_calibrated(tmp_path: Path) -> Non
     assert manifest.metrics["calibration"]["curve"]
 
 
+@pytest.mark.slow
 def test_shards_are_tried_within_the_memory_that_a_worker_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards that are said to take more than half of it are never held two at a time."""
     monkeypatch.setattr(calibrate_module, "bytes_of_shard", lambda files: ShardBytes(600_000, 0, 0))

@@ -13,6 +13,9 @@ from tests.made_data import ratings, write_csv, write_items
 from tests.test_lists import STAGES, finished
 from tests.test_run import QUICK
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 HEADER = ["user_id", "item_id", "rating", "timestamp"]
 
 

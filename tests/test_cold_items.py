@@ -17,6 +17,9 @@ from tests.made_data import ratings, write_csv, write_ratings
 from tests.test_quality import question_of
 from transforms.search.top_k import Lists
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 
 def ratings_table() -> pa.Table:
     users, items, _, times = zip(*ratings(), strict=True)

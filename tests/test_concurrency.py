@@ -15,6 +15,9 @@ from schemas import storage
 from tests.latest_reader import LatestReader, digest_of_table
 from tests.made_data import write_items, write_ratings
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 ROOT = Path(__file__).parent.parent
 NUM_USERS = 60
 

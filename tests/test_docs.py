@@ -26,6 +26,9 @@ from tests.made_releases import write_release
 from transforms.train.search_space import trials_of
 from transforms.train.settings import TrainingSettings
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OUTPUTS = ("output/mine", "output/ml-100k", "output/nightly")

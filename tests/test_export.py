@@ -18,6 +18,9 @@ from tests import only_tensorflow
 from tests.made_data import write_csv, write_ratings
 from tests.test_run import topk_of
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 FLAGS = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--k=10", "--num_shards=2", "--num_buckets=2", "--seed=7"]
 
 

@@ -17,6 +17,9 @@ from tests.made_data import ODD_IDS, ratings, with_flags, write_csv, write_ratin
 from tests.test_run import topk_of
 from transforms.train.features import Feature
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 QUICK = [
     *("--dim=8", "--max_epochs=12", "--batch_size=64", "--learning_rate=0.02"),
     *("--k=42", "--num_shards=3", "--seed=7", "--split=none", "--recency_half_life_days=365"),

@@ -32,6 +32,9 @@ from tests.made_stored import stored_folder
 from tests.test_releases import TABLE, ask
 from transforms.index.embed import UserTower
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 HEADER = ["user_id", "item_id", "rating", "timestamp"]
 QUICK = [*test_run.QUICK, "--seed=42", "--k=6", "--user_tower=id+history", "--max_rejected_fraction=0.5"]
 GONE, EXTRA, BAD = "user-to-go", "served-to-go", "rejected-to-go"

@@ -235,6 +235,7 @@ def flags_of(folder: Path, *more: str) -> list[str]:
     return [*named, "--max_rejected_fraction=0.1", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["random", "temporal"])
 def test_forgotten_rows_leave_what_a_source_without_them_would(sources: Path, tmp_path: Path, split: str) -> None:
     forget(str(tmp_path / "out"), USERS, ITEMS)

@@ -19,6 +19,9 @@ from schemas.storage import write_json
 from tests.latest_reader import LatestReader
 from tests.made_data import write_items, write_ratings
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 QUICK = ["--dim=8", "--max_epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--min_lift=0", "--k=10"]
 PAGE_BYTES = 4096
 NUM_USERS = 60

@@ -29,6 +29,9 @@ from tests.latest_reader import LatestReader, digest_of_table
 from tests.made_data import write_items, write_ratings
 from transforms.train.checkpoints import read_checkpoint
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 ROOT = Path(__file__).parent.parent
 SEED = int(os.environ.get("SHORTLIST_KILL_SEED", "20261124"))
 KILLS = int(os.environ.get("SHORTLIST_KILLS", "6"))

@@ -61,6 +61,7 @@ def table_of(output: Path) -> dict[str, set[str]]:
     return {row["user_id"]: {each["item_id"] for each in row["recommendations"]} for row in topk_of(output)}
 
 
+@pytest.mark.slow
 def test_another_list_runs_neither_ingest_nor_training_nor_the_index_again(
     job: tuple[Path, list[str], dict[str, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +266,7 @@ def test_two_users_who_differ_by_a_space_stay_two_and_are_noticed(tmp_path: Path
     assert "warning: 3 of 6 rows of the ratings have white space around their user_id, such as 'u '" in said
 
 
+@pytest.mark.slow
 def test_a_job_that_refits_has_the_lists_of_both_tables(tmp_path: Path) -> None:
     users = write_csv(tmp_path / "u.csv", ["user_id"], [("new",)])
     block = write_csv(tmp_path / "b.csv", ["item_id"], [("i1",)])

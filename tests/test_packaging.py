@@ -25,6 +25,9 @@ from pipelines.shortlist import COMMANDS
 from schemas.storage import read_json
 from tests.made_data import write_items, write_ratings
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGES = ("pipelines", "transforms", "schemas")

@@ -131,6 +131,7 @@ def test_the_table_is_judged_like_the_recommend_stage_judges_its_lists(job: tupl
     assert table["pairs"] == metrics["pairs"]
 
 
+@pytest.mark.slow
 def test_a_release_that_fails_a_gate_is_kept_beside_the_one_that_is_served(
     job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_release_that_fails_a_gate_is_kept_beside_the_one_that_is_served(
     assert "already published" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_comes_to_a_table_that_was_rolled_back_leaves_what_is_served(
     job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +307,7 @@ def test_json_is_one_line_whatever_happens_and_people_read_standard_error(
     assert captured.err.splitlines()[-1] == f"error: {result['error']}"
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_had_enough_does_not_hide_a_failed_gate(job: tuple[Path, list[str]]) -> None:
     _, flags = job
     command = [sys.executable, "-m", "pipelines.run", *flags, "--k=9", "--min_lift=99"]
@@ -334,6 +337,7 @@ def test_forcing_needs_the_name_of_a_gate_and_a_reason(tmp_path: Path, capsys: p
     assert settings.gates.forced == {"overlap": "a = b, c", "users": "left"}
 
 
+@pytest.mark.slow
 def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evaluation(
     job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -466,6 +470,7 @@ def test_after_the_named_repair_the_same_command_publishes_again(job: tuple[Path
     assert release_of(output)["topk"] == before["topk"]
 
 
+@pytest.mark.slow
 def test_a_release_of_the_first_schema_version_is_read_and_replaced(
     job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -501,6 +506,7 @@ def test_a_half_deleted_stage_is_named_with_what_to_delete(
     assert [file["sha256"] for file in release_of(output)["topk"]] == [file["sha256"] for file in release["topk"]]
 
 
+@pytest.mark.slow
 def test_a_table_judged_beside_another_release_is_judged_again(
     job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -520,6 +526,7 @@ def test_a_table_judged_beside_another_release_is_judged_again(
     assert run_command(run.main, other) == OK
 
 
+@pytest.mark.slow
 def test_lists_of_items_must_be_those_that_the_table_was_made_with(
     job: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

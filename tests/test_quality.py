@@ -22,6 +22,9 @@ from schemas.workspace import Workspace
 from tests.made_data import write_items, write_ratings
 from transforms.search.top_k import Lists
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 DAY = 86_400
 
 

@@ -21,6 +21,9 @@ from tests.made_data import ratings, write_csv, write_items
 from tests.made_releases import signed
 from tests.test_run import topk_of
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 QUICK = [
     "--dim=8",
     "--max_epochs=2",

@@ -193,6 +193,7 @@ def test_lookup_shows_one_user(job: tuple[Path, Path], capsys: pytest.CaptureFix
     assert "user 'nobody' is not in release" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_stages_run_one_by_one_like_the_whole(job: tuple[Path, Path], tmp_path: Path) -> None:
     folder, output = job
     flags = [*QUICK, f"--output={tmp_path}"]
@@ -219,6 +220,7 @@ def test_a_stage_whose_input_is_not_done_says_so(tmp_path: Path, capsys: pytest.
     assert "no ratings: give --ratings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_everything_goes_through_beams_file_systems(
     job: tuple[Path, Path], memory_root: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +233,7 @@ def test_everything_goes_through_beams_file_systems(
     assert not [file for file in list_files(join(memory_root, "**")) if file.path.endswith(".tmp")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["last", "temporal", "none"])
 def test_every_split_ends_in_a_whole_table(tmp_path: Path, split: str) -> None:
     assert run_job(f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out", f"--split={split}") == OK
@@ -256,6 +259,7 @@ def test_low_ratings_are_seen_but_no_positives(tmp_path: Path) -> None:
         assert not mine.keys() & {each["item_id"] for each in row["recommendations"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", ["fused", "by_shard"])
 def test_users_exclusions_and_item_lists_are_obeyed_before_k_is_counted(tmp_path: Path, plan: str) -> None:
     rows = ratings()
@@ -288,6 +292,7 @@ def test_users_exclusions_and_item_lists_are_obeyed_before_k_is_counted(tmp_path
         assert each["score"] == pytest.approx(recent[each["item_id"]], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user_tower", ["id", "history", "id+history"])
 def test_users_who_came_after_training_get_lists_of_their_own_by_what_they_rated(tmp_path: Path, user_tower: str) -> None:
     """Towers of yesterday serve the users of today; one with a vector for each id can only give newcomers what is popular."""
@@ -338,6 +343,7 @@ def test_allowed_items_are_the_only_ones_and_none_is_a_mistake(tmp_path: Path, c
     )
 
 
+@pytest.mark.slow
 def test_stages_that_do_not_belong_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out"]
     assert run_job(*flags) == OK
@@ -370,6 +376,7 @@ def test_a_table_that_is_not_what_the_embeddings_say_is_not_published(
     assert not (tmp_path / "out" / "LATEST").exists()
 
 
+@pytest.mark.slow
 def test_k_and_shards_beyond_the_catalogue_are_cut_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_ratings(tmp_path)
     assert run_job(f"--ratings={path}", f"--output={tmp_path}/out", "--k=5000", "--num_shards=900", "--split=none") == OK
@@ -380,6 +387,7 @@ def test_k_and_shards_beyond_the_catalogue_are_cut_with_a_warning(tmp_path: Path
         assert len(row["recommendations"]) == 40 - row["history_length"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
     [
@@ -483,6 +491,7 @@ def test_every_mistake_is_one_line_and_leaves_the_release_alone(tmp_path: Path, 
         assert (output / "LATEST").read_bytes() == before, name
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_not_published_over_a_good_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out"]
     assert run_job(*flags, "--k=5") == OK

@@ -114,6 +114,7 @@ def test_rows_are_read_from_unaltered_files_only(root: str) -> None:
         next(blocks)
 
 
+@pytest.mark.slow
 def test_a_job_refuses_the_tower_of_another_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     workspace = Workspace(str(output))

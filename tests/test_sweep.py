@@ -22,6 +22,9 @@ from transforms.train.rows import TrainingRows, read_rows
 from transforms.train.training import train
 from transforms.train.trials import Result, Trial, ranked, row_of
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 QUICK = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--num_buckets=2", "--seed=7"]
 TRIALS = "[{dim: 4}, {learning_rate: 1e30}, {dim: 12, l2: 0.01}]"
 

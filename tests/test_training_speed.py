@@ -11,6 +11,9 @@ from benchmarks.training_speed import NUM_USERS, SETTINGS, epoch_seconds, made_r
 from schemas.errors import InputError
 from tests.made_data import write_ratings
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 
 def test_made_rows_have_every_item_and_popular_ones() -> None:
     rows = made_rows(num_items=1_000, num_rows=50_000)

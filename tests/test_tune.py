@@ -54,6 +54,9 @@ from transforms.search.scann_index import BuildSettings, ShardPlan
 from transforms.search.search import SearchSettings, top_k_of_block
 from transforms.search.top_k import Lists
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 K, DIM = 10, 8
 ASK = CalibrationSettings(K, target_recall=0.9, num_users=150)
 MEASURED = ["cpu_msec", "users_per_second", "build_cpu_seconds"]

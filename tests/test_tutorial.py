@@ -24,6 +24,9 @@ from benchmarks.tutorial.serving import scann
 from schemas.errors import InputError
 from tests import made_data
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 NUM_ITEMS = 130
 
 

@@ -22,6 +22,9 @@ from tests.made_releases import write_release
 from tests.test_publish import QUICK
 from tests.test_releases import ask, overwrite, table_of
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 A, B = "--k=10", "--k=9"
 
 Job = tuple[Path, list[str]]

@@ -11,6 +11,9 @@ from pipelines.cli.command import GATE_FAILED, OK, run_command
 from tests.made_data import ratings, write_csv, write_items, write_ratings
 from tests.test_publish import QUICK, failed_releases, release_of
 
+pytestmark = pytest.mark.slow
+"""These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
+
 Rows = list[tuple[str, str, float, int]]
 
 TODAY = ("u3", "i30", 4.0, 1_600_000_001)
