@@ -134,7 +134,7 @@ def kept_index(settings: Settings, embedded: StageManifest, described: Mapping[s
 
 
 def settings_of_index(indexed: StageManifest) -> dict[str, Any]:
-    """Returns how an index was built, whether it was taken over since or not."""
+    """Returns how an index was built, whether it was copied since or not."""
     return {name: value for name, value in indexed.settings.items() if name != "copied"}
 
 

@@ -6,7 +6,7 @@ ratings as its bias, a score is the log of how likely this user takes it, up to 
     score(user, item) = taste x <user, item> + bias(item)
     bias(item)        = log(share of all ratings) + recency x log(share of recent ratings / share of all ratings)
 
-Recent ratings count half for every half-life before the last one. A recency of 1 puts the popularity of late in the place of
+Recent ratings count half for every half-life before the last one. A recency of 1 puts recent popularity in the place of
 that of all time, which is what the rule of Bayes asks for when popularity drifts and tastes stay; a taste below 1 says that
 tastes learned of the past hold less well in the future. Both, and the half-life, are chosen on validation.
 
