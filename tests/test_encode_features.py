@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from schemas.blocks import Block
 from schemas.errors import InputError
 from transforms.train import encode_features
-from transforms.train.encode_features import FeatureEncoder, FittedFeatures, encode_rated, encoder_from_json, fit_features
+from transforms.train.encode_features import FeatureEncoder, encode_rated, encoder_from_json
 from transforms.train.features import features_of
+from transforms.train.fit_features import FittedFeatures, fit_features
 
 
 def block_of(columns: dict[str, Any], counts: list[int] | None = None) -> Block:

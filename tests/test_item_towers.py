@@ -13,8 +13,9 @@ from tests.made_stored import stored_folder
 from tests.test_training import Interrupted, clustered_pairs, rows_of, weights_of
 from transforms.index.embed import ItemTower
 from transforms.train.curves import CurveRow
-from transforms.train.encode_features import Bags, FeatureEncoder, ItemFeatures, encode_rated, fit_features
+from transforms.train.encode_features import Bags, FeatureEncoder, ItemFeatures, encode_rated
 from transforms.train.features import features_of
+from transforms.train.fit_features import fit_features
 from transforms.train.item_towers import FeatureTower, make_item_tower
 from transforms.train.recency import lift_items, lift_users
 from transforms.train.rows import TrainingRows

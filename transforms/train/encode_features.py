@@ -10,7 +10,6 @@ missing, or was not learned, adds nothing. A standardised number is one code who
 encode with the same functions, a block at a time.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,9 +21,7 @@ import pyarrow.compute as pc
 from schemas.blocks import Block
 from schemas.errors import InputError
 from transforms.io.partition import hash_ids
-from transforms.train.features import CATEGORIES, CATEGORY, NUMBER, TEXT, Feature, from_json, to_json
-
-"""What encodes the features of an item, beside the tower that takes them."""
+from transforms.train.features import CATEGORIES, CATEGORY, TEXT, Feature, from_json, to_json
 
 MAX_VALUES_AN_ITEM = 64
 """Of one feature; an item's further values, or words, do not count."""
@@ -35,7 +32,6 @@ MAX_DEVIATIONS = 4.0
 _WORD_BREAKS = r"[^\p{L}\p{M}\p{N}]+"
 _NUMBER_TEXT = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _WORD_SEED = 4
-_COMPACT_AT = 1 << 20
 _EXAMPLES = 5
 
 
@@ -87,15 +83,15 @@ def values_of(column: pa.Array, feature: Feature) -> Values:
     """
     dtype = column.type
     row = np.arange(len(column))
-    if _is_list(dtype):
+    if is_list(dtype):
         if feature.kind == CATEGORY:
             raise InputError(
                 f"the feature {feature.column!r} has lists of values, a category has one: declare it as categories"
             )
         row = pc.list_parent_indices(column).to_numpy().astype(np.int64)
-        texts = _texts(column.flatten(), feature)
+        texts = texts_of(column.flatten(), feature)
     else:
-        texts = _texts(column, feature)
+        texts = texts_of(column, feature)
         if feature.kind == CATEGORIES:
             row, texts = _explode(row, pc.split_pattern(texts, feature.separator))
             texts = _without_missing(texts, feature)
@@ -108,7 +104,8 @@ def values_of(column: pa.Array, feature: Feature) -> Values:
     return Values(row[_bools(there)], found.indices.to_numpy().astype(np.int64), found.dictionary)
 
 
-def _is_list(dtype: pa.DataType) -> bool:
+def is_list(dtype: pa.DataType) -> bool:
+    """Tells whether a column of this type has a list in each row."""
     return pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype)
 
 
@@ -120,7 +117,7 @@ def _bools(values: pa.Array) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False)
 
 
-def _texts(column: pa.Array, feature: Feature) -> pa.Array:
+def texts_of(column: pa.Array, feature: Feature) -> pa.Array:
     """Returns a column as text, null where there is no value."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -149,7 +146,7 @@ def numbers_of(column: pa.Array, feature: Feature) -> tuple[np.ndarray, pa.Array
     if pa.types.is_temporal(dtype) and not (pa.types.is_time(dtype) or pa.types.is_duration(dtype)):
         times = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
         return pc.divide(times.cast(pa.float64(), safe=False), 1e6).to_numpy(zero_copy_only=False), pa.array([], pa.string())
-    texts = _texts(column, feature)
+    texts = texts_of(column, feature)
     if pa.types.is_floating(dtype):
         texts = pc.if_else(pc.is_nan(column), None, texts)
     if pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_decimal(dtype) or pa.types.is_boolean(dtype):
@@ -162,7 +159,7 @@ def numbers_of(column: pa.Array, feature: Feature) -> tuple[np.ndarray, pa.Array
     return np.where(bad, np.nan, found), texts.filter(pa.array(bad))
 
 
-def _refuse(feature: Feature, bad: pa.Array, num_items: int) -> None:
+def refuse_numbers(feature: Feature, bad: pa.Array, num_items: int) -> None:
     """Raises InputError, naming texts that are no numbers."""
     examples = ", ".join(repr(each) for each in pc.unique(bad).to_pylist()[:_EXAMPLES])
     raise InputError(
@@ -172,7 +169,7 @@ def _refuse(feature: Feature, bad: pa.Array, num_items: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Vocabulary:
+class Vocabulary:
     """Codes of a feature of one or several values: the rank of the value."""
 
     feature: Feature
@@ -192,7 +189,7 @@ class _Vocabulary:
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """Codes of text: which of the learned hashes a word has."""
 
     feature: Feature
@@ -205,7 +202,7 @@ class _Words:
 
     def encode(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         row, value, words = values_of(column, self.feature)
-        hashes = _hashes(words, self.feature)
+        hashes = hashes_of(words, self.feature)
         at = np.minimum(np.searchsorted(self.hashes, hashes), self.num_codes - 1)
         return _shared(row, np.where(self.hashes[at] == hashes, at, -1)[value], self.num_codes)
 
@@ -214,7 +211,7 @@ class _Words:
 
 
 @dataclass(frozen=True)
-class _Quantiles:
+class Quantiles:
     """Codes of a number: the bucket between two quantiles that it falls in."""
 
     feature: Feature
@@ -234,7 +231,7 @@ class _Quantiles:
 
 
 @dataclass(frozen=True)
-class _Standardised:
+class Standardised:
     """One code, whose weight is the number, less the mean, in standard deviations."""
 
     feature: Feature
@@ -251,7 +248,7 @@ class _Standardised:
         return {"mean": self.mean, "deviation": self.deviation}
 
 
-_Codes = _Vocabulary | _Words | _Quantiles | _Standardised
+Codes = Vocabulary | Words | Quantiles | Standardised
 
 
 def _places(values: pa.Array, among: pa.Array) -> np.ndarray:
@@ -259,19 +256,20 @@ def _places(values: pa.Array, among: pa.Array) -> np.ndarray:
     return pc.index_in(values, among).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _hashes(words: pa.Array, feature: Feature) -> np.ndarray:
+def hashes_of(words: pa.Array, feature: Feature) -> np.ndarray:
+    """Returns [n] int64: the code, below the feature's buckets, that each word is hashed to."""
     return (hash_ids(words, _WORD_SEED) % np.uint64(feature.buckets)).astype(np.int64)
 
 
 def _known_numbers(column: pa.Array, feature: Feature) -> tuple[np.ndarray, np.ndarray]:
     numbers, bad = numbers_of(column, feature)
     if len(bad):
-        _refuse(feature, bad, len(column))
+        refuse_numbers(feature, bad, len(column))
     row = np.flatnonzero(~np.isnan(numbers))
     return row, numbers[row]
 
 
-def _distinct(row: np.ndarray, code: np.ndarray, num_codes: int) -> np.ndarray:
+def distinct_pairs(row: np.ndarray, code: np.ndarray, num_codes: int) -> np.ndarray:
     """Returns which (row, code) pairs to keep: one of each, the first, in their order; not those of code -1."""
     there = np.flatnonzero(code >= 0)
     _, first = np.unique(row[there] * num_codes + code[there], return_index=True)
@@ -285,7 +283,7 @@ def _starts(row: np.ndarray) -> np.ndarray:
 
 def _shared(row: np.ndarray, code: np.ndarray, num_codes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns rows, codes and weights: each row's first different codes, which share a weight of 1."""
-    kept = _distinct(row, code, num_codes)
+    kept = distinct_pairs(row, code, num_codes)
     row, code = row[kept], code[kept]
     few = np.arange(len(row)) - _starts(row) < MAX_VALUES_AN_ITEM
     row, code = row[few], code[few]
@@ -301,7 +299,7 @@ class FeatureEncoder:
       parts: of each feature, in order: codes follow one another.
     """
 
-    parts: tuple[_Codes, ...]
+    parts: tuple[Codes, ...]
 
     @property
     def num_codes(self) -> int:
@@ -342,202 +340,15 @@ def encoder_from_json(value: Sequence[dict[str, Any]]) -> FeatureEncoder:
     return FeatureEncoder(tuple(_part_from_json(each) for each in value))
 
 
-def _part_from_json(value: dict[str, Any]) -> _Codes:
+def _part_from_json(value: dict[str, Any]) -> Codes:
     feature = from_json(value["feature"])
     if feature.kind in (CATEGORY, CATEGORIES):
-        return _Vocabulary(feature, pa.array(value["values"], pa.string()))
+        return Vocabulary(feature, pa.array(value["values"], pa.string()))
     if feature.kind == TEXT:
-        return _Words(feature, np.array(value["hashes"], np.int64))
+        return Words(feature, np.array(value["hashes"], np.int64))
     if "bounds" in value:
-        return _Quantiles(feature, np.array(value["bounds"], np.float64))
-    return _Standardised(feature, value["mean"], value["deviation"])
-
-
-class FittedFeatures(NamedTuple):
-    """An encoder, and what was found of each declared column: `report` by column.
-
-    A report has the `kind`; `items_with_value`, of the rated ones; `values`, the different ones they have (words' hashes for
-    text); `codes`, how many were learned; `warning`, what its owner should know, or None.
-    """
-
-    encoder: FeatureEncoder
-    report: dict[str, dict[str, Any]]
-
-
-class _Fit:
-    """Sees a column of the rated items, block after block."""
-
-    def __init__(self, feature: Feature) -> None:
-        self.feature = feature
-        self.items = self.items_with_value = 0
-        self.warning: str | None = None
-
-    def add(self, column: pa.Array, rated: np.ndarray) -> None:
-        """Takes in a block's column; what nobody rated ([n] bool) is only checked."""
-        self.items += int(rated.sum())
-        self.items_with_value += self._count(column, rated)
-
-    def _count(self, column: pa.Array, rated: np.ndarray) -> int:
-        raise NotImplementedError
-
-    def result(self) -> tuple[_Codes | None, dict[str, Any]]:
-        """Returns the codes, None where the feature has nothing to say, and the report."""
-        part, values = self._learn() if self.items_with_value else self._leave_out("no rated item has a value", 0)
-        return part, {
-            "kind": self.feature.kind,
-            "items_with_value": self.items_with_value,
-            "values": values,
-            "codes": part.num_codes if part else 0,
-            "warning": self.warning,
-        }
-
-    def _learn(self) -> tuple[_Codes | None, int]:
-        """Returns the codes, and how many different values there are."""
-        raise NotImplementedError
-
-    def _leave_out(self, reason: str, num_values: int) -> tuple[None, int]:
-        self.warning = f"left out: {reason}"
-        return None, num_values
-
-
-class _FitValues(_Fit):
-    """Counts how many items have each value."""
-
-    def __init__(self, feature: Feature) -> None:
-        super().__init__(feature)
-        self._waiting = [pa.table({"value": pa.array([], pa.string()), "items": pa.array([], pa.int64())})]
-        self._unseparated = feature.kind == CATEGORIES
-
-    def _count(self, column: pa.Array, rated: np.ndarray) -> int:
-        if self._unseparated:
-            texts = None if _is_list(column.type) else _texts(column, self.feature)
-            self._unseparated = texts is not None and not pc.any(pc.match_substring(texts, self.feature.separator)).as_py()
-        row, value, values = values_of(column.filter(pa.array(rated)), self.feature)
-        kept = _distinct(row, value, len(values))
-        counts = np.bincount(value[kept], minlength=len(values)).astype(np.int64)
-        self._waiting.append(pa.table({"value": values, "items": pa.array(counts)}))
-        if sum(table.num_rows for table in self._waiting) > 2 * self._waiting[0].num_rows + _COMPACT_AT:
-            self._compact()
-        return len(np.unique(row))
-
-    def _compact(self) -> pa.Table:
-        summed = pa.concat_tables(self._waiting).group_by("value").aggregate([("items", "sum")])
-        self._waiting = [pa.table({"value": summed["value"], "items": summed["items_sum"]})]
-        return self._waiting[0]
-
-    def _learn(self) -> tuple[_Codes | None, int]:
-        counts = self._compact()
-        num_values = counts.num_rows
-        if pc.min(counts["items"]).as_py() == self.items:
-            return self._leave_out("every rated item has the same value", num_values)
-        shared = counts.filter(pc.greater_equal(counts["items"], self.feature.min_items))
-        if not shared.num_rows:
-            return self._leave_out(f"none of its values is shared by {self.feature.min_items} rated items", num_values)
-        most = self.feature.max_values
-        if shared.num_rows > most:
-            self.warning = f"has {shared.num_rows:,} values, of which the {most:,} most frequent are learned: see max_values"
-        elif self._unseparated:
-            self.warning = (
-                f"no text has the separator {self.feature.separator!r} in it, so each counts as one value: see separator"
-            )
-        order = pc.sort_indices(shared, [("items", "descending"), ("value", "ascending")])[:most]
-        values = shared["value"].take(order).combine_chunks()
-        return _Vocabulary(self.feature, values.take(pc.sort_indices(values))), num_values
-
-
-class _FitWords(_Fit):
-    """Counts how many items have each word's hash."""
-
-    def __init__(self, feature: Feature) -> None:
-        super().__init__(feature)
-        self._counts = np.zeros(feature.buckets, np.int64)
-
-    def _count(self, column: pa.Array, rated: np.ndarray) -> int:
-        row, value, words = values_of(column.filter(pa.array(rated)), self.feature)
-        bucket = _hashes(words, self.feature)[value]
-        self._counts += np.bincount(bucket[_distinct(row, bucket, self.feature.buckets)], minlength=self.feature.buckets)
-        return len(np.unique(row))
-
-    def _learn(self) -> tuple[_Codes | None, int]:
-        found = self._counts[self._counts > 0]
-        if found.min() == self.items:
-            return self._leave_out("every rated item has the same words", len(found))
-        hashes = np.flatnonzero(self._counts >= self.feature.min_items)
-        if not len(hashes):
-            return self._leave_out(f"none of its words is shared by {self.feature.min_items} rated items", len(found))
-        return _Words(self.feature, hashes), len(found)
-
-
-class _FitNumbers(_Fit):
-    """Keeps the numbers."""
-
-    def __init__(self, feature: Feature) -> None:
-        super().__init__(feature)
-        self._numbers = [np.empty(0)]
-        self._bad: list[pa.Array] = []
-        self._rows = 0
-
-    def _count(self, column: pa.Array, rated: np.ndarray) -> int:
-        numbers, bad = numbers_of(column, self.feature)
-        self._rows += len(numbers)
-        self._bad.append(bad)
-        self._numbers.append(numbers[rated & ~np.isnan(numbers)])
-        return len(self._numbers[-1])
-
-    def result(self) -> tuple[_Codes | None, dict[str, Any]]:
-        bad = pa.concat_arrays([pa.array([], pa.string()), *self._bad])
-        if len(bad):
-            _refuse(self.feature, bad, self._rows)
-        return super().result()
-
-    def _learn(self) -> tuple[_Codes | None, int]:
-        numbers = np.concatenate(self._numbers)
-        distinct = len(np.unique(numbers))
-        if distinct == 1:
-            return self._leave_out("all its values are the same", 1)
-        if not self.feature.buckets:
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                mean, deviation = float(numbers.mean()), float(numbers.std())
-            if not 0 < deviation < math.inf:
-                return self._leave_out("its spread is no finite number above 0", distinct)
-            return _Standardised(self.feature, mean, deviation), distinct
-        at = np.arange(1, self.feature.buckets) / self.feature.buckets
-        bounds = np.unique(np.quantile(numbers, at, method="inverted_cdf"))
-        # A bound begins a bucket; nothing lies below the smallest number. Where nearly all numbers are that one, the rest stay.
-        bounds = bounds[bounds > numbers.min()]
-        return _Quantiles(self.feature, bounds if len(bounds) else np.array([numbers[numbers > numbers.min()].min()])), distinct
-
-
-_FITS = {CATEGORY: _FitValues, CATEGORIES: _FitValues, TEXT: _FitWords, NUMBER: _FitNumbers}
-
-
-def fit_features(blocks: Iterable[Block], features: Sequence[Feature]) -> FittedFeatures:
-    """Learns the codes of the features from the items that were rated; a column that cannot tell items apart is left out.
-
-    Values that only unrated items have are not learned: nothing could tell what they mean. The numbers of all items are
-    checked.
-
-    Args:
-      blocks: of ITEMS, with `train_count` and the features' columns.
-      features: what is declared.
-
-    Raises:
-      InputError: for a number that is none, a type that will not do, or if every column is left out.
-    """
-    fits = [_FITS[feature.kind](feature) for feature in features]
-    for block in blocks:
-        rated = block["train_count"].to_numpy() > 0
-        for fit in fits:
-            fit.add(block[fit.feature.column], rated)
-    parts, report = [], {}
-    for fit in fits:
-        part, report[fit.feature.column] = fit.result()
-        if part:
-            parts.append(part)
-    if not parts:
-        reasons = "; ".join(f"{column} is {found['warning']}" for column, found in report.items())
-        raise InputError(f"no feature can tell items apart ({reasons}): declare others, or use --item_tower id")
-    return FittedFeatures(FeatureEncoder(tuple(parts)), report)
+        return Quantiles(feature, np.array(value["bounds"], np.float64))
+    return Standardised(feature, value["mean"], value["deviation"])
 
 
 def encode_rated(blocks: Iterable[Block], encoder: FeatureEncoder, item_ids: pa.Array) -> Bags:

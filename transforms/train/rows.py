@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from schemas.blocks import Block
 from schemas.errors import InputError
 from schemas.parquet_files import read_parquet_blocks
-from transforms.train.encode_features import ItemFeatures, encode_rated, fit_features
+from transforms.train.encode_features import ItemFeatures, encode_rated
 from transforms.train.features import Feature
+from transforms.train.fit_features import fit_features
 from transforms.train.recency import RatedItems
 
 
