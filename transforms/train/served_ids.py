@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import tensorflow as tf
 
+from transforms.train.canonical_model import make_canonical
+
 
 class ServedIds(tf.Module):
     """A lookup table from ids to codes.
@@ -50,5 +52,4 @@ def save_served(make: Callable[[Path], tf.Module], folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="shortlist-") as scratch:
         served = make(Path(scratch))
         tf.saved_model.save(served, str(folder), signatures=served.embed)
-    # It holds a random number, is not needed, and would make equal models differ.
-    (folder / "fingerprint.pb").unlink()
+    make_canonical(folder)
