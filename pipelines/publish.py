@@ -11,7 +11,7 @@ from pipelines.cli.command import run_command
 from pipelines.engine.lease import LeaseHolder
 from pipelines.job.finished import finished_before, keep_finished
 from pipelines.job.prepare import prepare
-from pipelines.job.publishing import Made, Outcome, publish
+from pipelines.job.publishing import JobStages, Outcome, publish
 from pipelines.lifecycle.outcome import make_and_tell
 from schemas.workspace import Workspace
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     settings, _ = prepare(argv, str(__doc__))
     workspace = Workspace(settings.output)
 
-    def make() -> tuple[Made, Outcome]:
+    def make() -> tuple[JobStages, Outcome]:
         with LeaseHolder(workspace, "publish") as lease:
             made = finished_before("publish", settings)
             keep_finished(workspace, made, lease)

@@ -22,7 +22,7 @@ from pipelines.cli.settings import check_root
 from pipelines.lifecycle.collect import KEEP, MIN_AGE_HOURS, collect
 from pipelines.lifecycle.diff import Difference, diff_releases
 from pipelines.lifecycle.find_forgotten import Named
-from pipelines.lifecycle.forget import Forgot, names_of, remember
+from pipelines.lifecycle.forget import Forgot, names_of, take_back
 from pipelines.lifecycle.forget import forget as forget_all
 from pipelines.lifecycle.results import carried_line
 from pipelines.lifecycle.rollback import roll_back
@@ -143,7 +143,7 @@ def forget(workspace: Workspace, flags: argparse.Namespace, console: Console) ->
         raise InputError("nobody is named: give --user ID or --item ID, as often as need be, or --users_file or --items_file")
     console.soft_wrap = True
     if flags.remember:
-        back = remember(workspace, names)
+        back = take_back(workspace, names)
         console.print(f"{_counted(back)} taken off the list, and in the next run again if the sources still have them")
         _warn(console, Named(names.users - back.users, names.items - back.items), "not on the list")
         return {"remembered": _as_json(back)}

@@ -13,7 +13,7 @@ from pipelines.cli.command import run_command
 from pipelines.engine.lease import LeaseHolder
 from pipelines.job.check import check_job
 from pipelines.job.prepare import check_ratings, prepare
-from pipelines.job.publishing import Made, Outcome
+from pipelines.job.publishing import JobStages, Outcome
 from pipelines.job.runner import publish_when_judged, run
 from pipelines.lifecycle.outcome import make_and_tell, telling_programs
 from schemas.workspace import Workspace
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
             check_job(settings, options)
         return
 
-    def make() -> tuple[Made, Outcome]:
+    def make() -> tuple[JobStages, Outcome]:
         check_ratings(settings)
         with LeaseHolder(Workspace(settings.output), "run") as lease:
             made = run(settings, options, lease)

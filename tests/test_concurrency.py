@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import run
 from pipelines.cli.command import OK, run_command
-from pipelines.job.publishing import Made
+from pipelines.job.publishing import JobStages
 from schemas import storage
 from tests.latest_reader import LatestReader, digest_of_table
 from tests.made_data import write_items, write_ratings
@@ -80,7 +80,7 @@ def test_a_table_is_compared_with_what_another_run_published_in_the_meantime(
     assert run_command(run.main, [*flags, "--k=9"]) == OK
     original = run.run
 
-    def overtaken(*arguments: Any) -> Made:
+    def overtaken(*arguments: Any) -> JobStages:
         made = original(*arguments)
         (output / "LATEST").write_text(json.dumps(first))
         return made

@@ -214,7 +214,7 @@ def test_an_id_that_is_nowhere_is_remembered_and_nothing_is_made(copy: Path, cap
 
 
 def test_the_same_table_without_them_takes_the_place_of_the_release(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    forget.bury(Workspace(str(copy)), Named(frozenset({BAD}), frozenset()))
+    forget.leave_out_from_now_on(Workspace(str(copy)), Named(frozenset({BAD}), frozenset()))
     pointer, before = (copy / "LATEST").read_text(), latest_of(copy)
     assert run_command(run.main, [*nightly(copy), "--min_coverage=1"]) == GATE_FAILED
     assert (pointer, before) == ((copy / "LATEST").read_text(), latest_of(copy))
@@ -274,7 +274,7 @@ def test_a_run_that_began_before_publishes_nothing(copy: Path) -> None:
     settings, _ = parse_command(nightly(copy), "")
     made = finished.finished_before("publish", settings)
     (copy / "LATEST").unlink()
-    forget.bury(Workspace(str(copy)), Named(frozenset({GONE}), frozenset()))
+    forget.leave_out_from_now_on(Workspace(str(copy)), Named(frozenset({GONE}), frozenset()))
     with pytest.raises(InputError, match="the sources were read before it was asked to forget a user or an item"):
         publish(Workspace(str(copy)), made, settings.gates)
     assert not (copy / "LATEST").exists()
@@ -289,7 +289,7 @@ def test_the_list_has_everyone_whoever_else_writes_it(tmp_path: Path, monkeypatc
         write(workspace, Forgotten({other: "2026-01-01T00:00:00.000Z"}, {}, "00") if other else wanted)
 
     monkeypatch.setattr(forget, "write_forgotten", lose)
-    known = forget.bury(workspace, Named(frozenset({"me"}), frozenset({"it"})))
+    known = forget.leave_out_from_now_on(workspace, Named(frozenset({"me"}), frozenset({"it"})))
     assert (set(known.users), set(known.items)) == ({"b", "me"}, {"it"})
     assert read_forgotten(workspace) == known
 

@@ -13,7 +13,7 @@ from schemas.errors import InputError
 from transforms.evaluate.arrivals import Arrivals
 from transforms.evaluate.findings import FAULTS
 from transforms.evaluate.gates import as_json, failures, judge_release
-from transforms.evaluate.verdicts import GATES, Evaluation, Facts, GateSettings, LastRelease, down, up
+from transforms.evaluate.verdicts import GATES, Evaluation, GateInputs, GateSettings, LastRelease, down, up
 
 SPLIT = {"split": "temporal", "holdout": 0.1, "min_rating": None, "k": 50, "recommend_seen": False}
 
@@ -47,7 +47,7 @@ TABLE: dict[str, Any] = {
     "overlap": {"k": 50, "users_in_both": 99, "users_changed": 50, "mean_jaccard": 0.6},
     "histories": {"users_then": 99, "users_in_both": 98, "mean_kept": 1.0},
 }
-FACTS = Facts(
+FACTS = GateInputs(
     table=TABLE,
     recall={"mean": 0.96, "standard_error": 0.001},
     target_recall=0.95,
@@ -60,15 +60,15 @@ FACTS = Facts(
 )
 
 
-def table(**changes: Any) -> Facts:
+def table(**changes: Any) -> GateInputs:
     return replace(FACTS, table=TABLE | changes)
 
 
-def came(**changes: Any) -> Facts:
+def came(**changes: Any) -> GateInputs:
     return replace(FACTS, arrivals=replace(ARRIVALS, **changes))
 
 
-def statuses(facts: Facts, settings: GateSettings | None = None) -> dict[str, str]:
+def statuses(facts: GateInputs, settings: GateSettings | None = None) -> dict[str, str]:
     return {gate.name: gate.status for gate in judge_release(facts, settings or GateSettings())}
 
 
@@ -209,7 +209,7 @@ def test_a_good_table_passes_every_gate_and_json_holds_the_verdicts() -> None:
         ),
     ],
 )
-def test_each_gate_fails_and_can_be_forced(facts: Facts, name: str, words: list[str]) -> None:
+def test_each_gate_fails_and_can_be_forced(facts: GateInputs, name: str, words: list[str]) -> None:
     gates = judge_release(facts, GateSettings())
     assert [gate.name for gate in gates if gate.status != "passed"] == [name]
     (line,) = failures(gates)
@@ -251,7 +251,7 @@ def test_each_gate_fails_and_can_be_forced(facts: Facts, name: str, words: list[
         ({"max_shrink": 0.11}, table(items_eligible=899), "items"),
     ],
 )
-def test_each_limit_is_a_setting(limits: dict[str, Any], facts: Facts, name: str) -> None:
+def test_each_limit_is_a_setting(limits: dict[str, Any], facts: GateInputs, name: str) -> None:
     assert statuses(facts)[name] == "failed"
     assert statuses(facts, GateSettings(**limits))[name] == "passed"
 
@@ -319,7 +319,7 @@ def test_the_first_release_is_compared_with_none() -> None:
         ),
     ],
 )
-def test_what_does_not_apply_is_skipped_and_says_why(facts: Facts, name: str, why: str) -> None:
+def test_what_does_not_apply_is_skipped_and_says_why(facts: GateInputs, name: str, why: str) -> None:
     (gate,) = [gate for gate in judge_release(facts, GateSettings()) if gate.name == name]
     assert gate.status == "skipped"
     assert why in gate.reason

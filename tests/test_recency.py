@@ -18,8 +18,8 @@ from transforms.train.recency import (
     DAY_SECONDS,
     PLAIN,
     Blend,
+    BlendResult,
     RatedItems,
-    Tried,
     blends_to_try,
     choose,
     item_bias,
@@ -106,8 +106,8 @@ def test_every_combination_is_tried_once_the_plain_one_first() -> None:
     assert all((blend.recency == 0) == (blend.half_life_days is None) for blend in blends)
 
 
-def tried(blend: Blend, qualities: list[float]) -> Tried:
-    return Tried(blend, np.array(qualities), np.zeros(len(qualities)))
+def tried(blend: Blend, qualities: list[float]) -> BlendResult:
+    return BlendResult(blend, np.array(qualities), np.zeros(len(qualities)))
 
 
 def test_the_best_is_chosen_where_it_is_clearly_better() -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pipelines.cli.logs import LOGGER
 from schemas.words import counted
-from transforms.io.progress import NAMESPACE, TALLY
+from transforms.io.progress import NAMESPACE, WORKER_PROGRESS
 
 _REFRESH_SECONDS = 0.2
 _LOG_SECONDS = 30.0
@@ -44,7 +44,7 @@ class Progress:
     @contextmanager
     def running(self, stage: str) -> Iterator[None]:
         """Shows a stage while it runs, and how it ended."""
-        TALLY.reset()
+        WORKER_PROGRESS.reset()
         started = time.monotonic()
         stop = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(stage, started, stop), daemon=True)
@@ -58,7 +58,12 @@ class Progress:
             raise
         stop.set()
         watcher.join()
-        self._say(stage, describe(TALLY.blocks, TALLY.rows, time.monotonic() - started, TALLY.note), "green", "+")
+        self._say(
+            stage,
+            describe(WORKER_PROGRESS.blocks, WORKER_PROGRESS.rows, time.monotonic() - started, WORKER_PROGRESS.note),
+            "green",
+            "+",
+        )
 
     def _watch(self, stage: str, started: float, stop: threading.Event) -> None:
         if self._terminal:
@@ -71,7 +76,7 @@ class Progress:
             LOGGER.info("%s: %s", stage, self._now(started))
 
     def _now(self, started: float) -> str:
-        return describe(TALLY.blocks, TALLY.rows, time.monotonic() - started, TALLY.note)
+        return describe(WORKER_PROGRESS.blocks, WORKER_PROGRESS.rows, time.monotonic() - started, WORKER_PROGRESS.note)
 
     def _say(self, stage: str, text: str, style: str, mark: str) -> None:
         if self._terminal:
@@ -96,7 +101,11 @@ def follow(result: PipelineResult) -> None:
         state = result.wait_until_finish(duration=2_000)
         for counter in result.metrics().query(ours)["counters"]:
             if counter.key.metric.name in ("blocks", "rows") and counter.result:
-                setattr(TALLY, counter.key.metric.name, max(getattr(TALLY, counter.key.metric.name), counter.result))
+                setattr(
+                    WORKER_PROGRESS,
+                    counter.key.metric.name,
+                    max(getattr(WORKER_PROGRESS, counter.key.metric.name), counter.result),
+                )
         if result.state in ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"):
             break
     if result.state != "DONE":

@@ -5,7 +5,7 @@ from types import ModuleType
 
 from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Stage
-from pipelines.job.publishing import Done, Made
+from pipelines.job.publishing import JobStages, ManifestsByName
 from pipelines.job.refit import settings_of_refit
 from pipelines.stages import embed, index, ingest, judge, lists, recommend, train
 from pipelines.stages.judge import last_table
@@ -24,13 +24,13 @@ STAGES: Mapping[str, ModuleType] = {
 COMMANDS = (*STAGES, "judge", "publish")
 
 
-def nothing_made(settings: Settings) -> Made:
+def no_stages_yet(settings: Settings) -> JobStages:
     """Returns a job that has not begun: two chains of stages to fill, or one that is both."""
-    evaluated: Done = {}
-    return Made(evaluated, {} if settings.refit else evaluated, settings.base)
+    evaluated: ManifestsByName = {}
+    return JobStages(evaluated, {} if settings.refit else evaluated, settings.base)
 
 
-def chains(settings: Settings, made: Made) -> Iterator[tuple[Settings, Done]]:
+def chains(settings: Settings, made: JobStages) -> Iterator[tuple[Settings, ManifestsByName]]:
     """Yields each chain with its settings; the second only exists with --refit, and needs what the first one found.
 
     Where a model is kept that was refitted, it has been evaluated, and the second is all there is.
@@ -41,7 +41,7 @@ def chains(settings: Settings, made: Made) -> Iterator[tuple[Settings, Done]]:
         yield settings_of_refit(settings, made.evaluated), made.published
 
 
-def judges(settings: Settings, made: Made) -> Iterator[tuple[Done, Stage]]:
+def judges(settings: Settings, made: JobStages) -> Iterator[tuple[ManifestsByName, Stage]]:
     """Yields each chain and what judges its table; only the one to be published is compared with the last release's."""
     if made.evaluated and made.refitted:
         yield made.evaluated, judge.stage(settings, made.evaluated, None)

@@ -18,7 +18,7 @@ from rich.markup import escape
 from pipelines.cli.command import OK, Output
 from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
-from pipelines.job.publishing import READERS, Done, Made
+from pipelines.job.publishing import READERS, JobStages, ManifestsByName
 from pipelines.job.reuse import kept_model
 from pipelines.stages.ingest import rows_forgotten, rows_read
 from schemas.manifest import StageManifest, users_of
@@ -35,18 +35,18 @@ def check_job(settings: Settings, options: PipelineOptions) -> None:
     Raises:
       InputError: as a run would.
     """
-    from pipelines.job.chains import chains, nothing_made
+    from pipelines.job.chains import chains, no_stages_yet
     from pipelines.job.runner import run_stages
 
     workspace, started = Workspace(settings.output), time.monotonic()
     latest = read_latest(workspace)
     if latest:
         read_release(workspace, latest)
-    made = nothing_made(settings)
+    made = no_stages_yet(settings)
     with LeaseHolder(workspace, "check") as lease:
         # A job that refits reads all twice, in two splits; the first time tells what came in.
         ask, read = next(chains(settings, made))
-        run_stages(READERS, replace(ask, refit=False), Made(read, read, made.base), options, lease)
+        run_stages(READERS, replace(ask, refit=False), JobStages(read, read, made.base), options, lease)
         plan = {model: dict(stages) for model, stages in plan_of(settings, made, workspace)}
     found = what_came_in(read)
     found |= {"stages": plan, "compared_with": latest.release if latest else None}
@@ -56,7 +56,7 @@ def check_job(settings: Settings, options: PipelineOptions) -> None:
         print(json.dumps({"exit_status": OK, "checked": found}), flush=True)
 
 
-def plan_of(settings: Settings, made: Made, workspace: Workspace) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
+def plan_of(settings: Settings, made: JobStages, workspace: Workspace) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
     """Yields, for each model that a run makes or keeps, which stages would run and which are done."""
     from pipelines.job.chains import chains
 
@@ -65,7 +65,7 @@ def plan_of(settings: Settings, made: Made, workspace: Workspace) -> Iterator[tu
         yield model, _plan_of_chain(settings, ask, done, workspace)
 
 
-def _plan_of_chain(settings: Settings, ask: Settings, done: Done, workspace: Workspace) -> Iterator[tuple[str, str]]:
+def _plan_of_chain(settings: Settings, ask: Settings, done: ManifestsByName, workspace: Workspace) -> Iterator[tuple[str, str]]:
     from pipelines.job.chains import STAGES
 
     known = True

@@ -3,8 +3,8 @@
 from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.stage import Stage
-from pipelines.job.chains import COMMANDS, STAGES, chains, judges, nothing_made
-from pipelines.job.publishing import READERS, Done, Made
+from pipelines.job.chains import COMMANDS, STAGES, chains, judges, no_stages_yet
+from pipelines.job.publishing import READERS, JobStages, ManifestsByName
 from pipelines.job.reuse import kept_model
 from pipelines.stages import ingest, lists
 from schemas.errors import InputError
@@ -12,7 +12,7 @@ from schemas.manifest import StageManifest
 from schemas.workspace import Workspace
 
 
-def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
+def finished_before(name: str, settings: Settings, asker: str = "") -> JobStages:
     """Returns the finished stages that the stage `name` builds on; `asker` is who builds on them, if not that stage.
 
     With --ratings they are those of exactly these settings, so that a scheduler can give every task the same flags. Without,
@@ -25,7 +25,7 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
     before = COMMANDS[: COMMANDS.index(name)]
     asker = asker or name
     if settings.ingest.ratings:
-        made = nothing_made(settings)
+        made = no_stages_yet(settings)
         for ask, done in chains(settings, made):
             for each in before:
                 if each == "train" and ask.base:
@@ -51,16 +51,16 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> Made:
             ingest.check_forgotten(workspace.root, published[reader])
     evaluated = newest[-1].settings["evaluated"] if name == "publish" else None
     if evaluated is None:
-        return Made(published, published)
+        return JobStages(published, published)
     judged = workspace.read("judge", evaluated)
     if judged is None:
         raise InputError(
             f"the evaluation that belongs to the newest table is gone (judge {evaluated}): run python -m pipelines.run again"
         )
-    return Made(_with_inputs(judged, workspace), published)
+    return JobStages(_with_inputs(judged, workspace), published)
 
 
-def _newest_lists(workspace: Workspace, settings: Settings, done: Done) -> StageManifest:
+def _newest_lists(workspace: Workspace, settings: Settings, done: ManifestsByName) -> StageManifest:
     """Returns the newest lists for what ingest has read; where flags name lists, those."""
     named = [source.description() for source in lists.resolve_lists(settings.lists).given.values()]
     for found in reversed(workspace.finished("lists")):
@@ -74,7 +74,7 @@ def _newest_lists(workspace: Workspace, settings: Settings, done: Done) -> Stage
     )
 
 
-def keep_finished(workspace: Workspace, made: Made, lease: LeaseHolder) -> None:
+def keep_finished(workspace: Workspace, made: JobStages, lease: LeaseHolder) -> None:
     """Adds finished stages to the lease, so that `gc` does not delete them.
 
     Raises:
@@ -100,14 +100,14 @@ def _finished(workspace: Workspace, stage: Stage, name: str) -> StageManifest:
     return manifest
 
 
-def _with_inputs(manifest: StageManifest, workspace: Workspace) -> Done:
+def _with_inputs(manifest: StageManifest, workspace: Workspace) -> ManifestsByName:
     """Returns a stage and all that led to it, in order."""
-    done: Done = {}
+    done: ManifestsByName = {}
     _add_with_inputs(manifest, workspace, done)
     return {each: done[each] for each in COMMANDS if each in done}
 
 
-def _add_with_inputs(manifest: StageManifest, workspace: Workspace, done: Done) -> None:
+def _add_with_inputs(manifest: StageManifest, workspace: Workspace, done: ManifestsByName) -> None:
     """Adds a stage and all that led to it; what does not belong together is refused."""
     done[manifest.stage] = manifest
     inputs = {name: done.get(name) or workspace.read(name, facts["fingerprint"]) for name, facts in manifest.inputs.items()}

@@ -41,10 +41,10 @@ from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import arrivals_of, rejected_of
 from transforms.evaluate.gates import as_json, failures, judge_release
-from transforms.evaluate.verdicts import Evaluation, Facts, Gate, GateSettings, LastRelease
+from transforms.evaluate.verdicts import Evaluation, Gate, GateInputs, GateSettings, LastRelease
 from transforms.report.past import past_of
 
-Done = dict[str, StageManifest]
+ManifestsByName = dict[str, StageManifest]
 
 READERS = ("ingest", "lists")
 """The stages that read what comes from outside."""
@@ -54,7 +54,7 @@ class AnotherPublished(InputError):
     """A table that was compared with the one served then; another is served now."""
 
 
-class Made(NamedTuple):
+class JobStages(NamedTuple):
     """The finished stages of a job, by name.
 
     Attributes:
@@ -64,8 +64,8 @@ class Made(NamedTuple):
       base: the release whose model is kept, if one is.
     """
 
-    evaluated: Done
-    published: Done
+    evaluated: ManifestsByName
+    published: ManifestsByName
     base: Base | None = None
 
     @property
@@ -102,7 +102,7 @@ def name_at(time: str, digest: str) -> str:
     return f"{digits}Z-{digest[:8]}"
 
 
-def evaluation_of(made: Made) -> dict[str, Any]:
+def evaluation_of(made: JobStages) -> dict[str, Any]:
     """Returns what the manifest of a release says of how good its model is on held-out items, or the model before the refit.
 
     A model that is kept and has learned from everything was evaluated for the release that it comes from.
@@ -124,11 +124,11 @@ def evaluation_of(made: Made) -> dict[str, Any]:
     }
 
 
-def facts_of(made: Made, last: LastRelease | None, withdrawals: Sequence[Withdrawal] = ()) -> Facts:
+def facts_of(made: JobStages, last: LastRelease | None, withdrawals: Sequence[Withdrawal] = ()) -> GateInputs:
     """Returns what the stages found, as the gates need it."""
     readers = [made.published[name] for name in READERS]
     evaluated = evaluation_of(made)
-    return Facts(
+    return GateInputs(
         table=made.published["judge"].metrics[FOUND],
         recall=made.published["recommend"].metrics["recall_against_exact"],
         target_recall=made.published["index"].settings["calibration"]["target_recall"],
@@ -194,7 +194,7 @@ def describe_stage(manifest: StageManifest) -> dict[str, Any]:
 
 def release_manifest(
     release: str,
-    made: Made,
+    made: JobStages,
     gates: list[Gate],
     settings: GateSettings,
     last: LastTable | None,
@@ -249,7 +249,7 @@ def release_manifest(
 
 def publish(
     workspace: Workspace,
-    made: Made,
+    made: JobStages,
     settings: GateSettings,
     job: Mapping[str, Any] | None = None,
     lease: LeaseHolder | None = None,
@@ -314,7 +314,7 @@ def publish(
     return Outcome(latest, kept or manifest, not failed, failed)
 
 
-def say_of_other_ratings(release: Mapping[str, Any], made: Made) -> None:
+def say_of_other_ratings(release: Mapping[str, Any], made: JobStages) -> None:
     """Warns where other ratings than a release was made of came to its very table, so that no gate is asked about them."""
     then, now_read = release["stages"]["ingest"]["metrics"], made.published["ingest"].metrics
     before, now_rows = (metrics["ratings_read"]["rows"] for metrics in (then, now_read))
@@ -332,14 +332,14 @@ def topk_of(table: StageManifest) -> tuple[str, ...]:
     return tuple(f"{table.folder}/{file.path}" for file in table.dataset("topk"))
 
 
-def is_without_the_same(release: Mapping[str, Any], made: Made) -> bool:
+def is_without_the_same(release: Mapping[str, Any], made: JobStages) -> bool:
     """Tells whether the same users and items were left out of a release as of what is to be published."""
     then, now_read = release["stages"], made.published
     readers = [name for name in READERS if name in then]
     return all(then[name]["settings"].get(FORGOTTEN) == now_read[name].settings.get(FORGOTTEN) for name in readers)
 
 
-def names_of(made: Made, served: Mapping[str, Any] | None) -> Iterator[str]:
+def names_of(made: JobStages, served: Mapping[str, Any] | None) -> Iterator[str]:
     """Yields names for the release of a table, for as long as one is taken by another verdict on it.
 
     The first is the name of the table, if that sorts after what is served. A later verdict sorts after what it was compared
@@ -423,7 +423,7 @@ class Seen(NamedTuple):
     withdrawals: list[Withdrawal]
 
 
-def check_nothing_happened(workspace: Workspace, made: Made, seen: Seen) -> None:
+def check_nothing_happened(workspace: Workspace, made: JobStages, seen: Seen) -> None:
     """Looks again, right before the pointer is written, whether the verdict still holds: it took its time.
 
     Raises:
@@ -439,7 +439,7 @@ def check_nothing_happened(workspace: Workspace, made: Made, seen: Seen) -> None
         check_forgotten(workspace.root, made.published[name])
 
 
-def served_already(workspace: Workspace, made: Made) -> Latest | None:
+def served_already(workspace: Workspace, made: JobStages) -> Latest | None:
     """Returns the pointer to the release that a table was built on, if that is served and has the same table and data."""
     latest = read_latest(workspace)
     if made.base is None or latest is None or latest.release != made.base.release:

@@ -9,9 +9,9 @@ from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.progress import Progress
 from pipelines.engine.stage import run_stage
-from pipelines.job.chains import STAGES, chains, judges, nothing_made
+from pipelines.job.chains import STAGES, chains, judges, no_stages_yet
 from pipelines.job.finished import keep_finished
-from pipelines.job.publishing import READERS, AnotherPublished, Made, Outcome, publish
+from pipelines.job.publishing import READERS, AnotherPublished, JobStages, Outcome, publish
 from pipelines.job.refit import check_same_sources
 from pipelines.job.reuse import kept_model
 from pipelines.stages import export, lists
@@ -21,7 +21,7 @@ from schemas.workspace import Workspace
 
 
 def run_stages(
-    names: Sequence[str], settings: Settings, made: Made, options: PipelineOptions, lease: LeaseHolder | None = None
+    names: Sequence[str], settings: Settings, made: JobStages, options: PipelineOptions, lease: LeaseHolder | None = None
 ) -> None:
     """Runs stages of the chains that are not done, and adds their manifests; the lease keeps what they have made."""
     workspace, progress = Workspace(settings.output), Progress()
@@ -41,7 +41,7 @@ def run_stages(
                 check_same_sources(made.evaluated[name], done[name])
 
 
-def run_judges(settings: Settings, made: Made, options: PipelineOptions, lease: LeaseHolder | None = None) -> None:
+def run_judges(settings: Settings, made: JobStages, options: PipelineOptions, lease: LeaseHolder | None = None) -> None:
     """Judges the finished tables, and adds the manifests of that; the lease keeps the table that they are compared with."""
     workspace = Workspace(settings.output)
     last = last_table(workspace, made.published["recommend"])
@@ -51,15 +51,15 @@ def run_judges(settings: Settings, made: Made, options: PipelineOptions, lease: 
         done["judge"] = run_stage(stage, workspace, options, Progress(), lease)
 
 
-def run(settings: Settings, options: PipelineOptions, lease: LeaseHolder | None = None) -> Made:
+def run(settings: Settings, options: PipelineOptions, lease: LeaseHolder | None = None) -> JobStages:
     """Runs every stage that is not done, and returns all their manifests; with a lease, nobody deletes them meanwhile."""
     workspace = Workspace(settings.output)
     latest = read_latest(workspace)
     if latest:
         read_release(workspace, latest)  # What is published must be understood before anything can be put in its place.
-    made = nothing_made(settings)
+    made = no_stages_yet(settings)
     if settings.base and lease:
-        keep_finished(workspace, Made({}, dict(settings.base.stages)), lease)
+        keep_finished(workspace, JobStages({}, dict(settings.base.stages)), lease)
     run_stages(list(STAGES), settings, made, options, lease)
     run_judges(settings, made, options, lease)
     if settings.export_saved_model:
@@ -68,7 +68,9 @@ def run(settings: Settings, options: PipelineOptions, lease: LeaseHolder | None 
     return made
 
 
-def publish_when_judged(settings: Settings, made: Made, options: PipelineOptions, lease: LeaseHolder | None = None) -> Outcome:
+def publish_when_judged(
+    settings: Settings, made: JobStages, options: PipelineOptions, lease: LeaseHolder | None = None
+) -> Outcome:
     """Publishes a table; where another run has published in the meantime, the table is first compared with that one."""
     while True:
         try:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from pipelines.cli.command import run_command
 from pipelines.engine.lease import LEFT_SECS, LeaseHolder
-from pipelines.job.chains import nothing_made
+from pipelines.job.chains import no_stages_yet
 from pipelines.job.finished import finished_before, keep_finished
 from pipelines.job.prepare import check_ratings, prepare
 from pipelines.job.runner import run_judges, run_stages
@@ -30,7 +30,7 @@ def stage_command(name: str, description: str | None = None) -> Callable[[Sequen
             check_ratings(settings)
         workspace = Workspace(settings.output)
         with LeaseHolder(workspace, name, LEFT_SECS) as lease:
-            made = finished_before(name, settings) if name != "ingest" else nothing_made(settings)
+            made = finished_before(name, settings) if name != "ingest" else no_stages_yet(settings)
             keep_finished(workspace, made, lease)
             if name == "judge":
                 run_judges(settings, made, options, lease)

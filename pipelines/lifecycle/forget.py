@@ -102,7 +102,7 @@ def _unknown(asked: frozenset[str], known: Collection[str]) -> frozenset[str]:
     return frozenset(each for each in asked if each not in known and as_whole_number(each) not in known) - as_floats
 
 
-def bury(workspace: Workspace, names: Named) -> Forgotten:
+def leave_out_from_now_on(workspace: Workspace, names: Named) -> Forgotten:
     """Writes down whom to leave out, and returns the whole list.
 
     Object stores have no locks: the list is read again until it has everyone, should another command write it at the same time.
@@ -115,7 +115,7 @@ def bury(workspace: Workspace, names: Named) -> Forgotten:
         write_forgotten(workspace, wanted)
 
 
-def remember(workspace: Workspace, names: Named) -> Named:
+def take_back(workspace: Workspace, names: Named) -> Named:
     """Takes some off the list again, and returns who of them was on it; they come back with the next run."""
     known = read_forgotten(workspace)
     left = known.without(names.users, names.items)
@@ -143,7 +143,7 @@ def forget(workspace: Workspace, names: Named, force: Sequence[str], options: Pi
         raise InputError(f"nothing was ever made below {workspace.root}: check --output, or run python -m pipelines.run first")
     with LeaseHolder(workspace, "releases forget") as lease:
         listed = read_forgotten(workspace)
-        forgotten = bury(workspace, names)
+        forgotten = leave_out_from_now_on(workspace, names)
         latest = read_latest(workspace)
         if latest is None:
             return Forgot(None, None, NOBODY, None, False, Remains((), ()))
@@ -156,7 +156,7 @@ def forget(workspace: Workspace, names: Named, force: Sequence[str], options: Pi
         if not there:
             return Forgot(latest.release, latest.release, unknown, before, False, remains(workspace, before, forgotten))
         outcome = _saying_what_is_served(latest.release, lambda: _run(workspace, before, force, options, lease))
-    bury(workspace, names)  # Should another command have written the list as it was before.
+    leave_out_from_now_on(workspace, names)  # Should another command have written the list as it was before.
     changed = plain(outcome.manifest["sources"]) != before["sources"]
     served = read_latest(workspace)
     after = read_release(workspace, served) if served else outcome.manifest

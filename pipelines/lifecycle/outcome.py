@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from pipelines.cli.command import Output, verdict_on
 from pipelines.cli.settings import Settings
-from pipelines.job.publishing import Made, Outcome
+from pipelines.job.publishing import JobStages, Outcome
 from pipelines.lifecycle import results
 from schemas.errors import GatesFailed
 from schemas.workspace import Workspace
@@ -25,7 +25,7 @@ def telling_programs(settings: Settings) -> Iterator[None]:
         raise
 
 
-def make_and_tell(settings: Settings, started: float, make: Callable[[], tuple[Made, Outcome]]) -> None:
+def make_and_tell(settings: Settings, started: float, make: Callable[[], tuple[JobStages, Outcome]]) -> None:
     """Publishes and prints the results: for people, and with --json for programs, whatever happens."""
     with telling_programs(settings):
         made, outcome = make()

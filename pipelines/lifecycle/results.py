@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.cli.command import GATE_FAILED, OK, this_python
-from pipelines.job.publishing import Made, Outcome, describe_stage
+from pipelines.job.publishing import JobStages, Outcome, describe_stage
 from pipelines.lifecycle.lookup import Published, list_of, open_release
 from schemas.storage import join
 from schemas.words import counted
@@ -27,7 +27,7 @@ _SHOWN_USERS = 3
 _SHOWN_ITEMS = 5
 
 
-def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, console: Console) -> None:
+def show(workspace: Workspace, made: JobStages, outcome: Outcome, seconds: float, console: Console) -> None:
     """Prints a run's results.
 
     Args:
@@ -71,7 +71,7 @@ def show(workspace: Workspace, made: Made, outcome: Outcome, seconds: float, con
     console.print(f"[bold]DuckDB[/]    {escape(duckdb_line(workspace.root))}")
 
 
-def arrivals(made: Made, outcome: Outcome) -> tuple[Arrivals, Arrivals | None]:
+def arrivals(made: JobStages, outcome: Outcome) -> tuple[Arrivals, Arrivals | None]:
     """Returns what came in, and what had come in for the last release, if there is one.
 
     Other data can make the very table that is served: then that release is the last one.
@@ -107,12 +107,12 @@ def next_steps(workspace: Workspace, manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def exported(workspace: Workspace, made: Made) -> str:
+def exported(workspace: Workspace, made: JobStages) -> str:
     """Returns the folder of the SavedModel of a job that made one."""
     return join(workspace.root, made.published["export"].folder, made.published["export"].metrics["path"])
 
 
-def summary(workspace: Workspace, made: Made, outcome: Outcome, seconds: float) -> dict[str, Any]:
+def summary(workspace: Workspace, made: JobStages, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """Returns a run's results for programs: what --json prints on one line.
 
     Args:

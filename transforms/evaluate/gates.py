@@ -17,8 +17,8 @@ from transforms.evaluate.verdicts import (
     ERRORS,
     FAILED,
     FORCED,
-    Facts,
     Gate,
+    GateInputs,
     GateSettings,
     at_least,
     at_most,
@@ -35,7 +35,7 @@ _ALIKE = 0.2
 _DAY_SECONDS = 86_400
 
 
-def judge_release(facts: Facts, settings: GateSettings) -> list[Gate]:
+def judge_release(facts: GateInputs, settings: GateSettings) -> list[Gate]:
     """Returns the verdict of every gate, in the order of GATES."""
     gates = [*_integrity(facts), *(judge(facts, settings) for judge in _JUDGES)]
     return [
@@ -84,7 +84,7 @@ def ways_on(gates: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [*(f"{flag} {value}" for flag, value in limits.items()), *forced]
 
 
-def _integrity(facts: Facts) -> Iterator[Gate]:
+def _integrity(facts: GateInputs) -> Iterator[Gate]:
     for name, rule in FAULTS.items():
         count = facts.table["faults"][name]
         example = f", such as {facts.table['examples'][name]}" if count else ""
@@ -94,7 +94,7 @@ def _integrity(facts: Facts) -> Iterator[Gate]:
         yield make_gate(name, not count, count, 0, found, repair)
 
 
-def _recall_against_exact(facts: Facts, settings: GateSettings) -> Gate:
+def _recall_against_exact(facts: GateInputs, settings: GateSettings) -> Gate:
     name, mean, error = "recall_against_exact", facts.recall["mean"], facts.recall["standard_error"]
     if error is None:
         return skipped_gate(name, "fewer than two lists were compared with exact search")
@@ -107,7 +107,7 @@ def _recall_against_exact(facts: Facts, settings: GateSettings) -> Gate:
     return make_gate(name, passed, mean, facts.target_recall, found, repair)
 
 
-def unlike(facts: Facts) -> list[str]:
+def unlike(facts: GateInputs) -> list[str]:
     """Returns in which ways a release and the last one are so unlike that numbers of both are hard to compare, in words."""
     last = facts.last
     if last is None:
@@ -135,13 +135,13 @@ def unlike(facts: Facts) -> list[str]:
     return found
 
 
-def _but_unlike(facts: Facts) -> str:
+def _but_unlike(facts: GateInputs) -> str:
     """Returns a clause that says so where a comparison is one of unlike things; nothing where it is not."""
     found = unlike(facts)
     return f"; unlike things are compared: {', '.join(found)}" if found else ""
 
 
-def _quality(facts: Facts, settings: GateSettings) -> Gate:
+def _quality(facts: GateInputs, settings: GateSettings) -> Gate:
     name, mine, last = "quality", facts.evaluation, facts.last
     if not mine.quality["users"]:
         return skipped_gate(name, "nothing is held out")
@@ -166,7 +166,7 @@ def _quality(facts: Facts, settings: GateSettings) -> Gate:
     return make_gate(name, passed, worst, settings.max_quality_drop, found, repair, f"--max_quality_drop {up(worst)}")
 
 
-def _popularity(facts: Facts, settings: GateSettings) -> Gate:
+def _popularity(facts: GateInputs, settings: GateSettings) -> Gate:
     name, words, lowest, passed = "popularity", [], math.inf, True
     if not facts.evaluation.quality["users"]:
         return skipped_gate(name, "nothing is held out")
@@ -192,7 +192,7 @@ def _popularity(facts: Facts, settings: GateSettings) -> Gate:
     return make_gate(name, passed, value, settings.min_lift, found_all, repair, f"--min_lift {down(value or 0.0)}")
 
 
-def _coverage(facts: Facts, settings: GateSettings) -> Gate:
+def _coverage(facts: GateInputs, settings: GateSettings) -> Gate:
     listed, reachable = facts.table["items_listed"], min(facts.table["items_eligible"], facts.table["pairs"])
     if not reachable:
         found = f"no list has an item, and {facts.table['items_eligible']:,} items may be recommended"
@@ -207,7 +207,7 @@ def _coverage(facts: Facts, settings: GateSettings) -> Gate:
     return at_least("coverage", "min_coverage", share, settings.min_coverage, found, repair)
 
 
-def _empty_lists(facts: Facts, settings: GateSettings) -> Gate:
+def _empty_lists(facts: GateInputs, settings: GateSettings) -> Gate:
     empty, users, limit = facts.table["lists_empty"], facts.table["users"], settings.max_empty_lists
     lists, items = counted(users, "list"), counted(facts.table["items_eligible"], "item")
     found = f"{empty:,} of {lists} {are(empty)} empty ({share_of((empty, users)):.4f}), at most {limit:g} of them may be"
@@ -215,7 +215,7 @@ def _empty_lists(facts: Facts, settings: GateSettings) -> Gate:
     return at_most("empty_lists", "max_empty_lists", share_of((empty, users)), limit, found, repair)
 
 
-def _short_lists(facts: Facts, settings: GateSettings) -> Gate:
+def _short_lists(facts: GateInputs, settings: GateSettings) -> Gate:
     short, users, limit = facts.table["lists_short"], facts.table["users"], settings.max_short_lists
     asked = min(facts.k or facts.table["items"], facts.table["items"])
     found = (
@@ -231,7 +231,7 @@ def _short_lists(facts: Facts, settings: GateSettings) -> Gate:
     return at_most("short_lists", "max_short_lists", share_of((short, users)), limit, found, repair)
 
 
-def _overlap(facts: Facts, settings: GateSettings) -> Gate:
+def _overlap(facts: GateInputs, settings: GateSettings) -> Gate:
     overlap = facts.table["overlap"]
     if overlap is None or facts.last is None:
         return skipped_gate("overlap", "there is no release before this one")
@@ -244,7 +244,7 @@ def _overlap(facts: Facts, settings: GateSettings) -> Gate:
     return at_least("overlap", "min_overlap", mean, settings.min_overlap, found, repair)
 
 
-def _histories(facts: Facts, settings: GateSettings) -> Gate:
+def _histories(facts: GateInputs, settings: GateSettings) -> Gate:
     name, last, limit = "histories", facts.last, settings.min_history_kept
     if last is None:
         return skipped_gate(name, "there is no release before this one")
@@ -267,7 +267,7 @@ def _histories(facts: Facts, settings: GateSettings) -> Gate:
     return at_least(name, "min_history_kept", mean, limit, text, repair)
 
 
-def _rejected(facts: Facts, settings: GateSettings) -> Gate:
+def _rejected(facts: GateInputs, settings: GateSettings) -> Gate:
     shares = {dataset: count / rows if rows else 0.0 for dataset, (count, rows) in facts.rejected.items()}
     worst = max(shares, key=lambda dataset: shares[dataset])
     count, rows = facts.rejected[worst]
@@ -277,7 +277,7 @@ def _rejected(facts: Facts, settings: GateSettings) -> Gate:
     return at_most("rejected", "max_rejected_fraction", shares[worst], limit, found, repair)
 
 
-def _repeated(facts: Facts, settings: GateSettings) -> Gate:
+def _repeated(facts: GateInputs, settings: GateSettings) -> Gate:
     name, last, limit = "repeated", facts.last, settings.max_repeated_rise
     if last is None:
         return skipped_gate(name, "there is no release before this one")
@@ -294,7 +294,7 @@ def _repeated(facts: Facts, settings: GateSettings) -> Gate:
     return at_most(name, "max_repeated_rise", max(0.0, now - then), limit, found, repair)
 
 
-def _ratings(facts: Facts, settings: GateSettings) -> Gate:
+def _ratings(facts: GateInputs, settings: GateSettings) -> Gate:
     name, last = "ratings", facts.last
     if last is None:
         return skipped_gate(name, "there is no release before this one")
@@ -312,7 +312,7 @@ def _ratings(facts: Facts, settings: GateSettings) -> Gate:
     return at_most(name, "max_growth", growth, settings.max_growth, found, repair)
 
 
-def _newest(facts: Facts, settings: GateSettings) -> Gate:
+def _newest(facts: GateInputs, settings: GateSettings) -> Gate:
     name, last, limit = "newest", facts.last, settings.max_days_older
     if last is None:
         return skipped_gate(name, "there is no release before this one")
@@ -334,16 +334,16 @@ def _newest(facts: Facts, settings: GateSettings) -> Gate:
     return at_most(name, "max_days_older", days, limit, found, "this is an older snapshot of the ratings; give the newest one")
 
 
-def _users(facts: Facts, settings: GateSettings) -> Gate:
+def _users(facts: GateInputs, settings: GateSettings) -> Gate:
     return _shrunk("users", "users", facts.table["users"], facts.last.users if facts.last else None, facts, settings)
 
 
-def _items(facts: Facts, settings: GateSettings) -> Gate:
+def _items(facts: GateInputs, settings: GateSettings) -> Gate:
     eligible = facts.table["items_eligible"]
     return _shrunk("items", "items to recommend", eligible, facts.last.items if facts.last else None, facts, settings)
 
 
-def _shrunk(name: str, what: str, now: int, then: int | None, facts: Facts, settings: GateSettings) -> Gate:
+def _shrunk(name: str, what: str, now: int, then: int | None, facts: GateInputs, settings: GateSettings) -> Gate:
     if then is None or facts.last is None:
         return skipped_gate(name, "there is no release before this one")
     shrunk = max(0.0, 1 - now / then) if then else 0.0
@@ -354,7 +354,7 @@ def _shrunk(name: str, what: str, now: int, then: int | None, facts: Facts, sett
     return at_most(name, "max_shrink", shrunk, settings.max_shrink, found, "check that the sources and lists are whole")
 
 
-def _withdrawn(facts: Facts, settings: GateSettings) -> Gate:
+def _withdrawn(facts: GateInputs, settings: GateSettings) -> Gate:
     found = facts.withdrawn or "this table was never rolled back"
     repair = "correct the data or the settings; or serve it after all, with python -m pipelines.releases rollback and its name"
     return make_gate("withdrawn", facts.withdrawn is None, None, None, found, repair)

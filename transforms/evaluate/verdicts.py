@@ -155,7 +155,7 @@ class LastRelease:
 
 
 @dataclass(frozen=True)
-class Facts:
+class GateInputs:
     """What the stages found of a table that is to be published.
 
     Attributes:

@@ -25,7 +25,7 @@ from transforms.index.calibration import (
     ExactLists,
     ShardAnswers,
     Trial,
-    Tried,
+    TrialResult,
     Truth,
     UserSample,
     answer_trial,
@@ -118,7 +118,9 @@ def _shard_of(file: WrittenFile) -> int:
     return int(file.path.split("/")[1])
 
 
-def _choose(tried: Sequence[Tried], phase: int, truth: Truth, sample: UserSample, ask: CalibrationSettings) -> list[Trial]:
+def _choose(
+    tried: Sequence[TrialResult], phase: int, truth: Truth, sample: UserSample, ask: CalibrationSettings
+) -> list[Trial]:
     return new_trials(phase, truth, sample, tried, ask)
 
 
@@ -131,11 +133,11 @@ def _settle(
     ]
 
 
-def _add(tried: Sequence[Tried], trials: Sequence[Trial], truth: Truth) -> list[Tried]:
+def _add(tried: Sequence[TrialResult], trials: Sequence[Trial], truth: Truth) -> list[TrialResult]:
     return [*tried, *(judge_trial(trial, truth) for trial in trials)]
 
 
-def _report(tried: Sequence[Tried], truth: Truth, ask: CalibrationSettings) -> dict[str, Any]:
+def _report(tried: Sequence[TrialResult], truth: Truth, ask: CalibrationSettings) -> dict[str, Any]:
     return calibration_report(conclude(truth, tried, ask), ask)
 
 

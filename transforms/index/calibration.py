@@ -168,7 +168,7 @@ class ShardAnswers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """Settings that have been tried: a point of the curve."""
 
     settings: SearchSettings
@@ -202,7 +202,7 @@ class Calibration:
     """A sentence."""
     num_users: int
     """Users whose lists were compared."""
-    curve: Sequence[Tried]
+    curve: Sequence[TrialResult]
     """All that was tried, the cheapest first."""
 
 
@@ -243,7 +243,9 @@ def truth_of(of_shards: Iterable[ExactLists], k: int) -> Truth:
     return Truth([each.plan for each in of_shards], codes_of(keys), sum(each.seconds for each in of_shards))
 
 
-def new_trials(phase: int, truth: Truth, sample: UserSample, tried: Sequence[Tried], ask: CalibrationSettings) -> list[Trial]:
+def new_trials(
+    phase: int, truth: Truth, sample: UserSample, tried: Sequence[TrialResult], ask: CalibrationSettings
+) -> list[Trial]:
     """Chooses what to try next, in a fixed order.
 
     Recall grows with the number of leaves, and with the reorder size. So nothing is tried that costs as much as what is known
@@ -337,11 +339,11 @@ def settle_trial(trial: Trial, of_shards: Iterable[ShardAnswers], truth: Truth, 
     return _ask(replace(trial, recalls=recalls, seconds=seconds), following, truth, is_first=False)
 
 
-def judge_trial(trial: Trial, truth: Truth) -> Tried:
+def judge_trial(trial: Trial, truth: Truth) -> TrialResult:
     """Returns what a trial has found, when nothing is left to be answered."""
     mean = MeanOfRows()
     estimate = mean.extract_output(mean.add_input(mean.create_accumulator(), trial.recalls[truth.counted]))
-    return Tried(
+    return TrialResult(
         settings=trial.settings,
         recall=estimate.mean,
         standard_error=0.0 if trial.settings.exact else estimate.standard_error,
@@ -352,17 +354,17 @@ def judge_trial(trial: Trial, truth: Truth) -> Tried:
     )
 
 
-def is_enough(tried: Tried, ask: CalibrationSettings) -> bool:
+def is_enough(tried: TrialResult, ask: CalibrationSettings) -> bool:
     """Tells whether settings find enough."""
     return tried.settings.exact or tried.lower_bound >= ask.target_recall
 
 
-def cheapest(tried: Sequence[Tried], ask: CalibrationSettings) -> Tried:
+def cheapest(tried: Sequence[TrialResult], ask: CalibrationSettings) -> TrialResult:
     """Returns the cheapest of the settings that find enough, exact search among them."""
     return min((each for each in tried if is_enough(each, ask)), key=lambda each: each.order)
 
 
-def conclude(truth: Truth, tried: Sequence[Tried], ask: CalibrationSettings) -> Calibration:
+def conclude(truth: Truth, tried: Sequence[TrialResult], ask: CalibrationSettings) -> Calibration:
     """Chooses, and says why."""
     if not tried:
         is_exact = all(plan.kind == "exact" for plan in truth.plans)
@@ -388,7 +390,7 @@ def nothing_to_calibrate(fact: str) -> Calibration:
     return Calibration(SearchSettings(), f"{fact}: there is nothing to calibrate", 0, ())
 
 
-def _recall_of(tried: Tried) -> str:
+def _recall_of(tried: TrialResult) -> str:
     return f"{tried.recall:.4f}, with a lower bound of {tried.lower_bound:.4f}"
 
 
@@ -401,7 +403,7 @@ def calibrate(shards: Sequence[Shard], sample: UserSample, ask: CalibrationSetti
       ask: what must be found.
     """
     truth = truth_of([find_exact(number, shard, sample, ask.k) for number, shard in enumerate(shards)], ask.k)
-    tried: list[Tried] = []
+    tried: list[TrialResult] = []
     for phase in range(PHASES):
         for trial in new_trials(phase, truth, sample, tuple(tried), ask):
             for _ in range(ROUNDS):

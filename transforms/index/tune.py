@@ -36,7 +36,7 @@ from transforms.index.calibration import (
     ExactLists,
     ShardAnswers,
     Trial,
-    Tried,
+    TrialResult,
     Truth,
     UserSample,
     judge_trial,
@@ -197,7 +197,7 @@ def answer_alone(shard: Shard, requests: Sequence[Request], settings: SearchSett
     return answers
 
 
-def try_search(shards: Sequence[Shard], trial: Trial, truth: Truth, sample: UserSample) -> Tried:
+def try_search(shards: Sequence[Shard], trial: Trial, truth: Truth, sample: UserSample) -> TrialResult:
     """Searches for the sample as it would be served, and judges what is found."""
     for _ in range(MAX_ROUNDS - 1):  # The last round is exact, and the exact lists are known.
         answers = []
@@ -242,7 +242,7 @@ def try_build(
     plans = [each.index.plan for each in built]
     truth = replace(truth, plans=plans)
     exact = start_trial(SearchSettings(exact=True), truth, sample, calibration.k)
-    tried: list[Tried] = []
+    tried: list[TrialResult] = []
     if all(each.index.is_exact for each in built):
         # Its answers are the truth, and what they took is known.
         tried = [replace(judge_trial(exact, truth), seconds=truth.seconds)]

@@ -13,7 +13,7 @@ from schemas.parquet_files import parquet_writer
 from schemas.search_trials import SEARCH_TRIALS
 from schemas.stage_files import TRIALS, TUNED_FILE
 from schemas.storage import WrittenFile, write_file
-from transforms.index.calibration import CalibrationSettings, Tried, is_enough
+from transforms.index.calibration import CalibrationSettings, TrialResult, is_enough
 from transforms.io.write import part_path
 from transforms.search.scann_index import BuildSettings, ShardPlan
 
@@ -21,7 +21,7 @@ from transforms.search.scann_index import BuildSettings, ShardPlan
 def trials_block(
     ask: BuildSettings,
     plans: Sequence[ShardPlan],
-    tried: Sequence[Tried],
+    tried: Sequence[TrialResult],
     num_users: int,
     build_seconds: float,
     calibration: CalibrationSettings,

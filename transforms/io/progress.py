@@ -34,7 +34,7 @@ class Tally:
             self.blocks, self.rows, self.note = 0, 0, ""
 
 
-TALLY = Tally()
+WORKER_PROGRESS = Tally()
 """Of this process."""
 
 
@@ -48,7 +48,7 @@ class _CountBlock(beam.DoFn):
         block = element[1] if isinstance(element, tuple) else element
         self._blocks.inc()
         self._rows.inc(block.num_rows)
-        TALLY.add(block.num_rows)
+        WORKER_PROGRESS.add(block.num_rows)
         yield element
 
 

@@ -52,7 +52,7 @@ EXACT_LISTS = pa.schema(
 """What exact search finds for the users whose lists are compared with it."""
 
 
-class Asked(NamedTuple):
+class BlockQueries(NamedTuple):
     """Who in a block of users is searched for, and how everyone else gets a list."""
 
     known: np.ndarray
@@ -71,7 +71,7 @@ class Asked(NamedTuple):
     """[num_carried, k] uint64: those lists."""
 
 
-def asked_of(block: Block, settings: ListSettings) -> Asked:
+def asked_of(block: Block, settings: ListSettings) -> BlockQueries:
     """Tells who is searched for.
 
     Args:
@@ -83,7 +83,7 @@ def asked_of(block: Block, settings: ListSettings) -> Asked:
     keeps = is_carried(block)
     rows = np.flatnonzero(has_vector & ~keeps)
     checked = np.flatnonzero(has_vector & is_sampled(block["user_id"], settings.checked_fraction))
-    return Asked(
+    return BlockQueries(
         known=has_vector | keeps,
         rows=rows,
         queries=_vectors_at(block, rows),

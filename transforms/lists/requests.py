@@ -13,7 +13,7 @@ from transforms.index.build import vectors_of
 from transforms.index.embed import vector_column
 from transforms.index.load import LoadedShard
 from transforms.lists.fused import (
-    Asked,
+    BlockQueries,
     ListSettings,
 )
 from transforms.search.id_map import IdMap
@@ -60,7 +60,9 @@ NOTHING = pa.RecordBatch.from_pylist([], pa.schema([]))
 # LISTS:   row int32, keys FixedSizeList<uint64>[k]
 
 
-def requests_of(asked: Asked, excluded: Lists, settings: ListSettings, plans: Sequence[ShardPlan]) -> list[tuple[int, Request]]:
+def requests_of(
+    asked: BlockQueries, excluded: Lists, settings: ListSettings, plans: Sequence[ShardPlan]
+) -> list[tuple[int, Request]]:
     """Returns the first requests of a block of users, each with its kind; their rows are those of the block.
 
     Args:

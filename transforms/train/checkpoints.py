@@ -18,7 +18,7 @@ from transforms.train.settings import TrainingSettings
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a training stands. With the weights, it is all that a restarted one needs: every epoch's order has its own seed."""
 
     phase: int = 0
@@ -39,7 +39,7 @@ class Progress:
 class Checkpoint(NamedTuple):
     """All of a training's state."""
 
-    progress: Progress
+    progress: TrainingState
     variables: list[np.ndarray]
     """Weights, then what the optimizer keeps."""
     best: list[np.ndarray]
@@ -65,7 +65,7 @@ def read_checkpoint(path: str) -> Checkpoint | None:
                 [arrays[f"{kind}_{index}"] for index in range(len(arrays)) if f"{kind}_{index}" in arrays]
                 for kind in ("variable", "best")
             )
-            return Checkpoint(Progress(**json.loads(str(arrays["progress"]))), variables, best)
+            return Checkpoint(TrainingState(**json.loads(str(arrays["progress"]))), variables, best)
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     except (OSError, BeamIOError):

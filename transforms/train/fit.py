@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from schemas.errors import InputError
-from transforms.train.checkpoints import Checkpoint, Progress
+from transforms.train.checkpoints import Checkpoint, TrainingState
 from transforms.train.pace import Standing
-from transforms.train.recency import PLAIN, TASTES, Blend, Tried, blends_to_try, choose, item_bias, lift_items, lift_users
+from transforms.train.recency import PLAIN, TASTES, Blend, BlendResult, blends_to_try, choose, item_bias, lift_items, lift_users
 from transforms.train.rows import TrainingRows
 from transforms.train.settings import TrainingSettings
 from transforms.train.validation import Quality, Validation, qualities_of
@@ -71,7 +71,7 @@ class Fit:
         self,
         rows: TrainingRows,
         settings: TrainingSettings,
-        progress: Progress,
+        progress: TrainingState,
         validation: Validation | None,
         blends: Sequence[Blend] = (PLAIN,),
     ) -> None:
@@ -226,12 +226,14 @@ class Fit:
             progress.best_quality, progress.best_epoch = sum(quality), progress.epoch
             self.best = variables[: len(self.model.trainable_variables)]
 
-    def values_of(self, blends: Iterable[Blend], validation: Validation) -> list[Tried]:
+    def values_of(self, blends: Iterable[Blend], validation: Validation) -> list[BlendResult]:
         """Returns what each of `blends` is worth with the weights as they are."""
         users, items = lift_users(self.model.user_tower.vectors_of(validation.users)), self.model.item_tower.vectors
         bias_of = cache(lambda blend: bias_of_served(self._rows, self._settings, blend))  # Tastes share it.
         return [
-            Tried(blend, *qualities_of(users, lift_items(items, blend.taste, bias_of(replace(blend, taste=1.0))), validation))
+            BlendResult(
+                blend, *qualities_of(users, lift_items(items, blend.taste, bias_of(replace(blend, taste=1.0))), validation)
+            )
             for blend in blends
         ]
 
@@ -282,7 +284,7 @@ def opening_blends(rows: TrainingRows, validation: Validation | None, settings: 
     users = np.ones((len(validation.users), 1), np.float32)
     best = choose(
         [
-            Tried(blend, *qualities_of(users, bias_of_served(rows, settings, blend)[:, np.newaxis], validation))
+            BlendResult(blend, *qualities_of(users, bias_of_served(rows, settings, blend)[:, np.newaxis], validation))
             for blend in blends_to_try(settings.half_life_days, [1.0])
         ]
     ).chosen.blend

@@ -143,7 +143,7 @@ def blends_to_try(half_life_days: float, tastes: Sequence[float] = TASTES) -> It
                 yield Blend(taste, recency, half_life)
 
 
-class Tried(NamedTuple):
+class BlendResult(NamedTuple):
     """A blend, and what it is worth on validation.
 
     Attributes:
@@ -176,9 +176,9 @@ class Choice(NamedTuple):
       tried: all, the first one being what the others must beat.
     """
 
-    chosen: Tried
+    chosen: BlendResult
     why: str
-    tried: Sequence[Tried]
+    tried: Sequence[BlendResult]
 
     def report(self) -> dict[str, Any]:
         """Returns what train's metrics say of it."""
@@ -191,7 +191,7 @@ class Choice(NamedTuple):
         }
 
 
-def choose(tried: Sequence[Tried]) -> Choice:
+def choose(tried: Sequence[BlendResult]) -> Choice:
     """Chooses the blend with the best mean quality, or the first where that is not better by more than two standard errors.
 
     The error is that of the mean, over the same users, of the difference between the two. It is two, not one, since the best

@@ -24,8 +24,8 @@ import apache_beam as beam
 
 from schemas.stage_files import CURVES_FILE, ITEM_TOWER, TENSORBOARD, USER_TOWER
 from schemas.storage import WrittenFile, delete, join, upload_folder, write_file
-from transforms.io.progress import TALLY
-from transforms.train.checkpoints import Progress, checkpoint_path, read_checkpoint, write_checkpoint
+from transforms.io.progress import WORKER_PROGRESS
+from transforms.train.checkpoints import TrainingState, checkpoint_path, read_checkpoint, write_checkpoint
 from transforms.train.curves import CurveRow, TensorBoardLogs
 from transforms.train.fit import Fit, opening_blends
 from transforms.train.pace import Pace, Standing, describe
@@ -86,7 +86,7 @@ def train(
     """
     path = checkpoint_path(checkpoints, rows, settings) if checkpoints is not None else None
     checkpoint = read_checkpoint(path) if path else None
-    progress = checkpoint.progress if checkpoint else Progress()
+    progress = checkpoint.progress if checkpoint else TrainingState()
     resumed = len(progress.curve)
     held_out, trained_on = validation_rows(rows, settings)
     validation = make_validation(rows, held_out, trained_on, settings.seed) if held_out.any() else None
@@ -161,10 +161,10 @@ def train_and_write(
     pace = Pace()
 
     def say(now: Standing) -> None:
-        TALLY.say(pace.describe(now, time.monotonic()))
+        WORKER_PROGRESS.say(pace.describe(now, time.monotonic()))
 
     trained = train(rows, settings, checkpoints, checkpoint_secs, logs.write, say)
-    TALLY.say(describe(trained.curve[-1]))
+    WORKER_PROGRESS.say(describe(trained.curve[-1]))
     metrics: dict[str, Any] = {
         "dim": settings.dim + 1,
         "train_users": len(rows.user_ids),

@@ -22,7 +22,7 @@ from schemas.parquet_files import parquet_writer
 from schemas.stage_files import TRIALS, WINNER_FILE
 from schemas.storage import WrittenFile, exists, join, read_json, write_file, write_json
 from schemas.trials import DONE, FAILED, trials_schema
-from transforms.io.progress import TALLY
+from transforms.io.progress import WORKER_PROGRESS
 from transforms.io.write import part_path
 from transforms.train.features import Feature, declaration_of, to_json
 from transforms.train.pace import Pace, Standing, describe
@@ -88,7 +88,7 @@ def run_trial(rows: TrainingRows, trial: Trial, num_trials: int) -> Result:
     pace, which = Pace(), f"trial {trial.number} of {num_trials}"
 
     def say(now: Standing) -> None:
-        TALLY.say(f"{which}: {pace.describe(now, time.monotonic())}")
+        WORKER_PROGRESS.say(f"{which}: {pace.describe(now, time.monotonic())}")
 
     try:
         trained = train(rows, replace(trial.settings, include_validation=False), on_steps=say)
@@ -96,7 +96,7 @@ def run_trial(rows: TrainingRows, trial: Trial, num_trials: int) -> Result:
         return Result(FAILED, time.monotonic() - started, str(error))
     except (MemoryError, tf.errors.ResourceExhaustedError):
         return Result(FAILED, time.monotonic() - started, "it needs more memory than there is: lower --dim or --batch_size")
-    TALLY.say(f"{which}: {describe(trained.curve[-1])}")
+    WORKER_PROGRESS.say(f"{which}: {describe(trained.curve[-1])}")
     if trained.quality is None:
         raise InputError(
             f"there is no validation slice to judge trials on, of {len(rows.user):,} training rows: raise --validation_fraction"
@@ -137,7 +137,7 @@ class _RunTrial(beam.DoFn):
         else:
             result = run_trial(self._held.rows, trial, self._num_trials)
             write_json(kept, asdict(result))
-        TALLY.add(len(self._held.rows.user))
+        WORKER_PROGRESS.add(len(self._held.rows.user))
         yield trial, result
 
 
