@@ -42,18 +42,18 @@ from transforms.search.ranking_metrics import JudgeRankings, MeanOfRows
 NUM_USERS, NUM_ITEMS, RATINGS_A_USER = 200_000, 50_000, 20
 
 
-def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
+def bare_loop(job: recommend.RecommendJob, attempt: str, lists: ListSettings) -> float:
     """Does what the stage does, without Beam; returns seconds, loading included."""
     started = time.perf_counter()
-    tower = UserTower(job["tower"])
-    index = load_index(job["index_root"], job["index_files"], job["num_shards"])
-    judge, mean = JudgeRankings(lists.cutoffs, job["num_items"]), MeanOfRows()
+    tower = UserTower(job.tower)
+    index = load_index(job.index_root, job.index_files, job.num_shards)
+    judge, mean = JudgeRankings(lists.cutoffs, job.num_items), MeanOfRows()
     sums, recalls = judge.create_accumulator(), mean.create_accumulator()
     popular = {by: judge.create_accumulator() for by in RANKINGS}
     written: list[WrittenFile] = []
     fraction = lists.checked_fraction * NUM_CANARIES / recommend.CHECKED_USERS
     users, served, exact, compared = [], [], [], []
-    for part, path in job["users"].items():
+    for part, path in job.users.items():
         with parquet_writer(attempt, part_path("topk", part), TOPK, written) as writer:
             for block in read_parquet_blocks(path):
                 known = embed_users(block, tower)
@@ -70,16 +70,16 @@ def bare_loop(job: dict, attempt: str, lists: ListSettings) -> float:
     for each in (sums, *popular.values()):
         judge.extract_output(each)
     mean.extract_output(recalls)
-    canaries = join_canaries(users, served, exact, job["dim"])
+    canaries = join_canaries(users, served, exact, job.dim)
     merge, verdict = MergeMeasured(lists.k), None
-    for path in job["embeddings"]:
+    for path in job.embeddings:
         for block in read_parquet_blocks(path):
             verdict = merge.add_input(verdict, measure_block(block, canaries, lists.k))
     report(verdict, canaries)
     items = recall_segments.compare(compared, exact)
     found = sum(
         recall_segments.sums_by_popularity(block, items)
-        for path in job["embeddings"]
+        for path in job.embeddings
         for block in read_parquet_blocks(path, ["item_id", "train_count"])
     )
     recall_segments.report(np.asarray(found), items)
@@ -90,8 +90,8 @@ def measure(output: str, repeats: int) -> dict:
     """Alternates both, and returns medians and their ratio."""
     settings, options = parse_command([f"--output={output}"], "")
     done = finished.finished_before("judge", settings).published
-    stage = recommend.stage(settings, {name: done[name] for name in ("ingest", "train", "embed", "index")})
-    job, lists = recommend.job_of(settings, done)
+    stage = recommend.stage(settings, done)
+    job, lists = stage.job, stage.job.lists
     seconds: dict[str, list[float]] = {"beam": [], "bare": []}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as attempt:
@@ -104,7 +104,7 @@ def measure(output: str, repeats: int) -> dict:
     return {
         "users": done["ingest"].rows("users"),
         "items": done["embed"].rows("embeddings"),
-        "shards": job["num_shards"],
+        "shards": job.num_shards,
         "k": lists.k,
         "seconds": medians,
         "ratio": round(medians["beam"] / medians["bare"], 3),

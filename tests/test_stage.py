@@ -31,7 +31,7 @@ OPTIONS = PipelineOptions(["--runner", "FnApiRunner"])
 def counting(limit: int, **changes: Any) -> Stage:
     blocks = list(in_blocks(pa.table({"n": pa.array(range(limit), pa.int64())}), 10))
 
-    def build(root: beam.Pipeline, attempt: str) -> list:
+    def build(root: beam.Pipeline, attempt: str, limit: int) -> list:
         parts = root | "Numbers" >> beam.Create([(0, blocks)])
         return [parts | "Write" >> WriteParts(attempt, "numbers", SCHEMA), root | "Report" >> beam.Create([{"limit": limit}])]
 
@@ -40,6 +40,7 @@ def counting(limit: int, **changes: Any) -> Stage:
         "module": "transforms.io.write",
         "settings": {"limit": limit},
         "inputs": {},
+        "job": limit,
         "build": build,
     }
     return Stage(**(facts | changes))
@@ -68,13 +69,13 @@ def test_what_a_bundle_left_behind_is_gone_before_the_manifest_is_there(root: st
     kept = ["tensorboard/train/events"]
     outside: list[str] = []
 
-    def build(pipeline: beam.Pipeline, attempt: str) -> list:
+    def build(pipeline: beam.Pipeline, attempt: str, limit: int) -> list:
         stage, _, own = attempt.rpartition("/")
         outside.extend([f"{stage}/checkpoints/1", f"{stage}/{own}0/numbers/part-000000.parquet", f"{stage}/notes"])
         for path in [*(f"{attempt}/{name}" for name in (*left, *kept)), *outside]:
             folder, _, name = path.rpartition("/")
             write_file(folder, name, b"left")
-        return list(counting(25).build(pipeline, attempt))
+        return list(counting(25).build(pipeline, attempt, limit))
 
     made = run_stage(counting(25, build=build), Workspace(root), OPTIONS, Progress())
     attempt = join(root, made.folder)

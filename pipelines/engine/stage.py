@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -24,8 +24,12 @@ Reports = Sequence[beam.PCollection]
 """What a stage's `build` returns: collections of WrittenFile and of dicts of metrics."""
 
 
+Job = TypeVar("Job")
+"""What a stage works on: a frozen dataclass, each stage's own."""
+
+
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[Job]):
     """Everything that decides what a stage makes.
 
     Attributes:
@@ -35,7 +39,8 @@ class Stage:
       inputs: the finished stages that it reads.
       reads: which datasets of each of them, where not all: what a stage does not read cannot make it run again.
       sources: the files from outside that it reads.
-      build: adds the stage's steps to a pipeline, given the folder to write to.
+      job: what it works on.
+      build: adds the stage's steps to a pipeline, given the folder to write to and the job.
       check: given the metrics and the attempt's folder when the pipeline is done, raises InputError if they will not do.
     """
 
@@ -43,7 +48,8 @@ class Stage:
     module: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, StageManifest]
-    build: Callable[[beam.Pipeline, str], Reports]
+    job: Job
+    build: Callable[[beam.Pipeline, str, Job], Reports]
     reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sources: Sequence[Mapping[str, Any]] = ()
     check: Callable[[Mapping[str, Any], str], None] = field(default=lambda metrics, folder: None)
@@ -139,7 +145,7 @@ def delete_unlisted(attempt: str, files: Sequence[WrittenFile]) -> None:
 def run_pipeline(stage: Stage, attempt: str, options: PipelineOptions) -> Mapping[str, Any]:
     """Runs a stage's pipeline to its end, and returns what its workers reported: {'files': […], 'metrics': {…}}."""
     pipeline = beam.Pipeline(options=options)
-    reports = stage.build(pipeline, attempt)
+    reports = stage.build(pipeline, attempt, stage.job)
     _ = reports | "GatherReports" >> beam.Flatten() | "WriteSummary" >> WriteSummary(attempt)
     follow(pipeline.run())
     return read_json(join(attempt, SUMMARY))

@@ -1,6 +1,7 @@
 """Embeds the catalogue with the item tower."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import apache_beam as beam
 
@@ -17,7 +18,7 @@ from transforms.io.read import ReadParts
 from transforms.io.write import WritePlacedBlocks, part_of
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[EmbedJob]":
     """Returns the stage, which reads the catalogue and the item tower."""
     trained = done["train"]
     tower = trained.stored(settings.output, ITEM_TOWER)
@@ -30,18 +31,31 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         settings={},
         inputs={name: done[name] for name in ("ingest", "train")},
         reads={"ingest": ["items"], "train": [ITEM_TOWER]},
-        build=lambda root, attempt: build(root, attempt, parts, features, tower, dim),
+        job=EmbedJob(parts, features, tower, dim),
+        build=build,
     )
 
 
-def build(
-    root: beam.Pipeline, attempt: str, parts: dict[int, str], features: list[str], tower: StoredFolder, dim: int
-) -> Reports:
+@dataclass(frozen=True)
+class EmbedJob:
+    """What to embed, with which tower."""
+
+    parts: dict[int, str]
+    features: list[str]
+    tower: StoredFolder
+    dim: int
+
+
+def build(root: beam.Pipeline, attempt: str, job: EmbedJob) -> Reports:
     """Adds the stage's steps: blocks of items pass through the tower, and those that it knows are written."""
-    items = root | "ReadItems" >> ReadParts(parts, list(dict.fromkeys([*ITEMS.names, *features]))) | "Progress" >> CountBlocks()
-    embeddings = items | "EmbedItems" >> EmbedItems(tower, dim)
+    items = (
+        root
+        | "ReadItems" >> ReadParts(job.parts, list(dict.fromkeys([*ITEMS.names, *job.features])))
+        | "Progress" >> CountBlocks()
+    )
+    embeddings = items | "EmbedItems" >> EmbedItems(job.tower, job.dim)
     return [
-        embeddings | "WriteEmbeddings" >> WritePlacedBlocks(attempt, "embeddings", embeddings_schema(dim)),
+        embeddings | "WriteEmbeddings" >> WritePlacedBlocks(attempt, "embeddings", embeddings_schema(job.dim)),
         embeddings | "DigestVectors" >> DigestVectors(),
-        root | "ReportDim" >> beam.Create([{"dim": dim}]),
+        root | "ReportDim" >> beam.Create([{"dim": job.dim}]),
     ]

@@ -18,7 +18,7 @@ from transforms.search.search import SearchSettings
 from transforms.serving.export import MODEL, ExportJob, ExportModel
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage[ExportJob]:
     """Returns the stage, which reads users, the user tower and the index, and takes its settings from the table.
 
     Raises:
@@ -43,7 +43,8 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         settings=made,
         inputs={name: done[name] for name in reads},
         reads=reads,
-        build=lambda root, attempt: build(root, attempt, job),
+        job=job,
+        build=build,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import apache_beam as beam
@@ -36,7 +36,7 @@ USERS_TO_DRAW_FROM = 16
 """So many times the users of the sample, at least, are embedded to find enough who have a vector."""
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[IndexJob] | Stage[CopyJob]":
     """Chooses the number of shards from the number of candidates, and returns the stage."""
     ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
     num_candidates, dim = embedded.rows("embeddings"), embedded.metrics["dim"]
@@ -48,18 +48,19 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     )
     users = some_users(ingested.dataset("users"), ask.num_users)
     given = settings.index.search
-    job = {
-        "num_candidates": num_candidates,
-        "dim": dim,
-        "num_shards": num_shards,
-        "seed": settings.index.seed,
-        "shape": settings.index.build,
-        "search": given,
-        "embeddings": embedded.paths(settings.output, "embeddings"),
-        "users": [join(settings.output, ingested.folder, file.path) for file in users],
-        "tower": trained.stored(settings.output, USER_TOWER),
-        "max_worker_bytes": settings.recommend.max_worker_bytes,
-    }
+    job = IndexJob(
+        num_candidates=num_candidates,
+        dim=dim,
+        num_shards=num_shards,
+        seed=settings.index.seed,
+        shape=settings.index.build,
+        search=given,
+        embeddings=embedded.paths(settings.output, "embeddings"),
+        users=[join(settings.output, ingested.folder, file.path) for file in users],
+        tower=trained.stored(settings.output, USER_TOWER),
+        max_worker_bytes=settings.recommend.max_worker_bytes,
+        ask=ask,
+    )
     described = {
         "num_shards": num_shards,
         "seed": settings.index.seed,
@@ -69,14 +70,14 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     }
     kept = kept_index(settings, embedded, described)
     if kept:
-        source, paths = join(settings.output, kept.folder), job["embeddings"]
         return Stage(
             name="index",
             module=__name__,
             settings=described | {"copied": kept.digest},
             inputs={"embed": embedded},
             reads={"embed": ["embeddings"]},
-            build=lambda root, attempt: copy(root, attempt, kept, source, paths),
+            job=CopyJob(kept, join(settings.output, kept.folder), job.embeddings),
+            build=copy,
         )
     return Stage(
         name="index",
@@ -84,37 +85,41 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         settings=described,
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
         reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
-        build=lambda root, attempt: build(root, attempt, **job, ask=ask),
+        job=job,
+        build=build,
     )
 
 
-def build(
-    root: beam.Pipeline,
-    attempt: str,
-    num_candidates: int,
-    dim: int,
-    num_shards: int,
-    seed: int,
-    shape: BuildSettings,
-    search: SearchSettings | None,
-    embeddings: list[str],
-    users: list[str],
-    tower: StoredFolder,
-    max_worker_bytes: int,
-    ask: CalibrationSettings,
-) -> Reports:
+@dataclass(frozen=True)
+class IndexJob:
+    """What to index, and how to search it."""
+
+    num_candidates: int
+    dim: int
+    num_shards: int
+    seed: int
+    shape: BuildSettings
+    search: SearchSettings | None
+    embeddings: list[str]
+    users: list[str]
+    tower: StoredFolder
+    max_worker_bytes: int
+    ask: CalibrationSettings
+
+
+def build(root: beam.Pipeline, attempt: str, job: IndexJob) -> Reports:
     """Adds the stage's steps: embeddings are gathered by shard; each shard is built by one worker, and tried on some users."""
-    vectors = root | "ReadEmbeddings" >> ReadParquet(embeddings) | "Progress" >> CountBlocks()
-    shards = vectors | "BuildIndexes" >> BuildIndexes(attempt, num_shards, dim, seed, shape)
-    found = known_search(num_candidates, shape, search)
+    vectors = root | "ReadEmbeddings" >> ReadParquet(job.embeddings) | "Progress" >> CountBlocks()
+    shards = vectors | "BuildIndexes" >> BuildIndexes(attempt, job.num_shards, job.dim, job.seed, job.shape)
+    found = known_search(job.num_candidates, job.shape, job.search)
     if found:
-        calibrated = root | "NothingToCalibrate" >> beam.Create([calibration_report(found, ask)])
+        calibrated = root | "NothingToCalibrate" >> beam.Create([calibration_report(found, job.ask)])
     else:
-        known = root | "ReadUsers" >> ReadParquet(users) | "EmbedUsers" >> EmbedUsers(tower)
-        items = root | "ReadItems" >> ReadParquet(embeddings, ["item_id", "code"])
-        sample = (known, items) | "DrawSample" >> DrawSample(ask, dim)
-        calibrated = (shards, sample) | "CalibrateSearch" >> CalibrateSearch(attempt, ask, max_worker_bytes)
-    return [shards, calibrated, root | "ReportShards" >> beam.Create([{"num_shards": num_shards, "dim": dim}])]
+        known = root | "ReadUsers" >> ReadParquet(job.users) | "EmbedUsers" >> EmbedUsers(job.tower)
+        items = root | "ReadItems" >> ReadParquet(job.embeddings, ["item_id", "code"])
+        sample = (known, items) | "DrawSample" >> DrawSample(job.ask, job.dim)
+        calibrated = (shards, sample) | "CalibrateSearch" >> CalibrateSearch(attempt, job.ask, job.max_worker_bytes)
+    return [shards, calibrated, root | "ReportShards" >> beam.Create([{"num_shards": job.num_shards, "dim": job.dim}])]
 
 
 def kept_index(settings: Settings, embedded: StageManifest, described: Mapping[str, Any]) -> StageManifest | None:
@@ -138,12 +143,27 @@ def settings_of_index(indexed: StageManifest) -> dict[str, Any]:
     return {name: value for name, value in indexed.settings.items() if name != "copied"}
 
 
-def copy(root: beam.Pipeline, attempt: str, kept: StageManifest, source: str, embeddings: list[str]) -> Reports:
-    """Adds the steps that take an index over, with its calibration."""
-    items = root | "ReadItems" >> ReadParquet(embeddings, ID_MAP.names) | "Progress" >> CountBlocks()
+@dataclass(frozen=True)
+class CopyJob:
+    """An index that is copied.
+
+    Attributes:
+      kept: the stage that built it.
+      source: the folder of its attempt.
+      embeddings: paths of what is to be served now: the same vectors.
+    """
+
+    kept: StageManifest
+    source: str
+    embeddings: list[str]
+
+
+def copy(root: beam.Pipeline, attempt: str, job: CopyJob) -> Reports:
+    """Adds the steps that copy an index, with its calibration."""
+    items = root | "ReadItems" >> ReadParquet(job.embeddings, ID_MAP.names) | "Progress" >> CountBlocks()
     return [
-        items | "CopyIndexes" >> CopyIndexes(attempt, source, kept.files, kept.metrics["num_shards"]),
-        root | "ReportKept" >> beam.Create([dict(kept.metrics)]),
+        items | "CopyIndexes" >> CopyIndexes(attempt, job.source, job.kept.files, job.kept.metrics["num_shards"]),
+        root | "ReportKept" >> beam.Create([dict(job.kept.metrics)]),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -44,7 +44,7 @@ BUCKET_BYTES = 64 << 20
 """About how much of the ratings, as text, goes to one bucket of users: a worker holds a bucket in memory."""
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[IngestJob]":
     """Looks at the sources and returns the stage.
 
     Raises:
@@ -85,7 +85,8 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         },
         inputs={},
         sources=[source.description() for source in sources.given],
-        build=lambda root, attempt: build(root, attempt, sources, ask, num_buckets, forgotten),
+        job=IngestJob(sources, ask, num_buckets, forgotten),
+        build=build,
         check=check,
     )
 
@@ -115,15 +116,25 @@ def resolve_sources(ask: IngestSettings) -> Sources:
     )
 
 
-def build(
-    root: beam.Pipeline, attempt: str, sources: Sources, ask: IngestSettings, num_buckets: int, forgotten: Forgotten
-) -> Reports:
+@dataclass(frozen=True)
+class IngestJob:
+    """What the stage reads, and how."""
+
+    sources: Sources
+    ask: IngestSettings
+    num_buckets: int
+    forgotten: Forgotten
+
+
+def build(root: beam.Pipeline, attempt: str, job: IngestJob) -> Reports:
     """Adds the stage's steps: ratings are read, validated and split by user; items are merged with what was rated."""
-    checks = {"ratings": ValidateRatings(ask.rules), "items": ValidateItems()}
-    read = {name: root | f"Read{name.title()}" >> ReadBlocks(source) for name, source in sources._asdict().items() if source}
+    checks = {"ratings": ValidateRatings(job.ask.rules), "items": ValidateItems()}
+    read = {
+        name: root | f"Read{name.title()}" >> ReadBlocks(source) for name, source in job.sources._asdict().items() if source
+    }
     left_out = {}
-    if forgotten.digest:
-        unwanted = Unwanted(pa.array(forgotten.users, pa.string()), pa.array(forgotten.items, pa.string()))
+    if job.forgotten.digest:
+        unwanted = Unwanted(pa.array(job.forgotten.users, pa.string()), pa.array(job.forgotten.items, pa.string()))
         remaining = {name: raw | f"LeaveOut{name.title()}" >> LeaveOut(unwanted) for name, raw in read.items()}
         read = {name: each.raw for name, each in remaining.items()}
         left_out = {name: each.left_out for name, each in remaining.items()}
@@ -132,33 +143,33 @@ def build(
     newest = valid | "FindLatest" >> beam.CombineGlobally(FindLatest())
     latest = beam.pvalue.AsSingleton(newest)
     cut = None
-    if ask.split.split == "temporal":
-        cut = beam.pvalue.AsSingleton(valid | "FindCut" >> beam.CombineGlobally(FindCut(ask.split.holdout)))
-    split = SplitByUser(ask.split, num_buckets, ask.recency_half_life_days * DAY_SECONDS, latest, cut)
+    if job.ask.split.split == "temporal":
+        cut = beam.pvalue.AsSingleton(valid | "FindCut" >> beam.CombineGlobally(FindCut(job.ask.split.holdout)))
+    split = SplitByUser(job.ask.split, job.num_buckets, job.ask.recency_half_life_days * DAY_SECONDS, latest, cut)
     parts = valid | "SplitByUser" >> split
     described = [parts.item_counts, *(checked[name].valid for name in ("items",) if name in checked)]
-    features = list(sources.items.other_columns) if sources.items else []
+    features = list(job.sources.items.other_columns) if job.sources.items else []
     catalogue = described | "GatherItems" >> beam.Flatten() | "BuildCatalogue" >> BuildCatalogue(features)
     joined = []
     if "items" in checked:
         sides = {"rated_items": parts.item_counts, OTHERS: checked["items"].valid}
-        joined.append(sides | "JoinItems" >> JoinIds("item_id", num_buckets))
+        joined.append(sides | "JoinItems" >> JoinIds("item_id", job.num_buckets))
     rejected = [each.rejected for each in checked.values()]
-    kept = rejected | "GatherRejected" >> beam.Flatten() | "PartRejected" >> beam.FlatMap(key_rejected, num_buckets)
+    kept = rejected | "GatherRejected" >> beam.Flatten() | "PartRejected" >> beam.FlatMap(key_rejected, job.num_buckets)
     return [
-        root | "ReportBuckets" >> beam.Create([{"num_buckets": num_buckets}]),
+        root | "ReportBuckets" >> beam.Create([{"num_buckets": job.num_buckets}]),
         newest | "ReportNewest" >> beam.Map(lambda seconds: {"newest_timestamp": seconds or None}),
         *(
-            each.summary | f"Report{name.title()}" >> beam.Map(name_summary, sources._asdict()[name].dataset)
+            each.summary | f"Report{name.title()}" >> beam.Map(name_summary, job.sources._asdict()[name].dataset)
             for name, each in checked.items()
         ),
         *(
-            each.forms | f"ReportIdsOf{name.title()}" >> beam.Map(name_forms, sources._asdict()[name].dataset)
+            each.forms | f"ReportIdsOf{name.title()}" >> beam.Map(name_forms, job.sources._asdict()[name].dataset)
             for name, each in checked.items()
         ),
         *joined,
         *(
-            rows | f"ReportForgotten{name.title()}" >> beam.Map(name_forgotten, sources._asdict()[name].dataset)
+            rows | f"ReportForgotten{name.title()}" >> beam.Map(name_forgotten, job.sources._asdict()[name].dataset)
             for name, rows in left_out.items()
         ),
         parts.metrics,

@@ -112,7 +112,7 @@ def stage(
     done: Mapping[str, StageManifest],
     last: LastTable | None,
     evaluated: StageManifest | None = None,
-) -> Stage:
+) -> "Stage[JudgeJob]":
     """Returns the stage, which reads the table, the users and items that it is for, and the last table.
 
     Args:
@@ -138,22 +138,22 @@ def stage(
     same_buckets = last is not None and last.num_buckets == rules.num_buckets
     last_paths = [join(root, path) for path in last.topk] if last else []
     last_users = [join(root, path) for path in last.users] if last else []
-    job: dict[str, Any] = {
-        "buckets": buckets_of(
+    job = JudgeJob(
+        buckets=buckets_of(
             users_of(done).paths(root, "users"),
             recommended.paths(root, "topk"),
             last_paths if same_buckets else [],
             last_users if same_buckets else [],
         ),
-        "items": ingested.paths(root, "items"),
-        "num_items": ingested.rows("items"),
-        "examples": settings.report.users,
-        "embeddings": embedded.paths(root, "embeddings"),
-        "lists": items_of(root, done),
-        "rules": rules,
-        "regrouped": [] if same_buckets else last_paths,
-        "regrouped_users": [] if same_buckets else last_users,
-    }
+        items=ingested.paths(root, "items"),
+        num_items=ingested.rows("items"),
+        examples=settings.report.users,
+        embeddings=embedded.paths(root, "embeddings"),
+        lists=items_of(root, done),
+        rules=rules,
+        regrouped=[] if same_buckets else last_paths,
+        regrouped_users=[] if same_buckets else last_users,
+    )
     return Stage(
         name="judge",
         module=__name__,
@@ -166,29 +166,37 @@ def stage(
         },
         inputs={name: done[name] for name in ("ingest", "lists", "embed", "recommend")},
         reads={**reads_of(done, "items"), "embed": ["embeddings"], "recommend": ["topk"]},
-        build=lambda root, attempt: build(root, attempt, **job),
+        job=job,
+        build=build,
     )
 
 
-def build(
-    root: beam.Pipeline,
-    attempt: str,
-    buckets: Mapping[int, BucketFiles],
-    items: list[str],
-    num_items: int,
-    examples: int,
-    embeddings: list[str],
-    lists: ItemLists,
-    rules: TableRules,
-    regrouped: list[str],
-    regrouped_users: list[str],
-) -> Reports:
+@dataclass(frozen=True)
+class JudgeJob:
+    """The table that is judged, and what it is judged by."""
+
+    buckets: Mapping[int, BucketFiles]
+    items: list[str]
+    num_items: int
+    examples: int
+    embeddings: list[str]
+    lists: ItemLists
+    rules: TableRules
+    regrouped: list[str]
+    regrouped_users: list[str]
+
+
+def build(root: beam.Pipeline, attempt: str, job: JudgeJob) -> Reports:
     """Adds the stage's steps: each bucket's files are read by one worker, which compares them; what is in them is counted."""
-    table = [path for files in buckets.values() for path in files.table]
-    users = {number: files.users for number, files in buckets.items()}
+    table = [path for files in job.buckets.values() for path in files.table]
+    users = {number: files.users for number, files in job.buckets.items()}
     return [
-        root | "JudgeTable" >> JudgeTable(buckets, items, embeddings, lists, rules, regrouped, regrouped_users),
-        root | "DescribeTable" >> DescribeTable(attempt, table, items, num_items, users, rules.num_buckets, examples),
+        root
+        | "JudgeTable"
+        >> JudgeTable(job.buckets, job.items, job.embeddings, job.lists, job.rules, job.regrouped, job.regrouped_users),
+        root
+        | "DescribeTable"
+        >> DescribeTable(attempt, table, job.items, job.num_items, users, job.rules.num_buckets, job.examples),
     ]
 
 

@@ -9,6 +9,7 @@ A list that changes makes this stage run again, and what comes after it, but nei
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -90,7 +91,7 @@ def resolve_lists(ask: ListsSettings) -> Lists:
     )
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[ListsJob]":
     """Looks at the lists and returns the stage, which reads the users and the items of ingest.
 
     Raises:
@@ -100,13 +101,14 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     lists = resolve_lists(ask)
     forgotten = read_forgotten(Workspace(settings.output))
     num_buckets, num_items = ingested.metrics["num_buckets"], ingested.rows("items")
-    job: dict[str, Any] = {
-        "users": {part_of(path): path for path in ingested.paths(settings.output, "users")},
-        "items": ingested.paths(settings.output, "items"),
-        "num_buckets": num_buckets,
-        "num_items": num_items,
-        "forgotten": forgotten,
-    }
+    job = ListsJob(
+        lists=lists,
+        users={part_of(path): path for path in ingested.paths(settings.output, "users")},
+        items=ingested.paths(settings.output, "items"),
+        num_buckets=num_buckets,
+        num_items=num_items,
+        forgotten=forgotten,
+    )
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         check_rows(lists, metrics, ask, folder)
@@ -124,37 +126,41 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         inputs={"ingest": ingested},
         reads={"ingest": ["users", "items"]},
         sources=[source.description() for source in lists.given.values()],
-        build=lambda root, attempt: build(root, attempt, lists, **job),
+        job=job,
+        build=build,
         check=check,
     )
 
 
-def build(
-    root: beam.Pipeline,
-    attempt: str,
-    lists: Lists,
-    users: dict[int, str],
-    items: list[str],
-    num_buckets: int,
-    num_items: int,
-    forgotten: Forgotten,
-) -> Reports:
+@dataclass(frozen=True)
+class ListsJob:
+    """Which lists there are, and what they are compared with."""
+
+    lists: Lists
+    users: dict[int, str]
+    items: list[str]
+    num_buckets: int
+    num_items: int
+    forgotten: Forgotten
+
+
+def build(root: beam.Pipeline, attempt: str, job: ListsJob) -> Reports:
     """Adds the stage's steps: each list is read and validated; ids are looked for; users and items are marked."""
     checked, left_out = {}, {}
-    unwanted = Unwanted(pa.array(forgotten.users, pa.string()), pa.array(forgotten.items, pa.string()))
-    for flag, source in lists.given.items():
+    unwanted = Unwanted(pa.array(job.forgotten.users, pa.string()), pa.array(job.forgotten.items, pa.string()))
+    for flag, source in job.lists.given.items():
         name = flag.title().replace("_", "")
         raw = root | f"Read{name}" >> ReadBlocks(source)
-        if forgotten.digest:
+        if job.forgotten.digest:
             raw, left_out[flag] = raw | f"LeaveOut{name}" >> LeaveOut(unwanted)
         checked[flag] = raw | f"Validate{name}" >> ValidateIds(_KINDS[flag][1], source.dataset)
     valid = {flag: each.valid | f"Count{flag.title()}" >> CountBlocks() for flag, each in checked.items()}
-    partitions = max(1, math.ceil(num_items / ITEMS_A_RANGE))
+    partitions = max(1, math.ceil(job.num_items / ITEMS_A_RANGE))
     reports: list[beam.PCollection] = []
 
     of_items = {"exclude_items" if flag == "exclude" else flag: each for flag, each in valid.items() if flag != "users"}
     if of_items:
-        catalogue = root | "ReadItems" >> ReadParquet(items, ["item_id", "code"])
+        catalogue = root | "ReadItems" >> ReadParquet(job.items, ["item_id", "code"])
         reports.append({**of_items, OTHERS: catalogue} | "JoinItems" >> JoinIds("item_id", partitions))
         if any(flag in valid for flag in _OF_ITEMS):
             named = {CATALOGUE: catalogue} | {flag: valid[flag] for flag in _OF_ITEMS if flag in valid}
@@ -164,9 +170,11 @@ def build(
 
     of_users = {"exclude_users" if flag == "exclude" else flag: valid[flag] for flag in ("users", "exclude") if flag in valid}
     if of_users:
-        rated = root | "ReadUserIds" >> ReadParquet(list(users.values()), ["user_id"])
-        join = JoinIds("user_id", num_buckets, {"exclude_users": "users"} if "users" in valid else {})
-        everyone = list(of_users.values()) | "GatherUsers" >> beam.Flatten() | "AddLists" >> AddLists(users, num_buckets)
+        rated = root | "ReadUserIds" >> ReadParquet(list(job.users.values()), ["user_id"])
+        join = JoinIds("user_id", job.num_buckets, {"exclude_users": "users"} if "users" in valid else {})
+        everyone = (
+            list(of_users.values()) | "GatherUsers" >> beam.Flatten() | "AddLists" >> AddLists(job.users, job.num_buckets)
+        )
         reports += [
             {**of_users, OTHERS: rated} | "JoinUsers" >> join,
             everyone.metrics,

@@ -38,24 +38,9 @@ CHECKED_USERS = 1_000
 """About how many users' lists are compared with exact search."""
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[RecommendJob]":
     """Returns the stage, which reads users, the user tower, the index, and what must not be recommended."""
-    job, lists = job_of(settings, done)
-    item_lists = items_of(settings.output, done)
-    num_users = users_of(done).rows("users")
-    shards = files_of_shards(job["index_files"], job["num_shards"])
-    plan = choose_plan([bytes_of_shard(files) for files in shards.values()], settings.recommend.max_worker_bytes)
-    if settings.recommend.plan != "auto":
-        plan = ChosenPlan(settings.recommend.plan, "asked for with --plan")
-    how: dict[str, Any] = {
-        "plan": plan,
-        "max_worker_bytes": settings.recommend.max_worker_bytes,
-        "num_slices": choose_slices(num_users),
-    }
-    base = base_lists(settings, done, lists)
-    how |= {"base": base, "num_users": num_users}
-    scored_at, layout = settings.recommend.as_of or newest_of(done["ingest"]), settings.recommend.layout
-    how |= {"scored_at": scored_at, "layout": layout}
+    job = job_of(settings, done)
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         check_canaries(metrics["canaries"])
@@ -64,13 +49,14 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
     return Stage(
         name="recommend",
         module=__name__,
-        settings=asdict(lists)
-        | {"layout": layout, "scored_at": scored_at.isoformat() if scored_at else None}
-        | ({"base": base.described if isinstance(base, BaseLists) else {"why_nobody": base}} if base else {}),
+        settings=asdict(job.lists)
+        | {"layout": job.layout, "scored_at": job.scored_at.isoformat() if job.scored_at else None}
+        | ({"base": job.base.described if isinstance(job.base, BaseLists) else {"why_nobody": job.base}} if job.base else {}),
         check=check,
         inputs={name: done[name] for name in ("ingest", "lists", "train", "embed", "index")},
         reads={**reads_of(done, "items"), "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
-        build=lambda root, attempt: build(root, attempt, **job, **how, lists=lists, item_lists=item_lists),
+        job=job,
+        build=build,
     )
 
 
@@ -137,81 +123,109 @@ def newest_of(ingested: StageManifest) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
-def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> tuple[dict[str, Any], ListSettings]:
-    """Settles k, and returns where everything is that `build` reads, and what a list holds."""
-    ingested, trained, embedded, indexed = (done[name] for name in ("ingest", "train", "embed", "index"))
-    served = users_of(done)
-    num_candidates = embedded.rows("embeddings")
+def lists_of(settings: Settings, done: Mapping[str, StageManifest]) -> ListSettings:
+    """Settles k, and returns what a list holds."""
+    num_candidates = done["embed"].rows("embeddings")
     k = settings.recommend.k
     if k > num_candidates:
         LOGGER.warning("k %d is above the number of candidates: using %d", k, num_candidates)
         k = num_candidates
-    lists = ListSettings(
+    return ListSettings(
         k=k,
         recommend_seen=settings.recommend.recommend_seen,
-        search=SearchSettings(**indexed.metrics["search"]),
-        checked_fraction=min(1.0, CHECKED_USERS / max(1, served.rows("users"))),
+        search=SearchSettings(**done["index"].metrics["search"]),
+        checked_fraction=min(1.0, CHECKED_USERS / max(1, users_of(done).rows("users"))),
     )
-    job = {
-        "users": {part_of(path): path for path in served.paths(settings.output, "users")},
-        "tower": trained.stored(settings.output, USER_TOWER),
-        "index_root": join(settings.output, indexed.folder),
-        "index_files": indexed.dataset("shards"),
-        "num_shards": indexed.metrics["num_shards"],
-        "num_items": ingested.rows("items"),
-        "embeddings": embedded.paths(settings.output, "embeddings"),
-        "dim": embedded.metrics["dim"],
-    }
-    return job, lists
 
 
-def build(
-    root: beam.Pipeline,
-    attempt: str,
-    users: dict[int, str],
-    tower: StoredFolder,
-    index_root: str,
-    index_files: Sequence[WrittenFile],
-    num_shards: int,
-    num_items: int,
-    embeddings: list[str],
-    dim: int,
-    lists: ListSettings,
-    item_lists: ItemLists,
-    plan: ChosenPlan,
-    max_worker_bytes: int,
-    num_slices: int,
-    scored_at: datetime | None,
-    layout: str,
-    base: BaseLists | str,
-    num_users: int,
-) -> Reports:
+def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> "RecommendJob":
+    """Returns where everything is that lists are made of, what they hold, and how the work is shared out."""
+    ingested, trained, embedded, indexed = (done[name] for name in ("ingest", "train", "embed", "index"))
+    served, lists, ask = users_of(done), lists_of(settings, done), settings.recommend
+    index_files, num_shards = indexed.dataset("shards"), indexed.metrics["num_shards"]
+    plan = choose_plan(
+        [bytes_of_shard(files) for files in files_of_shards(index_files, num_shards).values()], ask.max_worker_bytes
+    )
+    return RecommendJob(
+        users={part_of(path): path for path in served.paths(settings.output, "users")},
+        tower=trained.stored(settings.output, USER_TOWER),
+        index_root=join(settings.output, indexed.folder),
+        index_files=index_files,
+        num_shards=num_shards,
+        num_items=ingested.rows("items"),
+        embeddings=embedded.paths(settings.output, "embeddings"),
+        dim=embedded.metrics["dim"],
+        lists=lists,
+        item_lists=items_of(settings.output, done),
+        plan=plan if ask.plan == "auto" else ChosenPlan(ask.plan, "asked for with --plan"),
+        max_worker_bytes=ask.max_worker_bytes,
+        num_slices=choose_slices(served.rows("users")),
+        scored_at=ask.as_of or newest_of(ingested),
+        layout=ask.layout,
+        base=base_lists(settings, done, lists),
+        num_users=served.rows("users"),
+    )
+
+
+@dataclass(frozen=True)
+class RecommendJob:
+    """Everything that lists are made of."""
+
+    users: dict[int, str]
+    tower: StoredFolder
+    index_root: str
+    index_files: Sequence[WrittenFile]
+    num_shards: int
+    num_items: int
+    embeddings: list[str]
+    dim: int
+    lists: ListSettings
+    item_lists: ItemLists
+    plan: ChosenPlan
+    max_worker_bytes: int
+    num_slices: int
+    scored_at: datetime | None
+    layout: str
+    base: BaseLists | str
+    num_users: int
+
+
+def build(root: beam.Pipeline, attempt: str, job: RecommendJob) -> Reports:
     """Adds the stage's steps: blocks of users get their vectors, then their lists, which are written and judged."""
     recommend: beam.PTransform
-    if plan.plan == FUSED:
-        recommend = RecommendFused(index_root, index_files, num_shards, num_items, lists, item_lists)
+    if job.plan.plan == FUSED:
+        recommend = RecommendFused(job.index_root, job.index_files, job.num_shards, job.num_items, job.lists, job.item_lists)
     else:
         recommend = RecommendByShard(
-            index_root, index_files, num_shards, num_items, lists, item_lists, max_worker_bytes, num_slices
+            job.index_root,
+            job.index_files,
+            job.num_shards,
+            job.num_items,
+            job.lists,
+            job.item_lists,
+            job.max_worker_bytes,
+            job.num_slices,
         )
-    blocks = root | "ReadUsers" >> ReadParts(users) | "Progress" >> CountBlocks() | "DateRows" >> DateRows(scored_at)
+    blocks = root | "ReadUsers" >> ReadParts(job.users) | "Progress" >> CountBlocks() | "DateRows" >> DateRows(job.scored_at)
     reports = []
-    if isinstance(base, BaseLists):
-        blocks, carried = blocks | "CarryOver" >> CarryOver(base.last, embeddings, item_lists, base.rules)
+    if isinstance(job.base, BaseLists):
+        blocks, carried = blocks | "CarryOver" >> CarryOver(job.base.last, job.embeddings, job.item_lists, job.base.rules)
         reports.append(carried)
-    elif base:
-        reports.append(root | "ReportCarried" >> beam.Create([nothing_carried(base, num_users)]))
-    known = blocks | "EmbedUsers" >> EmbedUsers(tower)
+    elif job.base:
+        reports.append(root | "ReportCarried" >> beam.Create([nothing_carried(job.base, job.num_users)]))
+    known = blocks | "EmbedUsers" >> EmbedUsers(job.tower)
     made = known | "Recommend" >> recommend
-    judge = JudgeRun(embeddings, dim, lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, lists, item_lists)
+    judge = JudgeRun(
+        job.embeddings, job.dim, job.lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, job.lists, job.item_lists
+    )
     return [
-        made.topk | "WriteTable" >> WriteTable(attempt, lists.k, layout),
+        made.topk | "WriteTable" >> WriteTable(attempt, job.lists.k, job.layout),
         made.reports,
         *reports,
         Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
-        (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(embeddings, lists.checked_fraction),
-        root | "CountItems" >> CountItems(embeddings, item_lists),
-        root | "ReportPlan" >> beam.Create([{"plan": plan.plan, "plan_reason": plan.why}]),
+        (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(job.embeddings, job.lists.checked_fraction),
+        root | "CountItems" >> CountItems(job.embeddings, job.item_lists),
+        root | "ReportPlan" >> beam.Create([{"plan": job.plan.plan, "plan_reason": job.plan.why}]),
     ]
 
 

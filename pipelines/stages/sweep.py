@@ -5,7 +5,7 @@ space of its own (see docs/guides/sweep.md); the first trial is always the flags
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 
 import apache_beam as beam
@@ -28,7 +28,7 @@ from transforms.train.trials import RunTrials, Trial
 DEFAULT_NUM_TRIALS = 20
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[SweepJob]":
     """Returns the stage, which reads what training reads.
 
     Raises:
@@ -51,13 +51,23 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         settings={"trials": [asdict(trial.settings) for trial in trials]},
         inputs={"ingest": ingested},
         reads={"ingest": reads},
-        build=lambda root, attempt: build(root, attempt, paths, trials, settings.output),
+        job=SweepJob(paths, trials, settings.output),
+        build=build,
     )
 
 
-def build(root: beam.Pipeline, attempt: str, paths: TrainingPaths, trials: Sequence[Trial], output: str) -> Reports:
+@dataclass(frozen=True)
+class SweepJob:
+    """Which trials to run, on what."""
+
+    paths: TrainingPaths
+    trials: Sequence[Trial]
+    output: str
+
+
+def build(root: beam.Pipeline, attempt: str, job: SweepJob) -> Reports:
     """Adds the stage's steps: every trial is an element, and one worker writes what all of them found."""
-    written = root | "RunTrials" >> RunTrials(trials, paths, output, attempt)
+    written = root | "RunTrials" >> RunTrials(job.trials, job.paths, job.output, attempt)
     return [
         written | "Files" >> beam.FlatMap(lambda made: made[0]),
         written | "Metrics" >> beam.Map(lambda made: made[1]),

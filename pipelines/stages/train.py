@@ -1,7 +1,7 @@
 """Trains the two towers on the training part of the ratings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -21,7 +21,7 @@ VALIDATION = {"random": "random", "temporal": "temporal", "last": "last", "none"
 """How to validate for each split of `ingest`: as the holdout was made, and for what is to come where nothing was held out."""
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[TrainJob]":
     """Returns the stage, which reads the training interactions, and the catalogue where the item tower looks at features.
 
     Raises:
@@ -36,7 +36,8 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         settings=asdict(training),
         inputs={"ingest": ingested},
         reads={"ingest": ["interactions/train", *(["items"] if paths.items else [])]},
-        build=lambda root, attempt: build(root, attempt, paths, training, settings.checkpoint_secs),
+        job=TrainJob(paths, training, settings.checkpoint_secs),
+        build=build,
         check=lambda metrics, folder: warn_of_features(metrics),
     )
 
@@ -68,15 +69,22 @@ def paths_of(output: str, ingested: StageManifest, trainings: Sequence[TrainingS
     return TrainingPaths(ingested.paths(output, "interactions/train"), items)
 
 
-def build(
-    root: beam.Pipeline, attempt: str, paths: TrainingPaths, settings: TrainingSettings, checkpoint_secs: float
-) -> Reports:
+@dataclass(frozen=True)
+class TrainJob:
+    """What to train on, and how."""
+
+    paths: TrainingPaths
+    settings: TrainingSettings
+    checkpoint_secs: float
+
+
+def build(root: beam.Pipeline, attempt: str, job: TrainJob) -> Reports:
     """Adds the stage's steps: one element, the files to read, through one worker that trains.
 
     Checkpoints lie beside the attempt, in the folder of the stage, so that the next attempt at the same stage goes on.
     """
     checkpoints = join(attempt.rpartition("/")[0], "checkpoints")
-    trained = root | "TrainTowers" >> TrainTowers(paths, attempt, settings, checkpoints, checkpoint_secs)
+    trained = root | "TrainTowers" >> TrainTowers(job.paths, attempt, job.settings, checkpoints, job.checkpoint_secs)
     return [
         trained | "Files" >> beam.FlatMap(lambda made: made[0]),
         trained | "Metrics" >> beam.Map(lambda made: made[1]),

@@ -8,7 +8,7 @@ Prints the Pareto front and where the table, the plot and the chosen settings ar
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import apache_beam as beam
 
@@ -29,7 +29,7 @@ from transforms.io.read import ReadParquet
 from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
+def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[TuneJob]":
     """Chooses what is tried from the number of candidates, and returns the stage."""
     ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
     num_candidates, dim = embedded.rows("embeddings"), embedded.metrics["dim"]
@@ -43,20 +43,21 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         target_recall=settings.index.target_recall,
     )
     builds = builds_to_try(math.ceil(num_candidates / num_shards), settings)
-    job = {
-        "dim": dim,
-        "num_shards": num_shards,
-        "num_tried": num_tried,
-        "num_vectors": math.ceil(num_candidates * num_tried / num_shards),
-        "seed": settings.index.seed,
-        "embeddings": embedded.stored(settings.output, "embeddings"),
-        "users": [
+    job = TuneJob(
+        dim=dim,
+        num_shards=num_shards,
+        num_tried=num_tried,
+        num_vectors=math.ceil(num_candidates * num_tried / num_shards),
+        seed=settings.index.seed,
+        embeddings=embedded.stored(settings.output, "embeddings"),
+        users=[
             join(settings.output, ingested.folder, file.path) for file in some_users(ingested.dataset("users"), ask.num_users)
         ],
-        "tower": trained.stored(settings.output, USER_TOWER),
-        "builds": builds,
-        "sweep": settings.tune.sweep,
-    }
+        tower=trained.stored(settings.output, USER_TOWER),
+        builds=builds,
+        sweep=settings.tune.sweep,
+        ask=ask,
+    )
     return Stage(
         name="tune",
         module=__name__,
@@ -70,34 +71,40 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage:
         },
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
         reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
-        build=lambda root, attempt: build(root, attempt, **job, ask=ask),
+        job=job,
+        build=build,
     )
 
 
-def build(
-    root: beam.Pipeline,
-    attempt: str,
-    dim: int,
-    num_shards: int,
-    num_tried: int,
-    num_vectors: int,
-    seed: int,
-    embeddings: StoredFolder,
-    users: list[str],
-    tower: StoredFolder,
-    builds: list[BuildSettings],
-    sweep: Sweep,
-    ask: CalibrationSettings,
-) -> Reports:
+@dataclass(frozen=True)
+class TuneJob:
+    """What is tried, and on which vectors."""
+
+    dim: int
+    num_shards: int
+    num_tried: int
+    num_vectors: int
+    seed: int
+    embeddings: StoredFolder
+    users: list[str]
+    tower: StoredFolder
+    builds: list[BuildSettings]
+    sweep: Sweep
+    ask: CalibrationSettings
+
+
+def build(root: beam.Pipeline, attempt: str, job: TuneJob) -> Reports:
     """Adds the stage's steps: some users are searched for in one build after another, or side by side on many workers."""
-    known = root | "ReadUsers" >> ReadParquet(users) | "EmbedUsers" >> EmbedUsers(tower)
-    items = root | "ReadItems" >> ReadParquet(embeddings.paths, ["item_id", "code"])
-    sample = (known, items) | "DrawSample" >> DrawSample(ask, dim)
-    trials = sample | "TuneIndex" >> TuneIndex(embeddings, num_shards, num_tried, seed, builds, ask, sweep)
+    known = root | "ReadUsers" >> ReadParquet(job.users) | "EmbedUsers" >> EmbedUsers(job.tower)
+    items = root | "ReadItems" >> ReadParquet(job.embeddings.paths, ["item_id", "code"])
+    sample = (known, items) | "DrawSample" >> DrawSample(job.ask, job.dim)
+    trials = sample | "TuneIndex" >> TuneIndex(
+        job.embeddings, job.num_shards, job.num_tried, job.seed, job.builds, job.ask, job.sweep
+    )
     made = (
         trials
         | "GatherTrials" >> beam.combiners.ToList()
-        | "WriteResults" >> beam.Map(lambda blocks: write_results(attempt, blocks, num_shards, num_vectors, ask))
+        | "WriteResults" >> beam.Map(lambda blocks: write_results(attempt, blocks, job.num_shards, job.num_vectors, job.ask))
     )
     return [made | "Files" >> beam.FlatMap(lambda made: made[0]), made | "Metrics" >> beam.Map(lambda made: made[1])]
 
