@@ -68,7 +68,7 @@ def read_leases(workspace: Workspace) -> list[Lease]:
             if value.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError("another version of this program wrote it")
             check_shape(value, _SHAPE)
-            if file.path.split("/")[-1] != f"{value['lease']}.json":
+            if workspace.relative(file.path) != workspace.lease(value["lease"]):
                 raise ValueError(f"it is the lease {value['lease']!r}")
             found.append(Lease(**value | {name: tuple(value[name]) for name in ("uses", "deletes")}))
         except FileNotFoundError:

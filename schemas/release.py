@@ -301,7 +301,7 @@ def find_releases(workspace: Workspace) -> list[FoundRelease]:
     """Returns every release below the root, newest first; those that cannot be read say why."""
     found = []
     for file in list_files(join(workspace.root, workspace.release_manifest("*"))):
-        name = file.path.split("/")[-2]
+        name = workspace.release_of(file.path)
         try:
             found.append(FoundRelease(name, _read_manifest(workspace, file.path, name)))
         except InputError as error:
@@ -357,7 +357,7 @@ def find_withdrawals(workspace: Workspace) -> list[Withdrawal]:
             value = read_json(file.path)
             _refuse_newer(file.path, value.pop("schema_version"))
             check_shape(value, _WITHDRAWAL)
-            _check_place("release", value["release"], file.path.split("/")[-1].removesuffix(".json"))
+            _check_place("release", value["release"], workspace.release_of(file.path))
             found.append(Withdrawal(**value))
     return found
 

@@ -25,6 +25,11 @@ from schemas.stage_files import CURVES_CHART, TRIALS_CHART
 from schemas.storage import join, list_files
 
 
+def stage_folder_of(attempt: str) -> str:
+    """Returns the folder of the stage that the folder of an attempt lies in, whatever the root."""
+    return attempt.rpartition("/")[0]
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The paths of one output root, which may be a local folder or a URI."""
@@ -63,10 +68,28 @@ class Workspace:
         """Returns the chart of a stage that tries things, relative to the root; the command draws it at the end."""
         return f"{self.stage(name, fingerprint)}/{TRIALS_CHART}"
 
+    def relative(self, path: str) -> str:
+        """Returns a path below the root, relative to it."""
+        return path[len(join(self.root, "x")) - 1 :]
+
     @staticmethod
     def stage_of(path: str) -> str:
         """Returns the folder of the stage that a path, relative to the root, lies in."""
         return "/".join(path.split("/")[:2])
+
+    @staticmethod
+    def attempt_of(path: str) -> str:
+        """Returns the folder of the attempt at a stage that a path, relative to the root, lies in."""
+        return "/".join(path.split("/")[:3])
+
+    @staticmethod
+    def checkpoints_beside(attempt: str) -> str:
+        """Returns where the attempts at a stage keep checkpoints, given the folder of one, root included."""
+        return f"{stage_folder_of(attempt)}/checkpoints"
+
+    def release_of(self, path: str) -> str:
+        """Returns the name of the release whose manifest, or whose withdrawal, lies at a path, root included."""
+        return self.relative(path).split("/")[1].removesuffix(".json")
 
     def manifest(self, name: str, fingerprint: str) -> str:
         return join(self.root, self.stage(name, fingerprint), "manifest.json")

@@ -51,7 +51,7 @@ class Garbage:
     @property
     def lease_on(self) -> str:
         """The folder that whoever uses any of it has a lease on: of an attempt, that of its stage."""
-        return self.folder.rpartition("/")[0] if self.kind == ATTEMPT else self.folder
+        return Workspace.stage_of(self.folder) if self.kind == ATTEMPT else self.folder
 
 
 def kept_releases(
@@ -110,14 +110,14 @@ def find_garbage(workspace: Workspace, keep: int, min_age_hours: float, used: Co
 
 def _unneeded(workspace: Workspace, needed: Collection[str], min_age_secs: float, used: Collection[str]) -> Iterator[Garbage]:
     """Yields stages, and attempts at stages that are needed, which no release needs and nobody uses."""
-    start = len(join(workspace.root, "stages")) - len("stages")
     stages: dict[str, list[FileMetadata]] = defaultdict(list)
     for file in list_files(join(workspace.root, "stages", "**")):
-        folder = "/".join(file.path[start:].split("/")[:2])
-        if STAGE_FOLDER.matches(folder) and file.path[start:] != folder:  # What is no stage is not ours to delete.
+        path = workspace.relative(file.path)
+        folder = workspace.stage_of(path)
+        if STAGE_FOLDER.matches(folder) and path != folder:  # What is no stage is not ours to delete.
             stages[folder].append(file)
     oldest = time.time() - min_age_secs
-    stages_needed = {folder.rpartition("/")[0] for folder in needed}
+    stages_needed = set(map(workspace.stage_of, needed))
     for stage, files in stages.items():
         if stage in used:
             continue
@@ -128,7 +128,7 @@ def _unneeded(workspace: Workspace, needed: Collection[str], min_age_secs: float
         manifest = read_manifest(join(workspace.root, stage, "manifest.json"))
         attempts: dict[str, list[FileMetadata]] = defaultdict(list)
         for file in files:
-            folder = "/".join(file.path[start:].split("/")[:3])
+            folder = workspace.attempt_of(workspace.relative(file.path))
             if ATTEMPT_FOLDER.matches(folder):
                 attempts[folder].append(file)
         for folder, its in attempts.items():
@@ -204,5 +204,5 @@ def used_by_others(workspace: Workspace) -> set[str]:
 
 def folders_of(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
     """Returns the folders that whoever uses a release must have a lease on."""
-    stages = {str(stage["folder"]).rpartition("/")[0] for _, stage in all_stages(release)}
+    stages = {workspace.stage_of(str(stage["folder"])) for _, stage in all_stages(release)}
     return [workspace.release(release["release"]), *sorted(stages)]

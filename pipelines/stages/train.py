@@ -10,7 +10,7 @@ from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Reports, Stage
 from schemas.manifest import StageManifest
-from schemas.storage import join
+from schemas.workspace import Workspace
 from transforms.io.write import part_of
 from transforms.train.features import in_catalogue
 from transforms.train.rows import TrainingPaths
@@ -83,7 +83,7 @@ def build(root: beam.Pipeline, attempt: str, job: TrainJob) -> Reports:
 
     Checkpoints lie beside the attempt, in the folder of the stage, so that the next attempt at the same stage goes on.
     """
-    checkpoints = join(attempt.rpartition("/")[0], "checkpoints")
+    checkpoints = Workspace.checkpoints_beside(attempt)
     trained = root | "TrainTowers" >> TrainTowers(job.paths, attempt, job.settings, checkpoints, job.checkpoint_secs)
     return [
         trained | "Files" >> beam.FlatMap(lambda made: made[0]),
