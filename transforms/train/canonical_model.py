@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import Message
 from tensorflow.core.protobuf import saved_model_pb2
 
 _NUMBERED = re.compile(r"(.*_)(\d+)")
@@ -41,8 +40,8 @@ def make_canonical(folder: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _rename(message: Message, names: Mapping[str, str]) -> None:
-    """Replaces names wherever they stand alone: as text or bytes, in lists, and as keys of maps."""
+def _rename(message: Any, names: Mapping[str, str]) -> None:
+    """Replaces names wherever they stand alone in a protocol buffer: as text or bytes, in lists, and as keys of maps."""
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             _rename_map(value, names, is_message=field.message_type.fields_by_name["value"].message_type is not None)
