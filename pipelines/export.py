@@ -18,7 +18,6 @@ from transforms.serving.export import MODEL
 
 def main(argv: Sequence[str]) -> None:
     """Exports the newest table's model, or that of the run with these flags where --ratings is among them."""
-
     settings, options = prepare(argv, str(__doc__))
     workspace = Workspace(settings.output)
     with LeaseHolder(workspace, "export") as lease:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.ids import as_whole_number
-from transforms.ingest.id_forms import MergeForms, forms_of, forms_of_block, merge_forms, odd_forms, without_zero_fraction
+from schemas.ids import as_whole_number, as_whole_numbers
+from transforms.ingest.id_forms import MergeForms, forms_of, forms_of_block, merge_forms, odd_forms
 from transforms.ingest.values import as_text
 
 IDS = st.lists(st.text(st.sampled_from(" \t\u00a0\u3000éab.01-中🙂"), min_size=1).filter(str.strip))
@@ -52,7 +52,7 @@ def test_forms_are_counted_as_python_sees_them(ids: list[str], start: int) -> No
 )
 def test_whole_numbers_of_a_text_file_are_written_as_such(ids: list[str | None], start: int) -> None:
     whole = {"7.0": "7", "0.0": "0", "-7.0": "-7", "-0.0": "0", "1e+16": "1" + 16 * "0", "-1.5e+17": "-15" + 16 * "0"}
-    found = without_zero_fraction(pa.array(ids, pa.string())[start:])
+    found = as_whole_numbers(pa.array(ids, pa.string())[start:])
     assert found.to_pylist() == [whole.get(each, each) if each else each for each in ids[start:]]
     assert found.to_pylist() == [as_whole_number(each) if each else each for each in ids[start:]]
 
@@ -60,7 +60,7 @@ def test_whole_numbers_of_a_text_file_are_written_as_such(ids: list[str | None],
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False).map(lambda number: float(round(number))) | st.floats(-9, 9)))
 def test_text_of_floats_and_floats_give_the_same_ids(numbers: list[float]) -> None:
     kept = [each for each in numbers if abs(each) < 2.0**63]
-    written = without_zero_fraction(pa.array([repr(each) for each in kept if each == round(each)], pa.string()))
+    written = as_whole_numbers(pa.array([repr(each) for each in kept if each == round(each)], pa.string()))
     assert written.to_pylist() == as_text(pa.array([each for each in kept if each == round(each)], pa.float64())).to_pylist()
 
 

@@ -195,9 +195,11 @@ def test_another_version_of_a_package_runs_what_it_computes_again(
     stage = counting(5, module="pipelines.stages.index")
     fingerprint_before = stage.fingerprint
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == package else found(name))
+    fingerprint.package_versions.cache_clear()
     after = decided_by()
     assert {name for name in RESULTS if after[name] != before[name]} == again
     assert (stage.fingerprint != fingerprint_before) == ("index" in again)
+    fingerprint.package_versions.cache_clear()
 
 
 def test_what_only_draws_makes_no_stage_run_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,9 +34,7 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     parser = OneLineParser(description=description, allow_abbrev=False, epilog="Any Beam option may follow, such as --runner.")
     ShortlistOptions._add_argparse_args(parser)
     flags, others = parser.parse_known_args(list(argv))
-    if flags.config == "":
-        raise InputError("--config is empty, and must name a YAML file of flags: give it, or leave --config out")
-    if flags.config is None:
+    if not flags.config:
         return settings_of(flags), options_of(others, parser, flags.verbose)
     in_config = flags_of_config(flags.config, parser)
     try:

@@ -281,6 +281,7 @@ _NOT_OF_JOB = ("output", "config", "json", "verbose", "check", "force", "reuse_m
 
 
 _NEVER_EMPTY = {
+    "config": "a YAML file of flags",
     "ratings": "a source",
     "items": "a source",
     "users": "a list of users",

@@ -41,6 +41,7 @@ def code_version(module: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
 def package_versions(module: str) -> dict[str, str]:
     """Returns the versions of the `DECIDING` packages that a module imports, however deep: another makes a stage run again."""
     used = {package for name in _imported(module) for package in _read_code(name).packages}

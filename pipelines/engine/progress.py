@@ -58,12 +58,7 @@ class Progress:
             raise
         stop.set()
         watcher.join()
-        self._say(
-            stage,
-            describe(WORKER_PROGRESS.blocks, WORKER_PROGRESS.rows, time.monotonic() - started, WORKER_PROGRESS.note),
-            "green",
-            "+",
-        )
+        self._say(stage, self._now(started), "green", "+")
 
     def _watch(self, stage: str, started: float, stop: threading.Event) -> None:
         if self._terminal:

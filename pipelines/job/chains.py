@@ -7,8 +7,10 @@ from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Stage
 from pipelines.job.publishing import JobStages, ManifestsByName
 from pipelines.job.refit import settings_of_refit
+from pipelines.job.reuse import kept_model
 from pipelines.stages import embed, index, ingest, judge, lists, recommend, train
 from pipelines.stages.judge import last_table
+from schemas.manifest import StageManifest
 from schemas.workspace import Workspace
 
 STAGES: Mapping[str, ModuleType] = {
@@ -39,6 +41,11 @@ def chains(settings: Settings, made: JobStages) -> Iterator[tuple[Settings, Mani
         yield settings, made.evaluated
     if settings.refit:
         yield settings_of_refit(settings, made.evaluated), made.published
+
+
+def kept_stage(name: str, settings: Settings, ask: Settings, done: ManifestsByName) -> StageManifest | None:
+    """Returns a stage of a chain that is kept from a release, and not made: training, where a model is reused."""
+    return kept_model(settings, ask.base, done["ingest"]) if name == "train" and ask.base else None
 
 
 def judges(settings: Settings, made: JobStages) -> Iterator[tuple[ManifestsByName, Stage]]:

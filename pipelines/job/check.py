@@ -18,8 +18,9 @@ from rich.markup import escape
 from pipelines.cli.command import OK, Output
 from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
+from pipelines.job.chains import STAGES, chains, kept_stage, no_stages_yet
 from pipelines.job.publishing import READERS, JobStages, ManifestsByName
-from pipelines.job.reuse import kept_model
+from pipelines.job.runner import run_stages
 from pipelines.stages.ingest import rows_forgotten, rows_read
 from schemas.manifest import StageManifest, users_of
 from schemas.release import read_latest, read_release
@@ -35,9 +36,6 @@ def check_job(settings: Settings, options: PipelineOptions) -> None:
     Raises:
       InputError: as a run would.
     """
-    from pipelines.job.chains import chains, no_stages_yet
-    from pipelines.job.runner import run_stages
-
     workspace, started = Workspace(settings.output), time.monotonic()
     latest = read_latest(workspace)
     if latest:
@@ -58,26 +56,19 @@ def check_job(settings: Settings, options: PipelineOptions) -> None:
 
 def plan_of(settings: Settings, made: JobStages, workspace: Workspace) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
     """Yields, for each model that a run makes or keeps, which stages would run and which are done."""
-    from pipelines.job.chains import chains
-
     for ask, done in chains(settings, made):
         model = "the published table" if done is made.published else "the evaluation before the refit"
         yield model, _plan_of_chain(settings, ask, done, workspace)
 
 
 def _plan_of_chain(settings: Settings, ask: Settings, done: ManifestsByName, workspace: Workspace) -> Iterator[tuple[str, str]]:
-    from pipelines.job.chains import STAGES
-
     known = True
     for name, module in STAGES.items():
         if known and name not in done:
-            if name == "train" and ask.base:
-                done[name] = kept_model(settings, ask.base, done["ingest"])
-            else:
-                found = workspace.read(name, module.stage(ask, done).fingerprint)
-                known = found is not None
-                if found:
-                    done[name] = found
+            found = kept_stage(name, settings, ask, done) or workspace.read(name, module.stage(ask, done).fingerprint)
+            known = found is not None
+            if found:
+                done[name] = found
         kept = name == "train" and ask.base
         yield name, f"kept from release {ask.base.release}" if kept and ask.base else "done" if name in done else "would run"
 

@@ -3,9 +3,8 @@
 from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.stage import Stage
-from pipelines.job.chains import COMMANDS, STAGES, chains, judges, no_stages_yet
+from pipelines.job.chains import COMMANDS, STAGES, chains, judges, kept_stage, no_stages_yet
 from pipelines.job.publishing import READERS, JobStages, ManifestsByName
-from pipelines.job.reuse import kept_model
 from pipelines.stages import ingest, lists
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
@@ -28,10 +27,9 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> JobStages
         made = no_stages_yet(settings)
         for ask, done in chains(settings, made):
             for each in before:
-                if each == "train" and ask.base:
-                    done[each] = kept_model(settings, ask.base, done["ingest"])
-                elif each in STAGES:
-                    done[each] = _finished(workspace, STAGES[each].stage(ask, done), asker)
+                if each in STAGES:
+                    kept = kept_stage(each, settings, ask, done)
+                    done[each] = kept or _finished(workspace, STAGES[each].stage(ask, done), asker)
         for done, stage in judges(settings, made) if "judge" in before else ():
             done["judge"] = _finished(workspace, stage, asker)
         return made

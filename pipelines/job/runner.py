@@ -9,11 +9,10 @@ from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.progress import Progress
 from pipelines.engine.stage import run_stage
-from pipelines.job.chains import STAGES, chains, judges, no_stages_yet
+from pipelines.job.chains import STAGES, chains, judges, kept_stage, no_stages_yet
 from pipelines.job.finished import keep_finished
 from pipelines.job.publishing import READERS, AnotherPublished, JobStages, Outcome, publish
 from pipelines.job.refit import check_same_sources
-from pipelines.job.reuse import kept_model
 from pipelines.stages import export, lists
 from pipelines.stages.judge import last_table
 from schemas.release import read_latest, read_release
@@ -29,8 +28,9 @@ def run_stages(
         if made.evaluated and done is not made.evaluated:
             LOGGER.info("refit: the same again, the holdout included")
         for name in names:
-            if name == "train" and ask.base:
-                done[name] = kept_model(settings, ask.base, done["ingest"])
+            kept = kept_stage(name, settings, ask, done)
+            if kept and ask.base:
+                done[name] = kept
                 progress.skipped(name, f"kept from release {ask.base.release}")
                 continue
             stage = STAGES[name].stage(ask, done)

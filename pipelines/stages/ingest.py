@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.cli.logs import LOGGER
@@ -134,7 +133,7 @@ def build(root: beam.Pipeline, attempt: str, job: IngestJob) -> Reports:
     }
     left_out = {}
     if job.forgotten.digest:
-        unwanted = Unwanted(pa.array(job.forgotten.users, pa.string()), pa.array(job.forgotten.items, pa.string()))
+        unwanted = Unwanted.of(job.forgotten)
         remaining = {name: raw | f"LeaveOut{name.title()}" >> LeaveOut(unwanted) for name, raw in read.items()}
         read = {name: each.raw for name, each in remaining.items()}
         left_out = {name: each.left_out for name, each in remaining.items()}

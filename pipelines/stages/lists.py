@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import pyarrow as pa
 
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import ListsSettings, Settings
@@ -147,7 +146,7 @@ class ListsJob:
 def build(root: beam.Pipeline, attempt: str, job: ListsJob) -> Reports:
     """Adds the stage's steps: each list is read and validated; ids are looked for; users and items are marked."""
     checked, left_out = {}, {}
-    unwanted = Unwanted(pa.array(job.forgotten.users, pa.string()), pa.array(job.forgotten.items, pa.string()))
+    unwanted = Unwanted.of(job.forgotten)
     for flag, source in job.lists.given.items():
         name = flag.title().replace("_", "")
         raw = root | f"Read{name}" >> ReadBlocks(source)

@@ -112,13 +112,17 @@ _BEGINNINGS = {
 """What files begin with: the kind, where such a file can be read under another name, and what people call it."""
 
 
+def _end_of(file: BinaryIO, size: int) -> bytes:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+    return file.read()
+
+
 def check_begins_as(path: str, file_format: Format) -> None:
     """Raises InputError if a file begins as one of another format than its name says, naming the name that it should have."""
     expected = "parquet" if file_format.name == "parquet" else "gzip" if file_format.is_gzip else "text"
     with open_file(path) as file:
         beginning = file.read(8)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_PARQUET)))
-        is_parquet = beginning.startswith(_PARQUET) and file.read() == _PARQUET  # The name of a column may be PAR1.
+        is_parquet = beginning.startswith(_PARQUET) and _end_of(file, len(_PARQUET)) == _PARQUET  # A column may be called PAR1.
     kind, said = next(
         (known for start, known in _BEGINNINGS.items() if beginning.startswith(start)), ("text", "not compressed")
     )

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Block
-from schemas.ids import EXPONENT, LARGEST, ZERO_FRACTION
 from transforms.ingest.join_ids import shortened
 
 _EXAMPLES = 3
@@ -27,39 +26,17 @@ Forms = dict[str, dict[str, Any]]
 many are whole numbers that end in `.0`."""
 
 
-def _begin_and_end(ids: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the first, the last and the last but one byte of [n] large_string ids, each [n] uint8; none may be empty."""
-    offsets = np.frombuffer(ids.buffers()[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    text = np.frombuffer(ids.buffers()[2], np.uint8)
-    return text[offsets[:-1]], text[offsets[1:] - 1], text[np.maximum(offsets[1:] - 2, 0)]
-
-
-def without_zero_fraction(ids: pa.Array) -> pa.Array:
-    """Returns [n] string ids of a text file, `7.0` as `7` and `1e+16` in full, others as they were."""
-    filled = pc.if_else(pc.greater(pc.fill_null(pc.binary_length(ids), 0), 0), ids, "-").cast(pa.large_string())
-    if not len(filled):
-        return ids
-    _, last, before = _begin_and_end(filled)
-    if ((last == ord("0")) & (before == ord("."))).any():
-        ids = pc.replace_substring_regex(ids, ZERO_FRACTION, r"\1")
-        ids = pc.if_else(pc.equal(ids, "-0.0"), "0", ids)
-    if pc.any(pc.match_substring(ids, "e+")).as_py():
-        large = pc.fill_null(pc.match_substring_regex(ids, EXPONENT), False)
-        floats = pc.if_else(large, ids, "0").cast(pa.float64())
-        large = pc.and_(large, pc.less(pc.abs(floats), LARGEST))
-        ids = pc.if_else(large, pc.if_else(large, floats, 0.0).cast(pa.int64()).cast(pa.string()), ids)
-    return ids
-
-
 def forms_of(ids: pa.Array) -> dict[str, Any]:
     """Describes [n] string ids, none of them null or empty."""
     padded, whole_floats = pa.array([], pa.string()), 0
     if len(ids):
         ids = ids.cast(pa.large_string())
-        first, last, before = _begin_and_end(ids)
+        offsets = np.frombuffer(ids.buffers()[1], np.int64)[ids.offset : ids.offset + len(ids) + 1]
+        text = np.frombuffer(ids.buffers()[2], np.uint8)
+        first, last = text[offsets[:-1]], text[offsets[1:] - 1]
         some = ids.filter(pa.array(_SPACES[first] | _SPACES[last]))
         padded = some.filter(pc.not_equal(some, pc.utf8_trim_whitespace(some)))
-        zero = (last == ord("0")) & (before == ord("."))
+        zero = (last == ord("0")) & (text[np.maximum(offsets[1:] - 2, 0)] == ord("."))
         whole_floats = int(pc.sum(pc.match_substring_regex(ids.filter(pa.array(zero)), r"^-?[0-9]+\.0$")).as_py() or 0)
     examples = pc.unique(padded)
     examples = examples.take(pc.sort_indices(examples)[:_EXAMPLES]).to_pylist()

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Block
+from schemas.forgotten import Forgotten
 from transforms.ingest.validate import RawBlocks
 from transforms.ingest.values import as_text
 
@@ -45,6 +46,11 @@ class Unwanted:
 
     users: pa.Array
     items: pa.Array
+
+    @classmethod
+    def of(cls, forgotten: Forgotten) -> "Unwanted":
+        """Returns those who are to be forgotten."""
+        return cls(pa.array(forgotten.users, pa.string()), pa.array(forgotten.items, pa.string()))
 
     def names(self, block: Block) -> np.ndarray:
         """Returns [n] bool: which rows of a block have such a user or item, whatever type of column its ids have."""

@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 
 from schemas.blocks import MAX_ROWS, Block, in_blocks
 from schemas.errors import InputError
+from schemas.ids import as_whole_numbers
 from schemas.rejected import REJECTED
 from transforms.ingest import tfds_blocks
 from transforms.ingest.csv_pieces import NOT_UTF8, cut, decode_utf8, parse_run, record_runs
 from transforms.ingest.formats import BY_NAME, opened, opened_parquet, text_header
-from transforms.ingest.id_forms import without_zero_fraction
 from transforms.ingest.rejects import rejected_block
 from transforms.ingest.sources import POSITION_BITS, Source
 from transforms.ingest.validate import RawBlocks
@@ -113,7 +113,7 @@ def _whole_ids(block: Block, source: Source) -> Block:
     columns = dict(zip(block.schema.names, block.columns, strict=True))
     for role, name in source.columns.items():
         if role.endswith("_id"):
-            columns[name] = without_zero_fraction(columns[name])
+            columns[name] = as_whole_numbers(columns[name])
     return pa.RecordBatch.from_pydict(columns)
 
 

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from tensorflow.core.protobuf import saved_model_pb2
 
 _NUMBERED = re.compile(r"(.*_)(\d+)")
-_LONGEST_NAME = 1_000
-"""Text and bytes that are longer are no names of functions, but what a graph holds."""
 
 
 def make_canonical(folder: Path) -> None:
@@ -27,11 +26,12 @@ def make_canonical(folder: Path) -> None:
     functions = [each for graph in model.meta_graphs for each in graph.graph_def.library.function]
     numbered = {name: match for name in {each.signature.name for each in functions} if (match := _NUMBERED.fullmatch(name))}
     ordered = sorted(numbered, key=lambda name: (int(numbered[name][2]), name))
-    _rename(model, {name: f"{numbered[name][1]}{place}" for place, name in enumerate(ordered)})
+    names = {name: f"{numbered[name][1]}{place}" for place, name in enumerate(ordered)}
+    _rename(model, {**names, **{old.encode(): new.encode() for old, new in names.items()}})
     for function in functions:
         for arguments in function.arg_attr.values():
             # A captured variable is named by a number of the process.
-            if arguments.attr["_user_specified_name"].s.isdigit() or not arguments.attr["_user_specified_name"].s:
+            if not arguments.attr["_user_specified_name"].s.strip(b"0123456789"):
                 del arguments.attr["_user_specified_name"]
     for graph in model.meta_graphs:
         listed = sorted(graph.graph_def.library.function, key=lambda each: each.signature.name)
@@ -40,7 +40,10 @@ def make_canonical(folder: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _rename(message: Any, names: Mapping[str, str]) -> None:
+Names = Mapping[str | bytes, str | bytes]
+
+
+def _rename(message: Any, names: Names) -> None:
     """Replaces names wherever they stand alone in a protocol buffer: as text or bytes, in lists, and as keys of maps."""
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -50,36 +53,23 @@ def _rename(message: Any, names: Mapping[str, str]) -> None:
                 _rename(each, names)
         elif field.is_repeated:
             for place, each in enumerate(value):
-                if (new := _renamed(each, names)) is not each:
-                    value[place] = new
-        elif (new := _renamed(value, names)) is not value:
-            setattr(message, field.name, new)
+                value[place] = names.get(each, each)
+        elif value in names:
+            setattr(message, field.name, names[value])
 
 
-def _rename_map(entries: Any, names: Mapping[str, str], is_message: bool) -> None:
+def _rename_map(entries: Any, names: Names, is_message: bool) -> None:
     for key in list(entries):
         if is_message:
             _rename(entries[key], names)
-        elif (new_value := _renamed(entries[key], names)) is not entries[key]:
-            entries[key] = new_value
-    moved = {key: entries[key] for key in entries if _renamed(key, names) is not key}
-    copies = {key: type(value).FromString(value.SerializeToString()) if is_message else value for key, value in moved.items()}
+        else:
+            entries[key] = names.get(entries[key], entries[key])
+    # All go before any comes back: a new name may be another's old one.
+    moved = {key: deepcopy(entries[key]) for key in entries if key in names}
     for key in moved:
         del entries[key]
-    for key, value in copies.items():
+    for key, value in moved.items():
         if is_message:
             entries[names[key]].CopyFrom(value)
         else:
             entries[names[key]] = value
-
-
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return names.get(value, value)
-    if isinstance(value, bytes) and len(value) < _LONGEST_NAME:
-        try:
-            found = names.get(value.decode())
-        except UnicodeDecodeError:
-            return value
-        return value if found is None else found.encode()
-    return value
