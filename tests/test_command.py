@@ -115,8 +115,17 @@ def test_a_command_that_does_not_stop_is_ended_with_all_that_it_started() -> Non
     _, said = process.communicate(timeout=60)
     assert process.returncode == TERMINATED
     assert said == "error: stopped; what was finished is kept, run the same command again to go on\n"
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    deadline = time.monotonic() + 10  # a killed process ends when it is next scheduled
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _runs(child)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_command_in_a_thread_leaves_signals_alone() -> None:

@@ -299,7 +299,7 @@ def test_make_knows_its_targets(copied: Path) -> None:
     targets = sorted({word for command in COMMANDS if program_of(command) == "make" for word in words_of(command)[1:]})
     assert {"run", "test", "data"} <= set(targets)
     for target in targets:
-        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "python -m" in done.stdout
 
