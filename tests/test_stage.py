@@ -145,7 +145,7 @@ def test_what_a_stage_does_not_read_does_not_change_its_fingerprint() -> None:
     assert counting(5, inputs={"up": upstream(read, other)}, reads={"up": ["b"]}).fingerprint != first
 
 
-def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_version_ignores_comments_docstrings_and_help_only(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {
         "transforms.a": '"""Doc."""\nfrom schemas.b import f\n\ndef g():\n    return f()\n',
         "schemas.b": "def f():\n    return 1\n",
@@ -162,6 +162,12 @@ def test_code_version_ignores_comments_and_docstrings_only(monkeypatch: pytest.M
     sources["transforms.a"] = 'from schemas.b import f  # why\n\n\ndef g():\n    """What."""\n    return f()\n'
     assert version() == before
     sources["schemas.b"] = "def f():\n    return 2\n"
+    assert version() != before
+    sources["schemas.b"] = "dim = flag(64, help='how many')\n"
+    before = version()
+    sources["schemas.b"] = "dim = flag(64, help='the number')\n"
+    assert version() == before
+    sources["schemas.b"] = "dim = flag(32, help='the number')\n"
     assert version() != before
     code_version.cache_clear()
     fingerprint._read_code.cache_clear()

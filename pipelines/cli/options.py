@@ -9,17 +9,28 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.cli.command import called_as
 from schemas.errors import InputError
+from schemas.flags import flags_of
 from schemas.topk import NESTED
 from transforms.evaluate.verdicts import GateSettings
 from transforms.index.calibration import REORDER_FACTORS, TARGET_RECALL
 from transforms.index.search_plan import MAX_WORKER_BYTES
 from transforms.index.tune import THRESHOLDS
 from transforms.search.scann_index import QUANTIZATION_THRESHOLD
-from transforms.train.settings import CHECKPOINT_SECS, L2_OF, TrainingSettings
+from transforms.train.settings import CHECKPOINT_SECS, TrainingSettings
 
 
 def _listed(values: Sequence[float]) -> str:
     return ",".join(f"{value:g}" for value in values)
+
+
+def add_flags(group: argparse._ArgumentGroup, settings: type, names: str) -> None:
+    """Adds flags that a settings class declares, in the order of their names."""
+    declared = {each.name: each for each in flags_of(settings).values()}
+    for each in map(declared.__getitem__, names.split()):
+        if each.kind is bool:
+            group.add_argument(f"--{each.name}", action="store_true", help=each.help)
+        else:
+            group.add_argument(f"--{each.name}", type=each.kind, default=each.default, help=each.help)
 
 
 class ShortlistOptions(PipelineOptions):
@@ -30,7 +41,7 @@ class ShortlistOptions(PipelineOptions):
         job = parser.add_argument_group("job")
         job.add_argument("--output", help="the output root: a folder or a URI; the only flag that every command needs")
         job.add_argument("--config", help="a YAML file of flags (k: 100, columns: {user_id: uid}); flags given directly win")
-        job.add_argument("--seed", type=int, default=42, help="the seed of everything random (default 42)")
+        add_flags(job, TrainingSettings, "seed")
         job.add_argument(
             "--refit",
             action="store_true",
@@ -92,67 +103,12 @@ class ShortlistOptions(PipelineOptions):
         split.add_argument("--min_rating", type=float, help="the lowest rating that counts as a positive (default: any)")
 
         train = parser.add_argument_group("train")
-        defaults = TrainingSettings()
-        train.add_argument(
-            "--user_tower", default=defaults.user_tower, help="what a user's vector is made of: id, history or id+history"
+        add_flags(
+            train,
+            TrainingSettings,
+            "user_tower mixed_negatives history_sample item_tower features id_dropout dim learning_rate batch_size l2 "
+            "validation_fraction recency max_epochs patience",
         )
-        train.add_argument(
-            "--mixed_negatives",
-            type=int,
-            default=defaults.mixed_negatives,
-            help="negatives drawn uniformly from the catalogue and added to each batch (default 0)",
-        )
-        train.add_argument(
-            "--history_sample",
-            type=int,
-            default=defaults.history_sample,
-            help="the most items of a history that a training step looks at",
-        )
-        train.add_argument("--item_tower", help="id, or id+features (default: id+features where features are declared)")
-        train.add_argument(
-            "--features",
-            default="",
-            help="column=kind,…: the columns that the item tower uses; a kind is category, categories, number or text",
-        )
-        train.add_argument(
-            "--id_dropout",
-            type=float,
-            default=defaults.id_dropout,
-            help=f"share of the rows that train on features, or histories, alone (default {defaults.id_dropout:g})",
-        )
-        train.add_argument(
-            "--dim", type=int, default=defaults.dim, help=f"dimensions of the embeddings (default {defaults.dim})"
-        )
-        train.add_argument("--learning_rate", type=float, default=defaults.learning_rate, help="learning rate of Adam")
-        train.add_argument(
-            "--batch_size", type=int, default=defaults.batch_size, help="rows in a step, and so the negatives of each row"
-        )
-        train.add_argument(
-            "--l2",
-            type=float,
-            help="weight of the L2 penalty on a batch's embeddings (default "
-            + ", ".join(f"{l2:g} for {tower}" for tower, l2 in L2_OF.items())
-            + ")",
-        )
-        train.add_argument(
-            "--validation_fraction",
-            type=float,
-            default=defaults.validation_fraction,
-            help="share of the training rows to validate on (default 0.1)",
-        )
-        train.add_argument(
-            "--recency",
-            default=defaults.recency,
-            help="whether recently popular items score higher: auto (chosen on the validation slice), on or off",
-        )
-        train.add_argument("--max_epochs", type=int, default=defaults.max_epochs, help="the most epochs")
-        train.add_argument(
-            "--patience",
-            type=int,
-            default=defaults.patience,
-            help="epochs without a better validation result before training stops",
-        )
-
         train.add_argument(
             "--checkpoint_secs",
             type=float,

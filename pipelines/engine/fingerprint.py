@@ -33,7 +33,8 @@ def versions() -> dict[str, str]:
 def code_version(module: str) -> str:
     """Returns a hash of a module's code and of every module of `transforms` and `schemas` that it imports, however deep.
 
-    Comments, docstrings and layout do not count. A change of code makes a stage run again; nobody has to remember a number.
+    Comments, docstrings, the help of flags and layout do not count. A change of code makes a stage run again; nobody has to
+    remember a number.
     """
     digest = hashlib.sha256()
     for name in sorted(_imported(module)):
@@ -60,7 +61,7 @@ def _imported(module: str) -> set[str]:
 
 
 class _Code(NamedTuple):
-    """A module's code: its digest without comments, docstrings and layout, and what it imports, of ours and of others."""
+    """A module's code: its digest without comments, docstrings, help and layout, and what it imports, of ours and of others."""
 
     digest: str
     imports: tuple[str, ...]
@@ -78,6 +79,8 @@ def _read_code(module: str) -> _Code:
             named |= dict.fromkeys([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
         elif isinstance(node, ast.Import):
             named |= dict.fromkeys(alias.name for alias in node.names)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "flag":
+            node.keywords = [each for each in node.keywords if each.arg != "help"]
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
 """How to train: the settings, what they may be, and what suits where nothing is said."""
 
-import math
 from dataclasses import dataclass
 
 from schemas.errors import InputError
+from schemas.flags import ABOVE_0, NOT_NEGATIVE, Rule, between, check_fields, flag, one_of
 from transforms.train.features import Feature
 from transforms.train.recency import MODES, Blend
 
@@ -58,62 +58,57 @@ class TrainingSettings:
       seed: of the first weights, the order of the rows and the validation slice.
     """
 
-    user_tower: str = "id"
-    item_tower: str = "id"
-    features: tuple[Feature, ...] = ()
-    id_dropout: float = 0.2
-    dim: int = 64
-    learning_rate: float = 0.003
-    batch_size: int = 512
-    mixed_negatives: int = 0
-    history_sample: int = 200
-    l2: float | None = None
-    max_epochs: int = 50
-    patience: int = 4
+    user_tower: str = flag("id", rule=one_of(*USER_TOWERS), help="what a user's vector is made of: id, history or id+history")
+    item_tower: str = flag(
+        "id",
+        unset=None,
+        rule=one_of(*ITEM_TOWERS),
+        help="id, or id+features (default: id+features where features are declared)",
+    )
+    features: tuple[Feature, ...] = flag(
+        (),
+        unset="",
+        help="column=kind,…: the columns that the item tower uses; a kind is category, categories, number or text",
+    )
+    id_dropout: float = flag(
+        0.2,
+        rule=Rule("at least 0 and below 1", lambda value: 0 <= value < 1),
+        help="share of the rows that train on features, or histories, alone",
+    )
+    dim: int = flag(64, rule=between(1, 4096), help="dimensions of the embeddings")
+    learning_rate: float = flag(0.003, rule=ABOVE_0, help="learning rate of Adam")
+    batch_size: int = flag(512, rule=between(1, 65_536), help="rows in a step, and so the negatives of each row")
+    mixed_negatives: int = flag(
+        0, rule=between(0, 65_536), help="negatives drawn uniformly from the catalogue and added to each batch (default 0)"
+    )
+    history_sample: int = flag(200, rule=between(1, 65_536), help="the most items of a history that a training step looks at")
+    l2: float | None = flag(
+        None,
+        rule=NOT_NEGATIVE,
+        help="weight of the L2 penalty on a batch's embeddings (default "
+        + ", ".join(f"{l2:g} for {tower}" for tower, l2 in L2_OF.items())
+        + ")",
+    )
+    max_epochs: int = flag(50, rule=between(1, 10_000), help="the most epochs")
+    patience: int = flag(4, rule=between(1, 10_000), help="epochs without a better validation result before training stops")
     validation: str = "random"
-    validation_fraction: float = 0.1
+    validation_fraction: float = flag(0.1, rule=between(0, 0.5), help="share of the training rows to validate on")
     include_validation: bool = True
-    recency: str = "auto"
+    recency: str = flag(
+        "auto",
+        rule=one_of(*MODES),
+        help="whether recently popular items score higher: auto (chosen on the validation slice), on or off",
+    )
     half_life_days: float = 7.0
     blend: Blend | None = None
-    seed: int = 42
+    seed: int = flag(42, rule=between(0, 2**31 - 1), help="the seed of everything random")
 
     def __post_init__(self) -> None:
-        if self.user_tower not in USER_TOWERS:
-            raise InputError(
-                f"user_tower must be one of {', '.join(USER_TOWERS)}, got {self.user_tower!r}: change --user_tower"
-            )
-        if self.item_tower not in ITEM_TOWERS:
-            raise InputError(
-                f"item_tower must be one of {', '.join(ITEM_TOWERS)}, got {self.item_tower!r}: change --item_tower"
-            )
+        check_fields(self)
         if self.looks_at_features and not self.features:
             raise InputError(f"item_tower {self.item_tower} needs features: declare them, as in --features genres=categories")
-        if not 0 <= self.id_dropout < 1:
-            raise InputError(f"id_dropout must be at least 0 and below 1, got {self.id_dropout:g}: change --id_dropout")
-        if self.recency not in MODES:
-            raise InputError(f"recency must be one of {', '.join(MODES)}, got {self.recency!r}: change --recency")
         if self.validation not in VALIDATIONS:
             raise ValueError(f"validation must be one of {', '.join(VALIDATIONS)}, got {self.validation!r}")
-        for name, low, high in [
-            ("dim", 1, 4096),
-            ("batch_size", 1, 65_536),
-            ("mixed_negatives", 0, 65_536),
-            ("history_sample", 1, 65_536),
-            ("max_epochs", 1, 10_000),
-            ("patience", 1, 10_000),
-            ("seed", 0, 2**31 - 1),
-        ]:
-            if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} must be between {low} and {high}, got {getattr(self, name)}: change --{name}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate must be a number above 0, got {self.learning_rate:g}: change --learning_rate")
-        if not 0 <= self.l2_weight < math.inf:
-            raise InputError(f"l2 must be a number of at least 0, got {self.l2_weight:g}: change --l2")
-        if not 0 <= self.validation_fraction <= 0.5:
-            raise InputError(
-                f"validation_fraction must be between 0 and 0.5, got {self.validation_fraction:g}: change --validation_fraction"
-            )
 
     @property
     def l2_weight(self) -> float:
