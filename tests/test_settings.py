@@ -13,7 +13,7 @@ from pipelines import releases
 from pipelines.cli import flags_page
 from pipelines.cli.config import parse_command
 from pipelines.cli.options import OneLineParser, ShortlistOptions
-from pipelines.cli.settings import settings_of_job
+from pipelines.cli.read_flags import settings_of_job
 from pipelines.lifecycle import show
 from schemas.errors import InputError
 from transforms.search.scann_index import BuildSettings
@@ -172,7 +172,7 @@ def test_words_that_yaml_takes_for_true_and_false_are_values(tmp_path: Path) -> 
     config.write_text("recency: off\ntune_soar: no\n")
     settings = parse_command([*OUTPUT, f"--config={config}"], "")[0]
     assert settings.training.recency == "off"
-    assert settings.tune.sweep.soar == "no"
+    assert settings.tune.soar == "no"
 
 
 @pytest.mark.parametrize(

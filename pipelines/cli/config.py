@@ -11,7 +11,8 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import create_runner
 
 from pipelines.cli.options import OneLineParser, ShortlistOptions
-from pipelines.cli.settings import Settings, settings_of
+from pipelines.cli.read_flags import settings_of
+from pipelines.cli.settings import Settings
 from schemas.errors import InputError
 from schemas.storage import exists, read_bytes
 from schemas.yaml_text import read_yaml

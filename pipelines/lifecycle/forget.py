@@ -13,7 +13,8 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.cli.logs import LOGGER
-from pipelines.cli.settings import Settings, settings_of_job
+from pipelines.cli.read_flags import settings_of_job
+from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.stage import now
 from pipelines.job.publishing import Outcome

@@ -55,7 +55,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[TuneJ
         ],
         tower=trained.stored(settings.output, USER_TOWER),
         builds=builds,
-        sweep=settings.tune.sweep,
+        sweep=settings.tune,
         ask=ask,
     )
     return Stage(
@@ -66,7 +66,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[TuneJ
             "num_tried": num_tried,
             "seed": settings.index.seed,
             "builds": [asdict(each) for each in builds],
-            "sweep": asdict(settings.tune.sweep),
+            "sweep": asdict(settings.tune),
             "calibration": asdict(ask),
         },
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
@@ -118,7 +118,7 @@ def shards_to_try(num_vectors: int, dim: int, num_shards: int, max_bytes: int) -
 
 def builds_to_try(num_vectors: int, settings: Settings) -> list[BuildSettings]:
     """Returns the ways to build a shard of so many vectors; only the exact one, which is not listed, for a small shard."""
-    if num_vectors < EXACT_BELOW and not settings.tune.small:
+    if num_vectors < EXACT_BELOW and not settings.tune.past_exact:
         logs.LOGGER.warning(
             "a shard of %s vectors is searched exactly, as all below %s are, so there is nothing to tune: "
             "--tune_small tries the other ways all the same",
@@ -127,5 +127,5 @@ def builds_to_try(num_vectors: int, settings: Settings) -> list[BuildSettings]:
         )
         return []
     # What cannot be built, such as a tree of fewer vectors than hashes need, is exact and need not be tried again.
-    asked = settings.tune.sweep.builds(num_vectors)
+    asked = settings.tune.builds(num_vectors)
     return [each for each in asked if each.applied_to(plan_shard(num_vectors, 1)).kind != "exact"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.errors import InputError
+from schemas.flags import NOT_NEGATIVE, SHARE, check_fields, flag
 from transforms.evaluate.arrivals import Arrivals, Share
 from transforms.evaluate.findings import FAULTS
 
@@ -35,19 +36,6 @@ ERRORS = 2.0
 """A difference counts when it is larger than so many standard errors."""
 
 
-_SHARES = (
-    "max_quality_drop",
-    "min_coverage",
-    "max_empty_lists",
-    "max_short_lists",
-    "min_overlap",
-    "min_history_kept",
-    "max_repeated_rise",
-    "max_shrink",
-)
-"""The limits that are shares."""
-
-
 @dataclass(frozen=True)
 class GateSettings:
     """The limits, and which gates are overridden.
@@ -75,27 +63,36 @@ class GateSettings:
       forced: the reason, by the name of the gate that is overridden.
     """
 
-    max_quality_drop: float = 0.1
-    min_lift: float = 1.0
-    min_coverage: float = 0.01
-    min_overlap: float = 0.1
-    max_empty_lists: float = 0.01
-    max_short_lists: float = 0.1
-    min_history_kept: float = 0.8
-    max_days_older: float = 0.0
-    max_growth: float = 0.5
-    max_repeated_rise: float = 0.1
-    max_shrink: float = 0.1
+    max_quality_drop: float = flag(
+        0.1, rule=SHARE, help="how much held-out metrics may drop since the last release, as a share"
+    )
+    min_lift: float = flag(
+        1.0, rule=NOT_NEGATIVE, help="how many times as good as popularity the lists must be on held-out items"
+    )
+    min_coverage: float = flag(0.01, rule=SHARE, help="the share of the items that could be listed that must be in a list")
+    min_overlap: float = flag(0.1, rule=SHARE, help="the least mean Jaccard index with the last release's lists")
+    max_empty_lists: float = flag(0.01, rule=SHARE, help="the share of users that may have an empty list")
+    max_short_lists: float = flag(0.1, rule=SHARE, help="the share of users that may have a list shorter than half of k")
+    min_history_kept: float = flag(
+        0.8, rule=SHARE, help="the mean share of what users had rated in the last release that must still be theirs"
+    )
+    max_days_older: float = flag(
+        0.0, rule=NOT_NEGATIVE, help="days by which the newest rating may be older than the last release's (default 0)"
+    )
+    max_growth: float = flag(0.5, rule=NOT_NEGATIVE, help="how much the ratings may grow since the last release, as a share")
+    max_repeated_rise: float = flag(
+        0.1, rule=SHARE, help="how much the share of repeated ratings may rise since the last release"
+    )
+    max_shrink: float = flag(
+        0.1, rule=SHARE, help="how much ratings, users or items may shrink since the last release, as a share"
+    )
     max_rejected_fraction: float = 0.01
-    forced: Mapping[str, str] = field(default_factory=dict)
+    forced: Mapping[str, str] = flag(
+        {}, name="force", metavar="NAME=REASON", several=True, help="publish although this gate fails; may be repeated"
+    )
 
     def __post_init__(self) -> None:
-        for name in _SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be between 0 and 1, got {getattr(self, name):g}: change --{name}")
-        for name in ("min_lift", "max_days_older", "max_growth"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a number of at least 0, got {getattr(self, name):g}: change --{name}")
+        check_fields(self)
         for name in self.forced:
             if name not in GATES:
                 raise InputError(f"there is no gate {name!r} to force, there are {', '.join(GATES)}: change --force")

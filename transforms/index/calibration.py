@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.embeddings import ID_MAP
-from schemas.errors import InputError
+from schemas.flags import Rule, check_value
 from transforms.search.list_settings import ListSettings
 from transforms.search.ranking_metrics import MeanOfRows, recall_of_rows
 from transforms.search.scann_index import ShardPlan
@@ -48,6 +48,8 @@ from transforms.search.top_k import Lists, codes_of, merge
 NUM_USERS = 1_000
 """With so many, the standard error of a recall of 0.95 is about 0.002."""
 TARGET_RECALL = 0.95
+RECALL = Rule("above 0 and at most 1", lambda value: 0 < value <= 1)
+"""What a recall to reach may be."""
 REORDER_FACTORS = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0)
 
 PHASES = 3
@@ -94,8 +96,7 @@ class CalibrationSettings:
     reorder_factors: tuple[float, ...] = REORDER_FACTORS
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_recall <= 1:
-            raise InputError(f"target_recall must be above 0 and at most 1, got {self.target_recall:g}: change --target_recall")
+        check_value("target_recall", self.target_recall, RECALL, "target_recall")
 
     @property
     def lists(self) -> ListSettings:

@@ -28,6 +28,7 @@ from apache_beam.utils.shared import Shared
 
 from schemas.blocks import FEWER_ITEMS, Block, one_block
 from schemas.errors import InputError
+from schemas.flags import check_fields, flag, one_of
 from schemas.stored import StoredFolder
 from transforms.index.build import vectors_of
 from transforms.index.calibration import (
@@ -64,6 +65,10 @@ _REPEATED_BELOW_SEC = 0.2
 EXACT = BuildSettings("exact")
 
 
+def _listed(values: Sequence[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What is tried, where not what the size of a shard suggests.
@@ -77,19 +82,29 @@ class Sweep:
       past_exact: whether to try what costs as much as exact search, too.
     """
 
-    leaves: tuple[int, ...] = ()
-    thresholds: tuple[float, ...] = THRESHOLDS
-    soar: str = "both"
-    leaves_to_search: tuple[int, ...] = ()
-    reorder_factors: tuple[float, ...] = REORDER_FACTORS
-    past_exact: bool = False
+    leaves: tuple[int, ...] = flag(
+        (), name="tune_leaves", unset="", help="numbers of leaves to try (default: sqrt(n) times 1, 2, 3, 5)"
+    )
+    thresholds: tuple[float, ...] = flag(
+        THRESHOLDS, name="tune_thresholds", unset=_listed(THRESHOLDS), help="quantization thresholds to try"
+    )
+    soar: str = flag("both", name="tune_soar", rule=one_of(*SOAR), help="whether to try SOAR: both, yes or no")
+    leaves_to_search: tuple[int, ...] = flag(
+        (), name="tune_leaves_to_search", unset="", help="numbers of leaves to search to try (default: from 1 %% to all)"
+    )
+    reorder_factors: tuple[float, ...] = flag(
+        REORDER_FACTORS,
+        name="tune_reorder",
+        unset=_listed(REORDER_FACTORS),
+        help="numbers of vectors scored exactly for each neighbor, to try",
+    )
+    past_exact: bool = flag(False, name="tune_small", help="tune even if all shards are so small that exact search is used")
 
     def __post_init__(self) -> None:
-        if self.soar not in SOAR:
-            raise InputError(f"tune_soar must be one of {', '.join(SOAR)}, got {self.soar!r}: change --tune_soar")
-        for flag, values in (("--tune_thresholds", self.thresholds), ("--tune_reorder", self.reorder_factors)):
+        check_fields(self)
+        for name, values in (("--tune_thresholds", self.thresholds), ("--tune_reorder", self.reorder_factors)):
             if not values:
-                raise InputError(f"there is nothing to try without any value of {flag}: give one or leave it out")
+                raise InputError(f"there is nothing to try without any value of {name}: give one or leave it out")
         # Each value is checked by the settings that it becomes part of.
         self.builds(100)
         self.searches(100)

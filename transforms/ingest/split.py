@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from schemas.blocks import Block
 from schemas.errors import InputError
+from schemas.flags import FINITE, check_fields, flag, one_of
 from transforms.io.partition import hash_ids
 
 SPLITS = ("random", "temporal", "last", "none")
@@ -36,14 +37,17 @@ class SplitSettings:
       seed: of the random split.
     """
 
-    split: str = "random"
-    holdout: float = 0.2
-    min_rating: float | None = None
+    split: str = flag("random", rule=one_of(*SPLITS), help="random, temporal, last or none")
+    holdout: float = flag(
+        0.2,
+        unset=None,
+        help="what is held out: a fraction (default: random 0.2, temporal 0.1), or items of each user (default: last 1)",
+    )
+    min_rating: float | None = flag(None, rule=FINITE, help="the lowest rating that counts as a positive (default: any)")
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise InputError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}: change --split")
+        check_fields(self)
         if self.split in ("random", "temporal") and not 0 < self.holdout < 1:
             raise InputError(
                 f"holdout must be between 0 and 1 (a fraction) for --split {self.split}, got {self.holdout:g}: change --holdout"
@@ -52,9 +56,6 @@ class SplitSettings:
             raise InputError(
                 f"holdout must be a whole number of items for --split last, got {self.holdout:g}: change --holdout"
             )
-
-        if self.min_rating is not None and not math.isfinite(self.min_rating):
-            raise InputError(f"min_rating must be a finite number, got {self.min_rating:g}: change --min_rating")
 
 
 class UserRows(NamedTuple):

@@ -17,6 +17,7 @@ from apache_beam.metrics import Metrics
 
 from schemas.blocks import Block
 from schemas.errors import InputError
+from schemas.flags import flag
 from schemas.interactions import VALID
 from schemas.rejected import REJECTED
 from transforms.ingest.id_forms import Forms, MergeForms, forms_of_block
@@ -63,9 +64,11 @@ class RatingRules:
       InputError: if a rule makes no sense.
     """
 
-    rating_range: tuple[float, float] | None = None
+    rating_range: tuple[float, float] | None = flag(
+        None, help="LOW,HIGH: ratings outside are rejected (default: any finite number)"
+    )
     """The lowest and the highest rating, both allowed; None allows every finite number."""
-    timestamp_unit: str = "s"
+    timestamp_unit: str = flag("s", help="the unit of numeric times: s, ms, us or ns")
     """The unit of times that are plain numbers: 's', 'ms', 'us' or 'ns'.
 
     ISO 8601 text, which is UTC where it names no zone, and Arrow timestamps and dates need none.

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from schemas.errors import InputError
+from schemas.flags import Rule, at_least, check_fields, flag, one_of
 
 EXACT_BELOW = 20_000
 """Shards of fewer vectors are searched exactly (ScaNN's own rule)."""
@@ -86,25 +87,31 @@ class ShardPlan:
 class BuildSettings:
     """How shards are to be indexed, where not as their size says."""
 
-    kind: str | None = None
-    """One of KINDS."""
-    num_leaves: int | None = None
-    """Of each shard's tree."""
-    quantization_threshold: float = QUANTIZATION_THRESHOLD
-    soar: bool = True
+    kind: str | None = flag(
+        None,
+        name="index_kind",
+        called="the kind of index",
+        rule=one_of(*KINDS),
+        help="the index of each shard: exact, hashed or tree (default: by its size)",
+    )
+    num_leaves: int | None = flag(
+        None,
+        name="leaves",
+        called="the number of leaves",
+        rule=at_least(1, "raise it or leave it out"),
+        help="number of leaves of each shard's tree (default: by its size)",
+    )
+    quantization_threshold: float = flag(
+        QUANTIZATION_THRESHOLD,
+        rule=Rule("from 0 to below 1", lambda value: 0 <= value < 1),
+        help="threshold of ScaNN's anisotropic hashes",
+    )
+    soar: bool = flag(True, name="no_soar", unset=False, help="put each vector in one leaf of a tree, not in two")
 
     def __post_init__(self) -> None:
-        if self.kind is not None and self.kind not in KINDS:
-            raise InputError(f"the kind of index must be one of {', '.join(KINDS)}, got {self.kind!r}: change --index_kind")
-        if self.num_leaves is not None and self.num_leaves < 1:
-            raise InputError(f"the number of leaves must be at least 1, got {self.num_leaves}: raise it or leave it out")
+        check_fields(self)
         if self.num_leaves is not None and self.kind not in (None, "tree"):
             raise InputError(f"an index of kind {self.kind} has no leaves, got {self.num_leaves}: leave --leaves out")
-        if not 0 <= self.quantization_threshold < 1:
-            raise InputError(
-                f"quantization_threshold must be from 0 to below 1, got {self.quantization_threshold:g}: "
-                "change --quantization_threshold"
-            )
 
     def applied_to(self, plan: ShardPlan) -> ShardPlan:
         """Returns the plan as it is asked for; a shard too small for hashes stays exact."""

@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from schemas.errors import InputError
+from schemas.flags import Rule, at_least, check_fields, flag
 from transforms.search.scann_index import EXACT_BELOW, ShardIndex, ShardPlan
 from transforms.search.top_k import (
     NO_MORE,
@@ -43,18 +44,26 @@ _MAX_KEYS = 1 << 22
 class SearchSettings:
     """What an approximate search costs and finds; an exact one ignores it."""
 
-    leaves_to_search: int | None = None
+    leaves_to_search: int | None = flag(
+        None,
+        called="leaves to search",
+        rule=at_least(1, "raise it"),
+        help="leaves of each shard's tree to search (default: calibrated)",
+    )
     """In each shard that has a tree; None opens all."""
-    reorder_per_neighbor: float = 3.0
+    reorder_per_neighbor: float = flag(
+        3.0,
+        unset=None,
+        called="reorder per neighbor",
+        rule=Rule("a number from 1 on", lambda value: 1 <= value < math.inf, "raise it"),
+        help="vectors scored exactly for each neighbor asked for (default: calibrated)",
+    )
     """How many of the roughly best vectors are scored exactly, for each neighbor asked for."""
     exact: bool = False
     """Whether to search exactly all the same: what is left where no approximate search finds enough."""
 
     def __post_init__(self) -> None:
-        if self.leaves_to_search is not None and self.leaves_to_search < 1:
-            raise InputError(f"leaves to search must be at least 1, got {self.leaves_to_search}: raise it")
-        if not 1 <= self.reorder_per_neighbor < math.inf:
-            raise InputError(f"reorder per neighbor must be a number from 1 on, got {self.reorder_per_neighbor}: raise it")
+        check_fields(self)
 
 
 def served_plan(plan: ShardPlan, num_allowed: int) -> ShardPlan:
