@@ -21,8 +21,9 @@ from benchmarks.made_ratings import make_ratings
 from pipelines import run
 from pipelines.cli.command import run_command
 from pipelines.cli.config import parse_command
-from pipelines.engine.stage import run_pipeline
+from pipelines.engine.stage import Chain, run_pipeline
 from pipelines.job import finished
+from pipelines.job.prepare import Job
 from pipelines.stages import recommend
 from schemas.parquet_files import parquet_writer, read_parquet_blocks
 from schemas.storage import WrittenFile, join
@@ -89,8 +90,8 @@ def bare_loop(job: recommend.RecommendJob, attempt: str, lists: ListSettings) ->
 def measure(output: str, repeats: int) -> dict:
     """Alternates both, and returns medians and their ratio."""
     settings, options = parse_command([f"--output={output}"], "")
-    done = finished.finished_before("judge", settings).published
-    stage = recommend.stage(settings, done)
+    done = finished.finished_before("judge", Job(settings)).published
+    stage = recommend.plan(Chain(settings, done))
     job, lists = stage.job, stage.job.lists
     seconds: dict[str, list[float]] = {"beam": [], "bare": []}
     for _ in range(repeats):

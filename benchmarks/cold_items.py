@@ -35,7 +35,7 @@ from pipelines.cli.logs import LOGGER
 from pipelines.cli.options import OneLineParser
 from pipelines.cli.settings import Settings
 from pipelines.engine.progress import Progress
-from pipelines.engine.stage import run_stage
+from pipelines.engine.stage import Chain, run_stage
 from pipelines.stages import ingest
 from schemas.errors import InputError
 from schemas.parquet_files import read_parquet_blocks
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
             raise InputError("items are set aside by their features: give --ratings, --items and --features")
         logs.configure(settings.verbose)
         everything = replace(settings, ingest=replace(settings.ingest, split=replace(settings.ingest.split, split="none")))
-        found = run_stage(ingest.stage(everything, {}), Workspace(everything.output), options, Progress())
+        found = run_stage(ingest.plan(Chain(everything)), Workspace(everything.output), options, Progress())
         ratings = _table(found.paths(everything.output, "interactions/train"))
         described = _table(found.paths(everything.output, "items"))["item_id"]
         by_repeat = []
@@ -130,7 +130,7 @@ def measure(settings: Settings, options: Any, aside: Aside, output: str, repeat:
     asked = replace(settings.ingest, ratings=path, columns={}, max_rejected_fraction=0.0)
     settings = replace(settings, output=output, ingest=asked)
     workspace, progress = Workspace(output), Progress()
-    job = Job(settings, options, workspace, run_stage(ingest.stage(settings, {}), workspace, options, progress), progress)
+    job = Job(settings, options, workspace, run_stage(ingest.plan(Chain(settings)), workspace, options, progress), progress)
     question = read_question(output, job.ingested)
     training = replace(settings.training, seed=settings.training.seed + repeat)
     models = {

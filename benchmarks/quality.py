@@ -36,7 +36,7 @@ from pipelines.cli.options import OneLineParser
 from pipelines.cli.settings import Settings
 from pipelines.engine.fingerprint import versions
 from pipelines.engine.progress import Progress
-from pipelines.engine.stage import run_stage
+from pipelines.engine.stage import Chain, run_stage
 from pipelines.stages import embed, ingest, train
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
             raise InputError("--split none holds nothing out to judge by: use --split random, temporal or last")
         logs.configure(settings.verbose)
         workspace, progress = Workspace(settings.output), Progress()
-        ingested = run_stage(ingest.stage(settings, {}), workspace, options, progress)
+        ingested = run_stage(ingest.plan(Chain(settings)), workspace, options, progress)
         result = measure(Job(settings, options, workspace, ingested, progress), models, flags.seeds)
     print(result["title"], *(f"\n{group['name']}:\n\n{table_of(group)}" for group in result["groups"]), sep="\n")
     if flags.save:
@@ -183,8 +183,9 @@ def make_towers(job: Job, training: TrainingSettings) -> dict[str, StageManifest
     """Trains and embeds with the job's stages, and returns all that is done."""
     settings = replace(job.settings, training=training)
     done = {"ingest": job.ingested}
-    for name, stage in (("train", train.stage), ("embed", embed.stage)):
-        done[name] = run_stage(stage(settings, done), job.workspace, job.options, job.progress)
+    for definition in (train.STAGE, embed.STAGE):
+        stage = definition.plan(Chain(settings, done))
+        done[definition.name] = run_stage(stage, job.workspace, job.options, job.progress)
     return done
 
 

@@ -30,6 +30,7 @@ from benchmarks.tutorial.catalogue import enlarged
 from pipelines.cli.command import run_command
 from pipelines.cli.config import parse_command
 from pipelines.job import finished
+from pipelines.job.prepare import Job
 from schemas.parquet_files import read_parquet_blocks
 from schemas.stage_files import USER_TOWER
 from transforms.index.build import vectors_of
@@ -49,7 +50,7 @@ HEAVY_HISTORY = 20_000
 def read_vectors(output: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the items' and the users' vectors of a run, and how long the users' histories are."""
     settings, _ = parse_command([f"--output={output}"], "")
-    done = finished.finished_before("judge", settings).published
+    done = finished.finished_before("judge", Job(settings)).published
     items = [
         vectors_of(block["embedding"])
         for path in done["embed"].paths(output, "embeddings")

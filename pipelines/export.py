@@ -10,7 +10,7 @@ from pipelines.engine.stage import run_stage
 from pipelines.job.chains import chains
 from pipelines.job.finished import finished_before, keep_finished
 from pipelines.job.prepare import prepare
-from pipelines.stages.export import stage
+from pipelines.stages.export import plan
 from schemas.storage import join
 from schemas.workspace import Workspace
 from transforms.serving.export import MODEL
@@ -18,14 +18,14 @@ from transforms.serving.export import MODEL
 
 def main(argv: Sequence[str]) -> None:
     """Exports the newest table's model, or that of the run with these flags where --ratings is among them."""
-    settings, options = prepare(argv, str(__doc__))
-    workspace = Workspace(settings.output)
+    job, options = prepare(argv, str(__doc__))
+    workspace = Workspace(job.settings.output)
     with LeaseHolder(workspace, "export") as lease:
-        made = finished_before("judge", settings, "export")
+        made = finished_before("judge", job, "export")
         keep_finished(workspace, made, lease)
-        *_, (ask, done) = chains(settings, made)
-        manifest = run_stage(stage(ask, done), workspace, options, Progress(), lease)
-    print(join(settings.output, manifest.folder, MODEL))
+        *_, chain = chains(job, made)
+        manifest = run_stage(plan(chain), workspace, options, Progress(), lease)
+    print(join(workspace.root, manifest.folder, MODEL))
 
 
 if __name__ == "__main__":

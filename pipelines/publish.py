@@ -22,12 +22,12 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       GatesFailed: if the table must not be published.
     """
-    settings, _ = prepare(argv, str(__doc__))
-    workspace = Workspace(settings.output)
+    job, _ = prepare(argv, str(__doc__))
+    settings, workspace = job.settings, Workspace(job.settings.output)
 
     def make() -> tuple[JobStages, Outcome]:
         with LeaseHolder(workspace, "publish") as lease:
-            made = finished_before("publish", settings)
+            made = finished_before("publish", job)
             keep_finished(workspace, made, lease)
             return made, publish(workspace, made, settings.gates, settings.job, lease)
 

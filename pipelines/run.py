@@ -25,19 +25,20 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       GatesFailed: if the table must not be published.
     """
-    settings, options = prepare(argv, str(__doc__))
+    job, options = prepare(argv, str(__doc__))
+    settings = job.settings
     started = time.monotonic()
     if settings.check:
         with telling_programs(settings):
             check_ratings(settings)
-            check_job(settings, options)
+            check_job(job, options)
         return
 
     def make() -> tuple[JobStages, Outcome]:
         check_ratings(settings)
         with LeaseHolder(Workspace(settings.output), "run") as lease:
-            made = run(settings, options, lease)
-            return made, publish_when_judged(settings, made, options, lease)
+            made = run(job, options, lease)
+            return made, publish_when_judged(job, made, options, lease)
 
     make_and_tell(settings, started, make)
 

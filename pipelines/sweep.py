@@ -13,10 +13,11 @@ from pipelines.cli.command import Output, run_command, this_python
 from pipelines.cli.config import parse_command
 from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.progress import Progress
-from pipelines.engine.stage import run_stage
+from pipelines.engine.stage import Chain, run_stage
 from pipelines.job import finished
+from pipelines.job.prepare import Job
 from pipelines.stages import ingest
-from pipelines.stages.sweep import read_trials, stage
+from pipelines.stages.sweep import plan, read_trials
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.parquet_files import read_parquet_blocks
@@ -41,12 +42,12 @@ def main(argv: Sequence[str]) -> None:
     workspace, progress = Workspace(settings.output), Progress()
     with LeaseHolder(workspace, "sweep") as lease:
         if settings.ingest.ratings:
-            done = {"ingest": run_stage(ingest.stage(settings, {}), workspace, options, progress, lease)}
+            done = {"ingest": run_stage(ingest.plan(Chain(settings)), workspace, options, progress, lease)}
         else:
-            made = finished.finished_before("train", settings)
+            made = finished.finished_before("train", Job(settings))
             finished.keep_finished(workspace, made, lease)
             done = made.published
-        swept = run_stage(stage(settings, done), workspace, options, progress, lease)
+        swept = run_stage(plan(Chain(settings, done)), workspace, options, progress, lease)
     show(workspace, swept)
 
 

@@ -13,10 +13,10 @@ from rich.table import Table
 from pipelines.cli.command import Output, run_command, this_python
 from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.progress import Progress
-from pipelines.engine.stage import run_stage
+from pipelines.engine.stage import Chain, run_stage
 from pipelines.job.finished import finished_before, keep_finished
 from pipelines.job.prepare import prepare
-from pipelines.stages.tune import stage
+from pipelines.stages.tune import plan
 from schemas.blocks import one_block
 from schemas.manifest import StageManifest
 from schemas.parquet_files import read_parquet_blocks
@@ -70,13 +70,13 @@ def show(root: str, manifest: StageManifest, console: Console) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Tunes the index of the newest run, or of the run with these flags where --ratings is among them."""
-    settings, options = prepare(argv, str(__doc__))
-    workspace = Workspace(settings.output)
+    job, options = prepare(argv, str(__doc__))
+    workspace = Workspace(job.settings.output)
     with LeaseHolder(workspace, "tune") as lease:
-        made = finished_before("index", settings, "tune")
+        made = finished_before("index", job, "tune")
         keep_finished(workspace, made, lease)
-        manifest = run_stage(stage(settings, made.published), workspace, options, Progress(), lease)
-    show(settings.output, manifest, Output(highlight=False))
+        manifest = run_stage(plan(Chain(job.settings, made.published)), workspace, options, Progress(), lease)
+    show(workspace.root, manifest, Output(highlight=False))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import pytest
 from pipelines import run, sweep
 from pipelines.cli.command import MISTAKE, OK, run_command
 from pipelines.cli.config import parse_command
+from pipelines.engine.stage import Chain, Stage
 from pipelines.job import finished
+from pipelines.job.prepare import Job
 from pipelines.stages import train
 from schemas.parquet_files import read_parquet_blocks
 from schemas.workspace import Workspace
@@ -69,7 +71,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
 
 
 def test_items_with_a_known_value_are_in_the_index(job: tuple[list[str], Path]) -> None:
-    done = finished.finished_before("publish", parse_command([f"--output={job[1]}"], "")[0]).published
+    done = finished.finished_before("publish", Job(parse_command([f"--output={job[1]}"], "")[0])).published
     items = [row for path in done["embed"].paths(str(job[1]), "embeddings") for row in _rows(path)]
     assert {row["item_id"] for row in items} == {item for _, item, *_ in ratings()} | {"new 0", "new 1", "no shelf"}
     assert {row["item_id"]: row["train_count"] for row in items}["new 0"] == 0
@@ -125,11 +127,14 @@ def test_the_flags_say_what_the_config_says(job: tuple[list[str], Path]) -> None
 
 def test_a_tower_by_id_does_not_read_the_catalogue(job: tuple[list[str], Path]) -> None:
     settings = parse_command([*job[0], "--item_tower=id"], "")[0]
-    done = finished.finished_before("train", settings).published
-    stage = train.stage(settings, done)
+    done = finished.finished_before("train", Job(settings)).published
+    stage = train.plan(Chain(settings, done))
+    assert isinstance(stage, Stage)
     assert list(stage.reads["ingest"]) == ["interactions/train"]
     without = replace(settings, training=replace(settings.training, features=()))
-    assert train.stage(without, done).fingerprint == stage.fingerprint
+    again = train.plan(Chain(without, done))
+    assert isinstance(again, Stage)
+    assert again.fingerprint == stage.fingerprint
 
 
 def test_a_sweep_tries_item_towers(job: tuple[list[str], Path], tmp_path: Path) -> None:

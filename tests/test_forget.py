@@ -15,6 +15,7 @@ from pipelines import releases, run
 from pipelines.cli.command import GATE_FAILED, MISTAKE, OK, run_command
 from pipelines.cli.config import parse_command
 from pipelines.job import finished
+from pipelines.job.prepare import Job
 from pipelines.job.publishing import publish
 from pipelines.lifecycle import forget
 from pipelines.lifecycle.find_forgotten import Named, find_forgotten
@@ -276,7 +277,7 @@ def test_a_release_that_does_not_say_how_it_was_made_names_the_repair(copy: Path
 
 def test_a_run_that_began_before_publishes_nothing(copy: Path) -> None:
     settings, _ = parse_command(nightly(copy), "")
-    made = finished.finished_before("publish", settings)
+    made = finished.finished_before("publish", Job(settings))
     (copy / "LATEST").unlink()
     forget.leave_out_from_now_on(Workspace(str(copy)), Named(frozenset({GONE}), frozenset()))
     with pytest.raises(InputError, match="the sources were read before it was asked to forget a user or an item"):

@@ -18,6 +18,7 @@ from pipelines import lookup, publish, releases, run
 from pipelines.cli.command import GATE_FAILED, MISTAKE, OK, run_command
 from pipelines.cli.config import parse_command
 from pipelines.job import chains, finished, single_stage
+from pipelines.job.prepare import Job
 from schemas.manifest import fingerprint_of
 from schemas.workspace import Workspace
 from tests.made_data import ratings, with_flags, write_csv, write_items, write_ratings
@@ -383,7 +384,7 @@ def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evalua
 def test_a_refit_keeps_the_blend_that_was_chosen(job: tuple[Path, list[str]]) -> None:
     output, _ = job
     settings, _ = parse_command([f"--output={output}"], "")
-    train = finished.finished_before("publish", settings).published["train"]
+    train = finished.finished_before("publish", Job(settings)).published["train"]
     chosen = {"taste": 0.5, "recency": 1.0, "half_life_days": 3.5, "why": "it is better"}
     evaluated = {"train": replace(train, metrics={**train.metrics, "recency": chosen, "epochs": 3})}
     training = chains.settings_of_refit(settings, evaluated).training

@@ -19,8 +19,9 @@ from pipelines import lookup, publish, run
 from pipelines.cli.command import FAULT, GATE_FAILED, MISTAKE, OK, run_command
 from pipelines.cli.config import parse_command
 from pipelines.engine.progress import Progress
-from pipelines.engine.stage import run_stage
+from pipelines.engine.stage import Chain, run_stage
 from pipelines.job import chains, finished, single_stage
+from pipelines.job.prepare import Job
 from schemas.blocks import Block
 from schemas.manifest import digest_of
 from schemas.storage import WrittenFile, exists, join, list_files, open_file, read_json
@@ -66,7 +67,7 @@ def topk_of(output: str | Path) -> list[dict]:
 
 
 def test_every_user_has_exactly_k_items_none_of_them_seen(job: tuple[Path, Path]) -> None:
-    done = finished.finished_before("publish", parse_command([f"--output={job[1]}"], "")[0]).published
+    done = finished.finished_before("publish", Job(parse_command([f"--output={job[1]}"], "")[0])).published
     held_out = set()
     for path in done["ingest"].paths(str(job[1]), "interactions/holdout"):
         held_out |= {(row["user_id"], row["item_id"]) for row in pq.read_table(path).to_pylist()}
@@ -300,7 +301,7 @@ def test_users_who_came_after_training_get_lists_of_their_own_by_what_they_rated
     learn = [f"--user_tower={user_tower}", "--max_epochs=20", "--learning_rate=0.03", "--split=none", "--k=8", output]
     yesterday = [*QUICK, f"--ratings={write_ratings(tmp_path)}", *learn]
     assert run_command(run.main, yesterday) == OK
-    done = finished.finished_before("publish", parse_command(yesterday, "")[0]).published
+    done = finished.finished_before("publish", Job(parse_command(yesterday, "")[0])).published
     # Of the made ratings, each user likes every other item: those with an even or with an odd number.
     items = [*ODD_IDS, *(f"i{i}" for i in range(40 - len(ODD_IDS)))]
     newcomers = {f"new{taste}": items[taste + 10 : 30 : 2] for taste in (0, 1)}
@@ -309,8 +310,8 @@ def test_users_who_came_after_training_get_lists_of_their_own_by_what_they_rated
     settings, options = parse_command([*QUICK, f"--ratings={path}", *learn], "")
     trained, workspace, progress = done["train"], Workspace(settings.output), Progress()
     today: dict[str, Any] = {}
-    for name, module in chains.STAGES.items():
-        stage = module.stage(settings, today)
+    for name, definition in chains.STAGES.items():
+        stage = definition.plan(Chain(settings, today))
         today[name] = trained if name == "train" else run_stage(stage, workspace, options, progress)
     lists = {
         row["user_id"]: row

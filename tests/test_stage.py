@@ -14,7 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.engine import fingerprint
 from pipelines.engine.fingerprint import code_version
 from pipelines.engine.progress import Progress
-from pipelines.engine.stage import Stage, run_stage, summary_of
+from pipelines.engine.stage import Stage, StageDefinition, run_stage, summary_of
 from schemas.blocks import in_blocks
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, read_manifest
@@ -35,15 +35,10 @@ def counting(limit: int, **changes: Any) -> Stage:
         parts = root | "Numbers" >> beam.Create([(0, blocks)])
         return [parts | "Write" >> WriteParts(attempt, "numbers", SCHEMA), root | "Report" >> beam.Create([{"limit": limit}])]
 
-    facts: dict[str, Any] = {
-        "name": "count",
-        "module": "transforms.io.write",
-        "settings": {"limit": limit},
-        "inputs": {},
-        "job": limit,
-        "build": build,
-    }
-    return Stage(**(facts | changes))
+    kind: dict[str, Any] = {"name": "count", "module": "transforms.io.write", "build": build}
+    definition = StageDefinition(**{name: changes.pop(name, value) for name, value in kind.items()}, plan=counting)
+    facts: dict[str, Any] = {"settings": {"limit": limit}, "inputs": {}, "job": limit}
+    return Stage(definition, **(facts | changes))
 
 
 def test_a_stage_writes_its_files_then_its_manifest_and_is_skipped_from_then_on(root: str) -> None:
@@ -75,7 +70,7 @@ def test_what_a_bundle_left_behind_is_gone_before_the_manifest_is_there(root: st
         for path in [*(f"{attempt}/{name}" for name in (*left, *kept)), *outside]:
             folder, _, name = path.rpartition("/")
             write_file(folder, name, b"left")
-        return list(counting(25).build(pipeline, attempt, limit))
+        return list(counting(25).definition.build(pipeline, attempt, limit))
 
     made = run_stage(counting(25, build=build), Workspace(root), OPTIONS, Progress())
     attempt = join(root, made.folder)
@@ -256,7 +251,7 @@ def test_the_code_of_a_stage_is_read_without_importing_what_only_work_needs() ->
     code = (
         "import sys; from pipelines.engine.fingerprint import code_version;"
         "from pipelines.job import chains; from pipelines.stages import export, judge;"
-        "[code_version(module.__name__) for module in [*chains.STAGES.values(), judge, export]];"
+        "[code_version(each.module) for each in [*chains.STAGES.values(), judge.STAGE, export.STAGE]];"
         "print(*sorted({'tensorflow', 'tf_keras', 'scann', 'tensorflow_datasets'} & sys.modules.keys()))"
     )
     made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 import pytest
 
 from pipelines.cli.config import parse_command
+from pipelines.engine.stage import Chain, Stage
 from pipelines.stages import train
 from schemas.manifest import StageManifest
 
@@ -28,4 +29,6 @@ def test_validation_is_like_the_holdout_whatever_the_flags_of_this_command(split
     )
     training = train.training_of(settings, ingested)
     assert (training.validation, training.half_life_days) == (validation, 3.0)
-    assert train.stage(settings, {"ingest": ingested}).settings["validation"] == validation
+    stage = train.plan(Chain(settings, {"ingest": ingested}))
+    assert isinstance(stage, Stage)
+    assert stage.settings["validation"] == validation

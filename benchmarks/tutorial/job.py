@@ -11,6 +11,7 @@ from benchmarks.tutorial import published
 from benchmarks.tutorial.ratings import Ratings
 from pipelines.cli.config import parse_command
 from pipelines.job import runner
+from pipelines.job.prepare import Job
 from schemas.parquet_files import read_parquet_blocks
 from transforms.search.id_map import list_lengths, places_in_lists
 
@@ -50,7 +51,7 @@ def run_job(ratings: Ratings, train: Path, output: str, *flags: str) -> Served:
     """
     command = [f"--ratings={train}", f"--output={output}", "--split=none", f"--k={K}", *flags]
     settings, options = parse_command(command, "")
-    done = runner.run(settings, options).published
+    done = runner.run(Job(settings), options).published
     lists = np.full((len(ratings.user_ids), K), -1, np.int64)
     for path in done["recommend"].paths(output, "topk"):
         for block in read_parquet_blocks(path, ["user_id", "recommendations"]):

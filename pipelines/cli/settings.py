@@ -8,7 +8,6 @@ from typing import Any
 
 from schemas.errors import InputError
 from schemas.flags import ABOVE_0, AT_LEAST_1_MIB, SHARE, Rule, at_least, between, check_fields, flag, one_of
-from schemas.release import Base
 from schemas.storage import check_file_system
 from schemas.topk import LAYOUTS, NESTED
 from transforms.evaluate.describe_table import MAX_EXAMPLES
@@ -185,8 +184,6 @@ class Settings:
         help="use the towers of a release, or of LATEST, and make new lists only for users whose lists may have changed",
     )
     """The release whose towers are kept, or LATEST; None trains."""
-    base: Base | None = None
-    """The same, once it has been read: see `pipelines.job.reuse`."""
 
     def __post_init__(self) -> None:
         check_fields(self)

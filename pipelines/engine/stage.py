@@ -7,10 +7,12 @@ from typing import Any, Generic, TypeVar
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipelines.cli.settings import Settings
 from pipelines.engine.fingerprint import code_version, package_versions, versions
 from pipelines.engine.lease import LeaseHolder, time_in
 from pipelines.engine.progress import Progress, follow
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
+from schemas.release import Base
 from schemas.stage_files import SUMMARY, TENSORBOARD
 from schemas.storage import WrittenFile, delete, delete_folder, join, list_files, read_json
 from schemas.words import counted
@@ -27,32 +29,75 @@ Reports = Sequence[beam.PCollection]
 Job = TypeVar("Job")
 """What a stage works on: a frozen dataclass, each stage's own."""
 
+ManifestsByName = dict[str, StageManifest]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages that build on each other, up to a table.
+
+    Attributes:
+      settings: what was asked for.
+      done: those that are finished, by name; each that is made is added.
+      base: the release whose model is kept, if one is.
+    """
+
+    settings: Settings
+    done: ManifestsByName = field(default_factory=dict)
+    base: Base | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A stage that is not made, but kept from a release."""
+
+    manifest: StageManifest
+    release: str
+
+
+@dataclass(frozen=True)
+class StageDefinition:
+    """A kind of stage.
+
+    Attributes:
+      name: 'ingest', 'train', and so on.
+      module: the one whose code, with what it imports, is part of the fingerprint.
+      plan: given a chain with all that the stage needs, says what is to be made, or what is kept instead.
+      build: adds the stage's steps to a pipeline, given the folder to write to and the job.
+    """
+
+    name: str
+    module: str
+    plan: "Callable[..., Stage | Kept]"
+    build: "Callable[[beam.Pipeline, str, Any], Reports]"
+
 
 @dataclass(frozen=True)
 class Stage(Generic[Job]):
     """Everything that decides what a stage makes.
 
     Attributes:
-      name: 'ingest', 'train', and so on.
-      module: the module whose code, with what it imports, is part of the fingerprint.
+      definition: which stage it is.
       settings: what the stage was told, as JSON; only what changes its result.
       inputs: the finished stages that it reads.
       reads: which datasets of each of them, where not all: what a stage does not read cannot make it run again.
       sources: the files from outside that it reads.
       job: what it works on.
-      build: adds the stage's steps to a pipeline, given the folder to write to and the job.
       check: given the metrics and the attempt's folder when the pipeline is done, raises InputError if they will not do.
     """
 
-    name: str
-    module: str
+    definition: StageDefinition
     settings: Mapping[str, Any]
     inputs: Mapping[str, StageManifest]
     job: Job
-    build: Callable[[beam.Pipeline, str, Job], Reports]
     reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sources: Sequence[Mapping[str, Any]] = ()
     check: Callable[[Mapping[str, Any], str], None] = field(default=lambda metrics, folder: None)
+
+    @property
+    def name(self) -> str:
+        """'ingest', 'train', and so on."""
+        return self.definition.name
 
     @property
     def fingerprint(self) -> str:
@@ -60,8 +105,8 @@ class Stage(Generic[Job]):
         return fingerprint_of(
             {
                 "stage": self.name,
-                "code": code_version(self.module),
-                "packages": package_versions(self.module),
+                "code": code_version(self.definition.module),
+                "packages": package_versions(self.definition.module),
                 "settings": self.settings,
                 "inputs": {name: facts["digest"] for name, facts in self.lineage.items()},
                 "sources": list(self.sources),
@@ -82,13 +127,18 @@ class Stage(Generic[Job]):
 
 
 def run_stage(
-    stage: Stage, workspace: Workspace, options: PipelineOptions, progress: Progress, lease: LeaseHolder | None = None
+    stage: Stage | Kept, workspace: Workspace, options: PipelineOptions, progress: Progress, lease: LeaseHolder | None = None
 ) -> StageManifest:
     """Runs a stage, unless it is done and its files are there, and returns its manifest. Either way its metrics are checked.
+
+    Of one that is kept from a release, the manifest is there.
 
     An attempt writes to a folder that no other attempt knows. The manifest says which attempt is the stage's; where two
     runs race, the first manifest stays and the later run takes it over.
     """
+    if isinstance(stage, Kept):
+        progress.skipped(stage.manifest.stage, f"kept from release {stage.release}")
+        return stage.manifest
     fingerprint = stage.fingerprint
     if lease:
         lease.use([workspace.stage(stage.name, fingerprint)])
@@ -145,7 +195,7 @@ def delete_unlisted(attempt: str, files: Sequence[WrittenFile]) -> None:
 def run_pipeline(stage: Stage, attempt: str, options: PipelineOptions) -> Mapping[str, Any]:
     """Runs a stage's pipeline to its end, and returns what its workers reported: {'files': […], 'metrics': {…}}."""
     pipeline = beam.Pipeline(options=options)
-    reports = stage.build(pipeline, attempt, stage.job)
+    reports = stage.definition.build(pipeline, attempt, stage.job)
     _ = reports | "GatherReports" >> beam.Flatten() | "WriteSummary" >> WriteSummary(attempt)
     follow(pipeline.run())
     return read_json(join(attempt, SUMMARY))

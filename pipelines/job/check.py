@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from pipelines.cli.command import OK, Output
-from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
-from pipelines.job.chains import STAGES, chains, kept_stage, no_stages_yet
-from pipelines.job.publishing import READERS, JobStages, ManifestsByName
+from pipelines.engine.stage import Chain, Kept
+from pipelines.job.chains import STAGES, chains, no_stages_yet
+from pipelines.job.prepare import Job
+from pipelines.job.publishing import READERS, JobStages
 from pipelines.job.runner import run_stages
 from pipelines.stages.ingest import rows_forgotten, rows_read
 from schemas.manifest import StageManifest, users_of
@@ -30,23 +31,24 @@ from transforms.ingest.join_ids import JOINED, in_words
 _EXAMPLES = 3
 
 
-def check_job(settings: Settings, options: PipelineOptions) -> None:
+def check_job(job: Job, options: PipelineOptions) -> None:
     """Reads the sources and the lists, and prints what came in and what would be done.
 
     Raises:
       InputError: as a run would.
     """
-    workspace, started = Workspace(settings.output), time.monotonic()
+    settings, workspace, started = job.settings, Workspace(job.settings.output), time.monotonic()
     latest = read_latest(workspace)
     if latest:
         read_release(workspace, latest)
-    made = no_stages_yet(settings)
+    made = no_stages_yet(job)
     with LeaseHolder(workspace, "check") as lease:
         # A job that refits reads all twice, in two splits; the first time tells what came in.
-        ask, read = next(chains(settings, made))
-        run_stages(READERS, replace(ask, refit=False), JobStages(read, read, made.base), options, lease)
-        plan = {model: dict(stages) for model, stages in plan_of(settings, made, workspace)}
-    found = what_came_in(read)
+        first = next(chains(job, made))
+        once = Job(replace(first.settings, refit=False), job.base)
+        run_stages(READERS, once, JobStages(first.done, first.done, job.base), options, lease)
+        plan = {model: dict(stages) for model, stages in plan_of(job, made, workspace)}
+    found = what_came_in(first.done)
     found |= {"stages": plan, "compared_with": latest.release if latest else None}
     found["seconds"] = round(time.monotonic() - started, 3)
     show(found, Output(highlight=False, stderr=settings.json))
@@ -54,23 +56,27 @@ def check_job(settings: Settings, options: PipelineOptions) -> None:
         print(json.dumps({"exit_status": OK, "checked": found}), flush=True)
 
 
-def plan_of(settings: Settings, made: JobStages, workspace: Workspace) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
+def plan_of(job: Job, made: JobStages, workspace: Workspace) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
     """Yields, for each model that a run makes or keeps, which stages would run and which are done."""
-    for ask, done in chains(settings, made):
-        model = "the published table" if done is made.published else "the evaluation before the refit"
-        yield model, _plan_of_chain(settings, ask, done, workspace)
+    for chain in chains(job, made):
+        model = "the published table" if chain.done is made.published else "the evaluation before the refit"
+        yield model, _plan_of_chain(chain, workspace)
 
 
-def _plan_of_chain(settings: Settings, ask: Settings, done: ManifestsByName, workspace: Workspace) -> Iterator[tuple[str, str]]:
-    known = True
-    for name, module in STAGES.items():
-        if known and name not in done:
-            found = kept_stage(name, settings, ask, done) or workspace.read(name, module.stage(ask, done).fingerprint)
+def _plan_of_chain(chain: Chain, workspace: Workspace) -> Iterator[tuple[str, str]]:
+    known, done = True, chain.done
+    for name, definition in STAGES.items():
+        planned = definition.plan(chain) if known and name not in done else None
+        if isinstance(planned, Kept):
+            done[name] = planned.manifest
+            yield name, f"kept from release {planned.release}"
+            continue
+        if planned:
+            found = workspace.read(name, planned.fingerprint)
             known = found is not None
             if found:
                 done[name] = found
-        kept = name == "train" and ask.base
-        yield name, f"kept from release {ask.base.release}" if kept and ask.base else "done" if name in done else "would run"
+        yield name, "done" if name in done else "would run"
 
 
 def what_came_in(done: Mapping[str, StageManifest]) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
-from pipelines.engine.stage import Stage
-from pipelines.job.chains import COMMANDS, STAGES, chains, judges, kept_stage, no_stages_yet
-from pipelines.job.publishing import READERS, JobStages, ManifestsByName
+from pipelines.engine.stage import Kept, ManifestsByName, Stage
+from pipelines.job.chains import COMMANDS, STAGES, chains, judges, no_stages_yet
+from pipelines.job.prepare import Job
+from pipelines.job.publishing import READERS, JobStages
 from pipelines.stages import ingest, lists
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.workspace import Workspace
 
 
-def finished_before(name: str, settings: Settings, asker: str = "") -> JobStages:
+def finished_before(name: str, job: Job, asker: str = "") -> JobStages:
     """Returns the finished stages that the stage `name` builds on; `asker` is who builds on them, if not that stage.
 
     With --ratings they are those of exactly these settings, so that a scheduler can give every task the same flags. Without,
@@ -20,20 +21,19 @@ def finished_before(name: str, settings: Settings, asker: str = "") -> JobStages
     Raises:
       InputError: if one is not finished, or others are to be forgotten now than when the sources were read.
     """
-    workspace = Workspace(settings.output)
+    settings, workspace = job.settings, Workspace(job.settings.output)
     before = COMMANDS[: COMMANDS.index(name)]
     asker = asker or name
     if settings.ingest.ratings:
-        made = no_stages_yet(settings)
-        for ask, done in chains(settings, made):
+        made = no_stages_yet(job)
+        for chain in chains(job, made):
             for each in before:
                 if each in STAGES:
-                    kept = kept_stage(each, settings, ask, done)
-                    done[each] = kept or _finished(workspace, STAGES[each].stage(ask, done), asker)
-        for done, stage in judges(settings, made) if "judge" in before else ():
+                    chain.done[each] = _finished(workspace, STAGES[each].plan(chain), asker)
+        for done, stage in judges(job, made) if "judge" in before else ():
             done["judge"] = _finished(workspace, stage, asker)
         return made
-    if settings.refit or settings.base:
+    if settings.refit or job.base:
         flag = "--refit" if settings.refit else "--reuse_model_from"
         raise InputError(f"to {asker} with {flag}, all stages must be known: give --ratings and all other flags again")
     # What does not read the lists does not wait for them; what does may find them made before or after the index.
@@ -88,7 +88,9 @@ def keep_finished(workspace: Workspace, made: JobStages, lease: LeaseHolder) -> 
             )
 
 
-def _finished(workspace: Workspace, stage: Stage, name: str) -> StageManifest:
+def _finished(workspace: Workspace, stage: Stage | Kept, name: str) -> StageManifest:
+    if isinstance(stage, Kept):
+        return stage.manifest
     manifest = workspace.read(stage.name, stage.fingerprint)
     if manifest is None:
         raise InputError(

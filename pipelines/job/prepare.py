@@ -1,15 +1,30 @@
 """What every command of a job begins with: its flags, a look at the output, and the model that is kept."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.cli import logs
 from pipelines.cli.config import parse_command
 from pipelines.cli.settings import Settings
-from pipelines.job.reuse import with_base
+from pipelines.job.reuse import find_base
 from schemas.errors import InputError
+from schemas.release import Base
 from schemas.storage import check_writable
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was asked for.
+
+    Attributes:
+      settings: as the flags say.
+      base: the release whose model is kept, read from where it lies; None trains.
+    """
+
+    settings: Settings
+    base: Base | None = None
 
 
 def check_ratings(settings: Settings) -> None:
@@ -17,8 +32,8 @@ def check_ratings(settings: Settings) -> None:
         raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
 
 
-def prepare(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:
+def prepare(argv: Sequence[str], description: str) -> tuple[Job, PipelineOptions]:
     settings, options = parse_command(argv, description)
     logs.configure(settings.verbose)
     check_writable(settings.output)
-    return with_base(settings), options
+    return Job(settings, find_base(settings)), options

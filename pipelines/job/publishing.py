@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pipelines.cli.logs import LOGGER
 from pipelines.engine.fingerprint import versions
 from pipelines.engine.lease import LeaseHolder, as_time, time_in
-from pipelines.engine.stage import now
+from pipelines.engine.stage import ManifestsByName, now
 from pipelines.job.report import curves_of, report_of
 from pipelines.stages.ingest import FORGOTTEN, check_forgotten, rows_read
 from pipelines.stages.judge import FOUND, LastTable, last_table
@@ -43,8 +43,6 @@ from transforms.evaluate.arrivals import arrivals_of, rejected_of
 from transforms.evaluate.gates import as_json, failures, judge_release
 from transforms.evaluate.verdicts import Evaluation, Gate, GateInputs, GateSettings, LastRelease
 from transforms.report.past import past_of
-
-ManifestsByName = dict[str, StageManifest]
 
 READERS = ("ingest", "lists")
 """The stages that read what comes from outside."""

@@ -11,14 +11,14 @@ evaluated again, on today's holdout.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from pipelines.cli.settings import Settings
+from pipelines.engine.stage import Chain
 from pipelines.job.refit import settings_of_refit
 from pipelines.stages import ingest
-from pipelines.stages.train import training_of
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, damage_of, plain
+from schemas.manifest import damage_of, plain
 from schemas.release import Base, base_of, find_withdrawals, read_latest, read_named, read_release
 from schemas.stage_files import ITEM_TOWER, USER_TOWER
 from schemas.storage import exists, join
@@ -26,11 +26,8 @@ from schemas.workspace import Workspace
 
 LATEST = "LATEST"
 
-_OF_REFIT = ("validation", "validation_fraction", "max_epochs", "patience", "blend")
-"""Settings of a training that a refit takes from the evaluation; how long a model that is kept was trained does not matter."""
 
-
-def with_base(settings: Settings) -> Settings:
+def find_base(settings: Settings) -> Base | None:
     """Finds the release whose model is to be kept, if that was asked for.
 
     Where `LATEST` was itself made with the model of a release before it, from the very ratings of today, that earlier one
@@ -41,7 +38,7 @@ def with_base(settings: Settings) -> Settings:
     """
     name = settings.reuse_model_from
     if name is None:
-        return settings
+        return None
     if not settings.ingest.ratings:
         raise InputError("--reuse_model_from makes a table of ratings: give --ratings and all other flags again")
     workspace = Workspace(settings.output)
@@ -53,11 +50,11 @@ def with_base(settings: Settings) -> Settings:
             f"the same way: {repair}"
         )
     earlier = _base_before(workspace, base) if name == LATEST else None
-    if earlier and _ingest_of(replace(settings, base=earlier)) == base.stages["ingest"].fingerprint:
+    if earlier and _ingest_of(settings, earlier) == base.stages["ingest"].fingerprint:
         base = earlier
     check_split(settings, base)
     check_files(workspace, base)
-    return replace(settings, base=base)
+    return base
 
 
 def _base_before(workspace: Workspace, base: Base) -> Base | None:
@@ -114,10 +111,9 @@ def check_files(workspace: Workspace, base: Base) -> None:
             )
 
 
-def _ingest_of(settings: Settings) -> str:
+def _ingest_of(settings: Settings, base: Base) -> str:
     """Returns the fingerprint of the ingest stage of the table to be published."""
-    chain = settings_of_refit(settings, {}) if settings.refit else settings
-    return ingest.stage(chain, {}).fingerprint
+    return ingest.plan(Chain(settings_of_refit(settings, {}) if settings.refit else settings, base=base)).fingerprint
 
 
 def _read(workspace: Workspace, name: str) -> Base:
@@ -143,24 +139,3 @@ def _read(workspace: Workspace, name: str) -> Base:
             "again with python -m pipelines.releases rollback and its name"
         )
     return base
-
-
-def kept_model(settings: Settings, base: Base, ingested: StageManifest) -> StageManifest:
-    """Returns the training that made the model of a release, once it is sure that it is the one that the flags describe.
-
-    Args:
-      settings: of the job, as they were given.
-      base: the release.
-      ingested: what is read today.
-
-    Raises:
-      InputError: naming a flag that asks for another model, or features that the catalogue describes no longer.
-    """
-    asked, kept = training_of(settings, ingested), base.stages["train"].settings
-    for name, value in plain(asdict(asked)).items():
-        if name not in _OF_REFIT and name in kept and kept[name] != value:
-            raise InputError(
-                f"the model of release {base.release} was trained with {name} {kept[name]!r}, these flags ask for {value!r}: "
-                "give the same as then, or leave --reuse_model_from out to train anew"
-            )
-    return base.stages["train"]

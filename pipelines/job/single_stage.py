@@ -25,17 +25,17 @@ def stage_command(name: str, description: str | None = None) -> Callable[[Sequen
     """Returns the command that runs one stage, whose output says where the result lies."""
 
     def command(argv: Sequence[str]) -> None:
-        settings, options = prepare(argv, description or "")
+        job, options = prepare(argv, description or "")
         if name == "ingest":
-            check_ratings(settings)
-        workspace = Workspace(settings.output)
+            check_ratings(job.settings)
+        workspace = Workspace(job.settings.output)
         with LeaseHolder(workspace, name, LEFT_SECS) as lease:
-            made = finished_before(name, settings) if name != "ingest" else no_stages_yet(settings)
+            made = finished_before(name, job) if name != "ingest" else no_stages_yet(job)
             keep_finished(workspace, made, lease)
             if name == "judge":
-                run_judges(settings, made, options, lease)
+                run_judges(job, made, options, lease)
             else:
-                run_stages([name], settings, made, options, lease)
-        print(f"{settings.output}/{made.published[name].folder}")
+                run_stages([name], job, made, options, lease)
+        print(f"{job.settings.output}/{made.published[name].folder}")
 
     return command

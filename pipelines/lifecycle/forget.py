@@ -14,11 +14,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.read_flags import settings_of_job
-from pipelines.cli.settings import Settings
 from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.stage import now
+from pipelines.job.prepare import Job
 from pipelines.job.publishing import Outcome
-from pipelines.job.reuse import with_base
+from pipelines.job.reuse import find_base
 from pipelines.job.runner import publish_when_judged, run
 from pipelines.lifecycle.find_forgotten import NOBODY, Named, find_forgotten
 from pipelines.lifecycle.verify import all_stages
@@ -172,15 +172,15 @@ def forget(workspace: Workspace, names: Named, force: Sequence[str], options: Pi
 def _run(
     workspace: Workspace, before: Mapping[str, Any], force: Sequence[str], options: PipelineOptions, lease: LeaseHolder
 ) -> Outcome:
-    settings = settings_again(workspace, before, force)
-    outcome = publish_when_judged(settings, run(settings, options, lease), options, lease)
+    job = job_again(workspace, before, force)
+    outcome = publish_when_judged(job, run(job, options, lease), options, lease)
     if outcome.failed:
         raise GatesFailed(outcome.failed)
     return outcome
 
 
-def settings_again(workspace: Workspace, release: Mapping[str, Any], force: Sequence[str]) -> Settings:
-    """Returns the settings that make a release again from what its sources hold now, with its model.
+def job_again(workspace: Workspace, release: Mapping[str, Any], force: Sequence[str]) -> Job:
+    """Returns the job that makes a release again from what its sources hold now, with its model.
 
     Raises:
       InputError: if the release does not say how it was made, or cannot be built on.
@@ -191,7 +191,8 @@ def settings_again(workspace: Workspace, release: Mapping[str, Any], force: Sequ
             f"release {release['release']} does not say which flags made it (an earlier version did, or single stages that "
             "were given no --ratings): run the command that made it again with --reuse_model_from LATEST, or train anew"
         )
-    return with_base(settings_of_job(job, workspace.root, force=list(force), reuse_model_from=release["release"]))
+    settings = settings_of_job(job, workspace.root, force=list(force), reuse_model_from=release["release"])
+    return Job(settings, find_base(settings))
 
 
 def _saying_what_is_served(release: str, make: Callable[[], Outcome]) -> Outcome:

@@ -1,15 +1,12 @@
 """Embeds the catalogue with the item tower."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import apache_beam as beam
 
-from pipelines.cli.settings import Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from schemas.embeddings import embeddings_schema
 from schemas.items import ITEMS
-from schemas.manifest import StageManifest
 from schemas.stage_files import ITEM_TOWER
 from schemas.stored import StoredFolder
 from transforms.index.embed import DigestVectors, EmbedItems
@@ -18,21 +15,20 @@ from transforms.io.read import ReadParts
 from transforms.io.write import WritePlacedBlocks, part_of
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[EmbedJob]":
+def plan(chain: Chain) -> "Stage[EmbedJob]":
     """Returns the stage, which reads the catalogue and the item tower."""
+    settings, done = chain.settings, chain.done
     trained = done["train"]
     tower = trained.stored(settings.output, ITEM_TOWER)
     parts = {part_of(path): path for path in done["ingest"].paths(settings.output, "items")}
     dim = trained.metrics["dim"]
     features = trained.metrics.get("feature_columns", [])
     return Stage(
-        name="embed",
-        module=__name__,
+        STAGE,
         settings={},
         inputs={name: done[name] for name in ("ingest", "train")},
         reads={"ingest": ["items"], "train": [ITEM_TOWER]},
         job=EmbedJob(parts, features, tower, dim),
-        build=build,
     )
 
 
@@ -59,3 +55,6 @@ def build(root: beam.Pipeline, attempt: str, job: EmbedJob) -> Reports:
         embeddings | "DigestVectors" >> DigestVectors(),
         root | "ReportDim" >> beam.Create([{"dim": job.dim}]),
     ]
+
+
+STAGE = StageDefinition("embed", __name__, plan, build)

@@ -3,14 +3,11 @@
 User ids in, item ids and scores out, the same as in the newest table; see docs/guides/serving.md.
 """
 
-from collections.abc import Mapping
-
 import apache_beam as beam
 
-from pipelines.cli.settings import Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.lists import check_same_lists, items_of, reads_of
-from schemas.manifest import StageManifest, users_of
+from schemas.manifest import users_of
 from schemas.stage_files import USER_TOWER
 from schemas.storage import join
 from transforms.search.list_settings import ListSettings
@@ -18,12 +15,13 @@ from transforms.search.search import SearchSettings
 from transforms.serving.export import MODEL, ExportJob, ExportModel
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage[ExportJob]:
+def plan(chain: Chain) -> Stage[ExportJob]:
     """Returns the stage, which reads users, the user tower and the index, and takes its settings from the table.
 
     Raises:
       InputError: if lists are named that are not those of the table.
     """
+    settings, done = chain.settings, chain.done
     trained, indexed, recommended = (done[name] for name in ("train", "index", "recommend"))
     made = {name: recommended.settings[name] for name in ("k", "recommend_seen", "search")}
     check_same_lists(settings, done)
@@ -38,13 +36,11 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> Stage[Export
         lists=items_of(settings.output, done),
     )
     return Stage(
-        name="export",
-        module=__name__,
+        STAGE,
         settings=made,
         inputs={name: done[name] for name in reads},
         reads=reads,
         job=job,
-        build=build,
     )
 
 
@@ -52,3 +48,6 @@ def build(root: beam.Pipeline, attempt: str, job: ExportJob) -> Reports:
     """Adds the stage's steps: one worker makes the model of all users and shards."""
     shape = {"k": job.settings.k, "path": MODEL}
     return [root | "ExportModel" >> ExportModel(attempt, job), root | "ReportShape" >> beam.Create([shape])]
+
+
+STAGE = StageDefinition("export", __name__, plan, build)

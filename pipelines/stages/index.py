@@ -8,8 +8,8 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.cli.logs import LOGGER
-from pipelines.cli.settings import IndexSettings, Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.cli.settings import IndexSettings
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, plain
@@ -36,8 +36,9 @@ USERS_TO_DRAW_FROM = 16
 """So many times the users of the sample, at least, are embedded to find enough who have a vector."""
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[IndexJob] | Stage[CopyJob]":
+def plan(chain: Chain) -> "Stage[IndexJob] | Stage[CopyJob]":
     """Chooses the number of shards from the number of candidates, and returns the stage."""
+    settings, done = chain.settings, chain.done
     ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
     num_candidates, dim = embedded.rows("embeddings"), embedded.metrics["dim"]
     num_shards = choose_shards(num_candidates, dim, settings.index)
@@ -68,25 +69,21 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[Index
         "search": asdict(given) if given else None,
         "calibration": asdict(ask),
     }
-    kept = kept_index(settings, embedded, described)
+    kept = kept_index(chain, embedded, described)
     if kept:
         return Stage(
-            name="index",
-            module=__name__,
+            STAGE,
             settings=described | {"copied": kept.digest},
             inputs={"embed": embedded},
             reads={"embed": ["embeddings"]},
             job=CopyJob(kept, join(settings.output, kept.folder), job.embeddings),
-            build=copy,
         )
     return Stage(
-        name="index",
-        module=__name__,
+        STAGE,
         settings=described,
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
         reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
         job=job,
-        build=build,
     )
 
 
@@ -107,8 +104,16 @@ class IndexJob:
     ask: CalibrationSettings
 
 
-def build(root: beam.Pipeline, attempt: str, job: IndexJob) -> Reports:
-    """Adds the stage's steps: embeddings are gathered by shard; each shard is built by one worker, and tried on some users."""
+def build(root: beam.Pipeline, attempt: str, job: "IndexJob | CopyJob") -> Reports:
+    """Adds the stage's steps, which build an index, or copy one."""
+    return build_index(root, attempt, job) if isinstance(job, IndexJob) else copy_index(root, attempt, job)
+
+
+def build_index(root: beam.Pipeline, attempt: str, job: IndexJob) -> Reports:
+    """Adds the steps that build an index.
+
+    Embeddings are gathered by shard; each shard is built by one worker, and tried on some users.
+    """
     vectors = root | "ReadEmbeddings" >> ReadParquet(job.embeddings) | "Progress" >> CountBlocks()
     shards = vectors | "BuildIndexes" >> BuildIndexes(attempt, job.num_shards, job.dim, job.seed, job.shape)
     found = known_search(job.num_candidates, job.shape, job.search)
@@ -122,18 +127,18 @@ def build(root: beam.Pipeline, attempt: str, job: IndexJob) -> Reports:
     return [shards, calibrated, root | "ReportShards" >> beam.Create([{"num_shards": job.num_shards, "dim": job.dim}])]
 
 
-def kept_index(settings: Settings, embedded: StageManifest, described: Mapping[str, Any]) -> StageManifest | None:
+def kept_index(chain: Chain, embedded: StageManifest, described: Mapping[str, Any]) -> StageManifest | None:
     """Returns the index of the release whose model is kept, where it was built as is asked now, of the very same vectors.
 
     Args:
-      settings: of the job.
+      chain: the stages that the index is one of.
       embedded: the candidates now.
       described: how to index them.
     """
-    if settings.base is None:
+    if chain.base is None:
         return None
-    kept = settings.base.stages["index"]
-    vectors = settings.base.stages["embed"].metrics.get(VECTORS)
+    kept = chain.base.stages["index"]
+    vectors = chain.base.stages["embed"].metrics.get(VECTORS)
     same = vectors == embedded.metrics[VECTORS] and settings_of_index(kept) == plain(described)
     return kept if same else None
 
@@ -158,7 +163,7 @@ class CopyJob:
     embeddings: list[str]
 
 
-def copy(root: beam.Pipeline, attempt: str, job: CopyJob) -> Reports:
+def copy_index(root: beam.Pipeline, attempt: str, job: CopyJob) -> Reports:
     """Adds the steps that copy an index, with its calibration."""
     items = root | "ReadItems" >> ReadParquet(job.embeddings, ID_MAP.names) | "Progress" >> CountBlocks()
     return [
@@ -205,3 +210,6 @@ def choose_shards(num_vectors: int, dim: int, ask: IndexSettings) -> int:
     if ask.num_shards > num_vectors:
         LOGGER.warning("num_shards %d is above the number of candidates: using %d", ask.num_shards, num_vectors)
     return min(ask.num_shards, num_vectors)
+
+
+STAGE = StageDefinition("index", __name__, plan, build)

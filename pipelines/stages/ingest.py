@@ -9,8 +9,8 @@ import apache_beam as beam
 import pyarrow.compute as pc
 
 from pipelines.cli.logs import LOGGER
-from pipelines.cli.settings import IngestSettings, Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.cli.settings import IngestSettings
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from schemas.blocks import Block, one_block
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
@@ -43,20 +43,20 @@ BUCKET_BYTES = 64 << 20
 """About how much of the ratings, as text, goes to one bucket of users: a worker holds a bucket in memory."""
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[IngestJob]":
+def plan(chain: Chain) -> "Stage[IngestJob]":
     """Looks at the sources and returns the stage.
 
     Raises:
       InputError: if a source cannot be read, or lacks a column that the split or a feature needs, or if it is unknown who is
         to be forgotten.
     """
-    ask = settings.ingest
+    settings, ask = chain.settings, chain.settings.ingest
     forgotten = read_forgotten(Workspace(settings.output))
     sources = resolve_sources(ask)
     check_columns(sources.ratings, ask)
     if settings.training.looks_at_features:
         in_catalogue(settings.training.features, sources.items.description() if sources.items else None)
-    num_buckets = ask.num_buckets or kept_buckets(settings) or default_buckets(sources.ratings)
+    num_buckets = ask.num_buckets or kept_buckets(chain) or default_buckets(sources.ratings)
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         try:
@@ -73,8 +73,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[Inges
         check_split(metrics, ask.split)
 
     return Stage(
-        name="ingest",
-        module=__name__,
+        STAGE,
         settings={
             "rules": asdict(ask.rules),
             "split": asdict(ask.split),
@@ -85,7 +84,6 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[Inges
         inputs={},
         sources=[source.description() for source in sources.given],
         job=IngestJob(sources, ask, num_buckets, forgotten),
-        build=build,
         check=check,
     )
 
@@ -296,9 +294,9 @@ def check_columns(ratings: Source, ask: IngestSettings) -> None:
         )
 
 
-def kept_buckets(settings: Settings) -> int | None:
+def kept_buckets(chain: Chain) -> int | None:
     """Returns how many buckets of users the release has whose model is kept: in as many, its lists can be carried over."""
-    return settings.base.stages["ingest"].metrics["num_buckets"] if settings.base else None
+    return chain.base.stages["ingest"].metrics["num_buckets"] if chain.base else None
 
 
 def default_buckets(ratings: Source) -> int:
@@ -307,3 +305,6 @@ def default_buckets(ratings: Source) -> int:
     The lists do not count: another list must not make ingest run again.
     """
     return max(1, math.ceil(text_bytes_of(ratings) / BUCKET_BYTES))
+
+
+STAGE = StageDefinition("ingest", __name__, plan, build)

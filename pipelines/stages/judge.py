@@ -12,8 +12,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipelines.cli.settings import Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.lists import check_same_lists, items_of, reads_of
 from schemas.manifest import StageManifest, fingerprint_of, users_of
 from schemas.release import read_latest, read_release
@@ -107,23 +106,18 @@ def _users_of(
     return tuple(file["path"] for file in files), fingerprint_of([[file["path"], file["sha256"]] for file in files]), None
 
 
-def stage(
-    settings: Settings,
-    done: Mapping[str, StageManifest],
-    last: LastTable | None,
-    evaluated: StageManifest | None = None,
-) -> "Stage[JudgeJob]":
+def plan(chain: Chain, last: LastTable | None, evaluated: StageManifest | None = None) -> "Stage[JudgeJob]":
     """Returns the stage, which reads the table, the users and items that it is for, and the last table.
 
     Args:
-      settings: of the job.
-      done: the stages that made the table.
+      chain: the stages that made the table.
       last: the table that it would replace.
       evaluated: where another model was evaluated than this table's, the verdict on its table: the two belong together.
 
     Raises:
       InputError: if lists are named that are not those that the table was made with.
     """
+    settings, done = chain.settings, chain.done
     ingested, embedded, recommended = (done[name] for name in ("ingest", "embed", "recommend"))
     check_same_lists(settings, done)
     root = settings.output
@@ -155,8 +149,7 @@ def stage(
         regrouped_users=[] if same_buckets else last_users,
     )
     return Stage(
-        name="judge",
-        module=__name__,
+        STAGE,
         settings={
             "k": rules.k,
             "recommend_seen": rules.recommend_seen,
@@ -167,7 +160,6 @@ def stage(
         inputs={name: done[name] for name in ("ingest", "lists", "embed", "recommend")},
         reads={**reads_of(done, "items"), "embed": ["embeddings"], "recommend": ["topk"]},
         job=job,
-        build=build,
     )
 
 
@@ -207,3 +199,6 @@ def buckets_of(users: list[str], table: list[str], last: list[str], last_users: 
         for path in paths:
             found[part_of(path)][kind].append(path)
     return {number: BucketFiles(*map(tuple, kinds)) for number, kinds in found.items()}
+
+
+STAGE = StageDefinition("judge", __name__, plan, build)

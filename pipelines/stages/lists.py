@@ -16,7 +16,7 @@ import apache_beam as beam
 
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import ListsSettings, Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.ingest import (
     FORGOTTEN,
     key_rejected,
@@ -90,13 +90,13 @@ def resolve_lists(ask: ListsSettings) -> Lists:
     )
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[ListsJob]":
+def plan(chain: Chain) -> "Stage[ListsJob]":
     """Looks at the lists and returns the stage, which reads the users and the items of ingest.
 
     Raises:
       InputError: if a list cannot be read, or if it is unknown who is to be forgotten.
     """
-    ingested, ask = done["ingest"], settings.lists
+    settings, ingested, ask = chain.settings, chain.done["ingest"], chain.settings.lists
     lists = resolve_lists(ask)
     forgotten = read_forgotten(Workspace(settings.output))
     num_buckets, num_items = ingested.metrics["num_buckets"], ingested.rows("items")
@@ -119,14 +119,12 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[Lists
             raise InputError(f"no item of the catalogue ({items}) may be recommended: check the ids in {flags}")
 
     return Stage(
-        name="lists",
-        module=__name__,
+        STAGE,
         settings={"num_buckets": num_buckets, **({FORGOTTEN: forgotten.digest} if forgotten.digest else {})},
         inputs={"ingest": ingested},
         reads={"ingest": ["users", "items"]},
         sources=[source.description() for source in lists.given.values()],
         job=job,
-        build=build,
         check=check,
     )
 
@@ -299,3 +297,6 @@ def check_same_lists(settings: Settings, done: Mapping[str, StageManifest]) -> N
             "have changed since: give those of the table, or none, or run python -m pipelines.lists and then "
             "python -m pipelines.recommend again"
         )
+
+
+STAGE = StageDefinition("lists", __name__, plan, build)

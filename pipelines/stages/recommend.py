@@ -10,7 +10,7 @@ import apache_beam as beam
 
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.index import settings_of_index
 from pipelines.stages.lists import items_of, reads_of
 from schemas.errors import InputError
@@ -38,17 +38,16 @@ CHECKED_USERS = 1_000
 """About how many users' lists are compared with exact search."""
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[RecommendJob]":
+def plan(chain: Chain) -> "Stage[RecommendJob]":
     """Returns the stage, which reads users, the user tower, the index, and what must not be recommended."""
-    job = job_of(settings, done)
+    done, job = chain.done, job_of(chain)
 
     def check(metrics: Mapping[str, Any], folder: str) -> None:
         check_canaries(metrics["canaries"])
         check_items(metrics)
 
     return Stage(
-        name="recommend",
-        module=__name__,
+        STAGE,
         settings=asdict(job.lists)
         | {"layout": job.layout, "scored_at": job.scored_at.isoformat() if job.scored_at else None}
         | ({"base": job.base.described if isinstance(job.base, BaseLists) else {"why_nobody": job.base}} if job.base else {}),
@@ -56,7 +55,6 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[Recom
         inputs={name: done[name] for name in ("ingest", "lists", "train", "embed", "index")},
         reads={**reads_of(done, "items"), "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
         job=job,
-        build=build,
     )
 
 
@@ -75,9 +73,9 @@ class BaseLists:
     described: Mapping[str, Any]
 
 
-def base_lists(settings: Settings, done: Mapping[str, StageManifest], lists: ListSettings) -> BaseLists | str:
+def base_lists(chain: Chain, lists: ListSettings) -> BaseLists | str:
     """Returns the lists of the release whose model is kept, or why nobody's can be carried over; '' where none is kept."""
-    base = settings.base
+    base, done = chain.base, chain.done
     if base is None:
         return ""
     ingested, embedded, indexed, recommended = (base.stages[name] for name in ("ingest", "embed", "index", "recommend"))
@@ -91,7 +89,10 @@ def base_lists(settings: Settings, done: Mapping[str, StageManifest], lists: Lis
     if "lists" not in base.stages:
         return f"release {base.release} was made by an earlier version of this program"
     lists_then, users_then = base.stages["lists"], users_of(base.stages)
-    root, digests = settings.output, {"users": users_then, "embeddings": embedded, FOLDER: recommended, BLOCKED: lists_then}
+    root, digests = (
+        chain.settings.output,
+        {"users": users_then, "embeddings": embedded, FOLDER: recommended, BLOCKED: lists_then},
+    )
     by_bucket = {name: _by_bucket(digests[name].paths(root, name)) for name in ("users", FOLDER)}
     return BaseLists(
         last=LastRelease(
@@ -138,8 +139,9 @@ def lists_of(settings: Settings, done: Mapping[str, StageManifest]) -> ListSetti
     )
 
 
-def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> "RecommendJob":
+def job_of(chain: Chain) -> "RecommendJob":
     """Returns where everything is that lists are made of, what they hold, and how the work is shared out."""
+    settings, done = chain.settings, chain.done
     ingested, trained, embedded, indexed = (done[name] for name in ("ingest", "train", "embed", "index"))
     served, lists, ask = users_of(done), lists_of(settings, done), settings.recommend
     index_files, num_shards = indexed.dataset("shards"), indexed.metrics["num_shards"]
@@ -162,7 +164,7 @@ def job_of(settings: Settings, done: Mapping[str, StageManifest]) -> "RecommendJ
         num_slices=choose_slices(served.rows("users")),
         scored_at=ask.as_of or newest_of(ingested),
         layout=ask.layout,
-        base=base_lists(settings, done, lists),
+        base=base_lists(chain, lists),
         num_users=served.rows("users"),
     )
 
@@ -246,3 +248,6 @@ def check_canaries(verdict: Mapping[str, Any]) -> None:
             f"products of the stored embeddings by up to {verdict['max_score_error']:g}, or exact lists from the best by up to "
             f"{verdict['max_exact_gap']:g}"
         )
+
+
+STAGE = StageDefinition("recommend", __name__, plan, build)

@@ -4,19 +4,19 @@ Trials are judged on a slice of the training ratings, never on what is held out.
 space of its own (see docs/guides/sweep.md); the first trial is always the flags' own. The winner's settings are for `--config`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 
 import apache_beam as beam
 from apache_beam.io.filesystem import BeamIOError
 
-from pipelines.cli.settings import Settings, SweepSettings
+from pipelines.cli.settings import SweepSettings
 from pipelines.engine.fingerprint import code_version
-from pipelines.engine.stage import Reports, Stage
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages import train
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, fingerprint_of
+from schemas.manifest import fingerprint_of
 from schemas.storage import exists, read_bytes
 from schemas.workspace import Workspace
 from schemas.yaml_text import read_yaml
@@ -28,13 +28,13 @@ from transforms.train.trials import RunTrials, Trial
 DEFAULT_NUM_TRIALS = 20
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[SweepJob]":
+def plan(chain: Chain) -> "Stage[SweepJob]":
     """Returns the stage, which reads what training reads.
 
     Raises:
       InputError: if the trials will not do, or there is nothing to judge them on.
     """
-    ingested = done["ingest"]
+    settings, ingested = chain.settings, chain.done["ingest"]
     if not settings.training.validation_fraction:
         raise InputError("trials are judged on a validation slice, got --validation_fraction 0: raise it")
     trials_asked = read_trials(settings.sweep, settings.training)
@@ -46,13 +46,11 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[Sweep
         Trial(number, each, Workspace.trial(fingerprint_of([made_from, asdict(each)]))) for number, each in enumerate(asked, 1)
     ]
     return Stage(
-        name="sweep",
-        module=__name__,
+        STAGE,
         settings={"trials": [asdict(trial.settings) for trial in trials]},
         inputs={"ingest": ingested},
         reads={"ingest": reads},
         job=SweepJob(paths, trials, settings.output),
-        build=build,
     )
 
 
@@ -95,3 +93,6 @@ def read_trials(ask: SweepSettings, base: TrainingSettings) -> list[TrainingSett
         raise InputError(f"the trials {path} cannot be read ({error}): check --trials") from error
     declared = read_yaml(text, f"the trials {path}", many=True)
     return trials_of(declared, base, ask.num_trials, PurePath(path).name)
+
+
+STAGE = StageDefinition("sweep", __name__, plan, build)

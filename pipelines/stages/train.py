@@ -8,7 +8,8 @@ import apache_beam as beam
 
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.engine.stage import Chain, Kept, Reports, Stage, StageDefinition
+from pipelines.stages.kept_model import kept_model
 from schemas.manifest import StageManifest
 from schemas.workspace import Workspace
 from transforms.io.write import part_of
@@ -21,23 +22,25 @@ VALIDATION = {"random": "random", "temporal": "temporal", "last": "last", "none"
 """How to validate for each split of `ingest`: as the holdout was made, and for what is to come where nothing was held out."""
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[TrainJob]":
+def plan(chain: Chain) -> "Stage[TrainJob] | Kept":
     """Returns the stage, which reads the training interactions, and the catalogue where the item tower looks at features.
 
+    Where a release's model is kept, that is returned instead.
+
     Raises:
-      InputError: if the catalogue lacks a feature's column.
+      InputError: if the catalogue lacks a feature's column, or another model is kept than the settings describe.
     """
-    ingested = done["ingest"]
+    settings, ingested = chain.settings, chain.done["ingest"]
     training = training_of(settings, ingested)
+    if chain.base:
+        return kept_model(training, chain.base)
     paths = paths_of(settings.output, ingested, [training])
     return Stage(
-        name="train",
-        module=__name__,
+        STAGE,
         settings=asdict(training),
         inputs={"ingest": ingested},
         reads={"ingest": ["interactions/train", *(["items"] if paths.items else [])]},
         job=TrainJob(paths, training, settings.checkpoint_secs),
-        build=build,
         check=lambda metrics, folder: warn_of_features(metrics),
     )
 
@@ -96,3 +99,6 @@ def warn_of_features(metrics: Mapping[str, Any]) -> None:
     for column, found in metrics.get("features", {}).items():
         if found["warning"]:
             LOGGER.warning("the feature %s %s", column, found["warning"])
+
+
+STAGE = StageDefinition("train", __name__, plan, build)

@@ -7,16 +7,14 @@ Prints the Pareto front and where the table, the plot and the chosen settings ar
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import apache_beam as beam
 
 from pipelines.cli import logs
 from pipelines.cli.settings import Settings
-from pipelines.engine.stage import Reports, Stage
+from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.index import choose_shards, some_users
-from schemas.manifest import StageManifest
 from schemas.stage_files import USER_TOWER
 from schemas.storage import join
 from schemas.stored import StoredFolder
@@ -29,8 +27,9 @@ from transforms.io.read import ReadParquet
 from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
 
 
-def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[TuneJob]":
+def plan(chain: Chain) -> "Stage[TuneJob]":
     """Chooses what is tried from the number of candidates, and returns the stage."""
+    settings, done = chain.settings, chain.done
     ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
     num_candidates, dim = embedded.rows("embeddings"), embedded.metrics["dim"]
     num_shards = choose_shards(num_candidates, dim, settings.index)
@@ -59,8 +58,7 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[TuneJ
         ask=ask,
     )
     return Stage(
-        name="tune",
-        module=__name__,
+        STAGE,
         settings={
             "num_shards": num_shards,
             "num_tried": num_tried,
@@ -72,7 +70,6 @@ def stage(settings: Settings, done: Mapping[str, StageManifest]) -> "Stage[TuneJ
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
         reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
         job=job,
-        build=build,
     )
 
 
@@ -129,3 +126,6 @@ def builds_to_try(num_vectors: int, settings: Settings) -> list[BuildSettings]:
     # What cannot be built, such as a tree of fewer vectors than hashes need, is exact and need not be tried again.
     asked = settings.tune.builds(num_vectors)
     return [each for each in asked if each.applied_to(plan_shard(num_vectors, 1)).kind != "exact"]
+
+
+STAGE = StageDefinition("tune", __name__, plan, build)
