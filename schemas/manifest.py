@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.errors import InputError
 from schemas.names import ATTEMPT, FILE, NAME, SHA256, TIME
-from schemas.shape import AtLeast, Each, check_shape
+from schemas.shape import AtLeast, Each, Maybe, check_shape
 from schemas.storage import WrittenFile, exists, join, list_files, read_json, sha256_of, write_json
 from schemas.stored import StoredFolder
 
@@ -30,6 +30,7 @@ _SHAPE = {
     "versions": Each(str),
     "started_at": TIME,
     "finished_at": TIME,
+    "outputs": Maybe(dict),
 }
 
 
@@ -58,6 +59,8 @@ class StageManifest:
     started_at: str
     finished_at: str
     """UTC, ISO 8601."""
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    """What of the metrics later stages go by; empty in manifests of earlier programs, which have it among the metrics alone."""
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def dataset(self, name: str) -> list[WrittenFile]:

@@ -33,6 +33,7 @@ _STAGES = Each(
         "manifest": str,
         "settings": dict,
         "metrics": dict,
+        "outputs": Maybe(dict),
         "inputs": Maybe(dict),
         "sources": Maybe([dict]),
         "files": Maybe([MADE_FILE | {"path": FILE_OF_ATTEMPT}]),
@@ -218,8 +219,8 @@ def stage_of(name: str, stage: Mapping[str, Any]) -> StageManifest:
     known = {
         each: stage[each] for each in ("fingerprint", "digest", "folder", "settings", "metrics", "started_at", "finished_at")
     }
-    others = {each: stage.get(each) or {} for each in ("inputs", "versions")} | {"sources": stage.get("sources") or []}
-    return StageManifest(stage=name, files=files_of(stage), **known, **others)
+    others: dict[str, Any] = {each: stage.get(each) or {} for each in ("inputs", "versions", "outputs")}
+    return StageManifest(stage=name, files=files_of(stage), sources=stage.get("sources") or [], **known, **others)
 
 
 def files_of(stage: Mapping[str, Any]) -> list[WrittenFile]:

@@ -13,7 +13,9 @@ def ingested(newest: int | None, *mtimes: float | None) -> StageManifest:
     """Returns the manifest of an ingest whose ratings are of some time, in files that changed at some others."""
     files: list[dict[str, Any]] = [{"path": "p", "size": 1} | ({} if mtime is None else {"mtime": mtime}) for mtime in mtimes]
     sources = [{"dataset": "items", "files": [{"mtime": 9e9}]}, {"dataset": "ratings", "files": files}]
-    return StageManifest("ingest", "f", "folder", "d", {}, {}, sources, [], {"newest_timestamp": newest}, {}, "", "")
+    return StageManifest(
+        "ingest", "f", "folder", "d", {}, {}, sources, [], {"newest_timestamp": newest, "num_buckets": 1}, {}, "", ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from pipelines.cli.settings import Settings
 from pipelines.engine.fingerprint import code_version, package_versions, versions
 from pipelines.engine.lease import LeaseHolder, time_in
+from pipelines.engine.outputs import Outputs
 from pipelines.engine.progress import Progress, follow
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
 from schemas.release import Base
@@ -64,12 +65,14 @@ class StageDefinition:
       module: the one whose code, with what it imports, is part of the fingerprint.
       plan: given a chain with all that the stage needs, says what is to be made, or what is kept instead.
       build: adds the stage's steps to a pipeline, given the folder to write to and the job.
+      outputs: what of its metrics later stages go by.
     """
 
     name: str
     module: str
     plan: "Callable[..., Stage | Kept]"
     build: "Callable[[beam.Pipeline, str, Any], Reports]"
+    outputs: type[Outputs] = Outputs
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,7 @@ def run_stage(
         sources=stage.sources,
         files=files,
         metrics=summary["metrics"],
+        outputs=stage.definition.outputs.among(summary["metrics"]),
         versions=versions(),
         started_at=started_at,
         finished_at=now(),

@@ -19,6 +19,7 @@ from pipelines.engine.stage import ManifestsByName, now
 from pipelines.job.report import curves_of, report_of
 from pipelines.stages.ingest import FORGOTTEN, check_forgotten, rows_read
 from pipelines.stages.judge import FOUND, LastTable, last_table
+from pipelines.stages.outputs import IngestOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, fingerprint_of, plain
 from schemas.release import (
@@ -184,6 +185,7 @@ def describe_stage(manifest: StageManifest) -> dict[str, Any]:
         "sources": list(manifest.sources),
         "files": [asdict(file) | {"path": f"{manifest.folder}/{file.path}"} for file in manifest.files],
         "metrics": manifest.metrics,
+        "outputs": manifest.outputs,
         "versions": manifest.versions,
         "started_at": manifest.started_at,
         "finished_at": manifest.finished_at,
@@ -228,7 +230,7 @@ def release_manifest(
             "schema_version": VERSION,
             "layout": table.settings["layout"],
             "k": table.settings["k"],
-            "num_buckets": made.published["ingest"].metrics["num_buckets"],
+            "num_buckets": IngestOutputs.of(made.published["ingest"]).num_buckets,
             "scored_at": table.settings["scored_at"],
         },
         "rows": table.rows("topk"),

@@ -16,9 +16,9 @@ from dataclasses import replace
 
 from pipelines.cli.settings import Settings
 from pipelines.stages.ingest import FORGOTTEN
+from pipelines.stages.outputs import TrainOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
-from transforms.train.recency import blend_of
 
 
 def settings_of_refit(settings: Settings, evaluated: Mapping[str, StageManifest]) -> Settings:
@@ -31,9 +31,8 @@ def settings_of_refit(settings: Settings, evaluated: Mapping[str, StageManifest]
     ingest = replace(settings.ingest, split=replace(settings.ingest.split, split="none", holdout=0))
     training = settings.training
     if "train" in evaluated:
-        found = evaluated["train"].metrics
-        blend = blend_of(found["recency"])
-        training = replace(training, validation_fraction=0.0, max_epochs=found["epochs"], blend=blend)
+        found = TrainOutputs.of(evaluated["train"])
+        training = replace(training, validation_fraction=0.0, max_epochs=found.epochs, blend=found.recency)
     return replace(settings, ingest=ingest, training=training, refit=False)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lifecycle.why import Explainer, Why
+from pipelines.stages.outputs import IngestOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest, users_of
 from schemas.parquet_files import find_rows
@@ -85,7 +86,7 @@ class Published:
 
     def _files_of(self, paths: list[str], user_ids: pa.Array) -> list[str]:
         """Returns the files that can hold some users, at least one."""
-        wanted = set(bucket_of(user_ids, self.ingest.metrics["num_buckets"]).tolist())
+        wanted = set(bucket_of(user_ids, IngestOutputs.of(self.ingest).num_buckets).tolist())
         return [path for path in paths if part_of(path) in wanted] or paths[:1]
 
 
@@ -126,7 +127,7 @@ def _stage_of(workspace: Workspace, release: str, name: str, told: Mapping[str, 
         raise InputError(f"release {release} needs other files of {name} than {path} names: publish again")
     if told.get("files") and found.folder == told["folder"]:
         found = stage_of(name, told)
-    return replace(found, settings=told["settings"], metrics=told["metrics"])
+    return replace(found, settings=told["settings"], metrics=told["metrics"], outputs=told.get("outputs") or {})
 
 
 def list_of(published: Published, user_id: str) -> tuple[dict, list[tuple[str, str, float]]]:

@@ -1,10 +1,12 @@
 """Embeds the catalogue with the item tower."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
 
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
+from pipelines.stages.outputs import EmbedOutputs, TrainOutputs
 from schemas.embeddings import embeddings_schema
 from schemas.items import ITEMS
 from schemas.stage_files import ITEM_TOWER
@@ -21,14 +23,13 @@ def plan(chain: Chain) -> "Stage[EmbedJob]":
     trained = done["train"]
     tower = trained.stored(settings.output, ITEM_TOWER)
     parts = {part_of(path): path for path in done["ingest"].paths(settings.output, "items")}
-    dim = trained.metrics["dim"]
-    features = trained.metrics.get("feature_columns", [])
+    outputs = TrainOutputs.of(trained)
     return Stage(
         STAGE,
         settings={},
         inputs={name: done[name] for name in ("ingest", "train")},
         reads={"ingest": ["items"], "train": [ITEM_TOWER]},
-        job=EmbedJob(parts, features, tower, dim),
+        job=EmbedJob(parts, outputs.feature_columns, tower, outputs.dim),
     )
 
 
@@ -37,7 +38,7 @@ class EmbedJob:
     """What to embed, with which tower."""
 
     parts: dict[int, str]
-    features: list[str]
+    features: Sequence[str]
     tower: StoredFolder
     dim: int
 
@@ -57,4 +58,4 @@ def build(root: beam.Pipeline, attempt: str, job: EmbedJob) -> Reports:
     ]
 
 
-STAGE = StageDefinition("embed", __name__, plan, build)
+STAGE = StageDefinition("embed", __name__, plan, build, EmbedOutputs)

@@ -7,6 +7,7 @@ import apache_beam as beam
 
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.lists import check_same_lists, items_of, reads_of
+from pipelines.stages.outputs import IndexOutputs
 from schemas.manifest import users_of
 from schemas.stage_files import USER_TOWER
 from schemas.storage import join
@@ -31,7 +32,7 @@ def plan(chain: Chain) -> Stage[ExportJob]:
         tower=trained.stored(settings.output, USER_TOWER),
         index_root=join(settings.output, indexed.folder),
         index_files=indexed.dataset("shards"),
-        num_shards=indexed.metrics["num_shards"],
+        num_shards=IndexOutputs.of(indexed).num_shards,
         settings=ListSettings(made["k"], made["recommend_seen"], SearchSettings(**made["search"]), checked_fraction=0.0),
         lists=items_of(settings.output, done),
     )

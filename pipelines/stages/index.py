@@ -10,6 +10,7 @@ import apache_beam as beam
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import IndexSettings
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
+from pipelines.stages.outputs import EmbedOutputs, IndexOutputs
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, plain
@@ -26,7 +27,7 @@ from transforms.index.calibration import (
     nothing_to_calibrate,
 )
 from transforms.index.copy import CopyIndexes
-from transforms.index.embed import VECTORS, EmbedUsers
+from transforms.index.embed import EmbedUsers
 from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParquet
 from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
@@ -40,7 +41,7 @@ def plan(chain: Chain) -> "Stage[IndexJob] | Stage[CopyJob]":
     """Chooses the number of shards from the number of candidates, and returns the stage."""
     settings, done = chain.settings, chain.done
     ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
-    num_candidates, dim = embedded.rows("embeddings"), embedded.metrics["dim"]
+    num_candidates, dim = embedded.rows("embeddings"), EmbedOutputs.of(embedded).dim
     num_shards = choose_shards(num_candidates, dim, settings.index)
     ask = CalibrationSettings(
         k=min(settings.recommend.k, num_candidates),
@@ -138,8 +139,8 @@ def kept_index(chain: Chain, embedded: StageManifest, described: Mapping[str, An
     if chain.base is None:
         return None
     kept = chain.base.stages["index"]
-    vectors = chain.base.stages["embed"].metrics.get(VECTORS)
-    same = vectors == embedded.metrics[VECTORS] and settings_of_index(kept) == plain(described)
+    then, now = (EmbedOutputs.of(each).vectors for each in (chain.base.stages["embed"], embedded))
+    same = then == now and settings_of_index(kept) == plain(described)
     return kept if same else None
 
 
@@ -167,7 +168,7 @@ def copy_index(root: beam.Pipeline, attempt: str, job: CopyJob) -> Reports:
     """Adds the steps that copy an index, with its calibration."""
     items = root | "ReadItems" >> ReadParquet(job.embeddings, ID_MAP.names) | "Progress" >> CountBlocks()
     return [
-        items | "CopyIndexes" >> CopyIndexes(attempt, job.source, job.kept.files, job.kept.metrics["num_shards"]),
+        items | "CopyIndexes" >> CopyIndexes(attempt, job.source, job.kept.files, IndexOutputs.of(job.kept).num_shards),
         root | "ReportKept" >> beam.Create([dict(job.kept.metrics)]),
     ]
 
@@ -212,4 +213,4 @@ def choose_shards(num_vectors: int, dim: int, ask: IndexSettings) -> int:
     return min(ask.num_shards, num_vectors)
 
 
-STAGE = StageDefinition("index", __name__, plan, build)
+STAGE = StageDefinition("index", __name__, plan, build, IndexOutputs)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import IngestSettings
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
+from pipelines.stages.outputs import IngestOutputs
 from schemas.blocks import Block, one_block
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
@@ -296,7 +297,7 @@ def check_columns(ratings: Source, ask: IngestSettings) -> None:
 
 def kept_buckets(chain: Chain) -> int | None:
     """Returns how many buckets of users the release has whose model is kept: in as many, its lists can be carried over."""
-    return chain.base.stages["ingest"].metrics["num_buckets"] if chain.base else None
+    return IngestOutputs.of(chain.base.stages["ingest"]).num_buckets if chain.base else None
 
 
 def default_buckets(ratings: Source) -> int:
@@ -307,4 +308,4 @@ def default_buckets(ratings: Source) -> int:
     return max(1, math.ceil(text_bytes_of(ratings) / BUCKET_BYTES))
 
 
-STAGE = StageDefinition("ingest", __name__, plan, build)
+STAGE = StageDefinition("ingest", __name__, plan, build, IngestOutputs)

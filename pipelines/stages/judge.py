@@ -14,6 +14,7 @@ import apache_beam as beam
 
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.lists import check_same_lists, items_of, reads_of
+from pipelines.stages.outputs import IngestOutputs
 from schemas.manifest import StageManifest, fingerprint_of, users_of
 from schemas.release import read_latest, read_release
 from schemas.storage import join, list_files
@@ -124,7 +125,7 @@ def plan(chain: Chain, last: LastTable | None, evaluated: StageManifest | None =
     rules = TableRules(
         k=recommended.settings["k"],
         recommend_seen=recommended.settings["recommend_seen"],
-        num_buckets=ingested.metrics["num_buckets"],
+        num_buckets=IngestOutputs.of(ingested).num_buckets,
         last_k=last.k if last else None,
         layout=recommended.settings["layout"],
         has_last_users=last is not None and not last.users_gone,

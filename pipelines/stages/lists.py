@@ -28,6 +28,7 @@ from pipelines.stages.ingest import (
     sort_rejected,
     warn_of_forms,
 )
+from pipelines.stages.outputs import IngestOutputs
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
 from schemas.interactions import EXCLUSIONS, ITEM_IDS, SERVED_USERS
@@ -99,7 +100,7 @@ def plan(chain: Chain) -> "Stage[ListsJob]":
     settings, ingested, ask = chain.settings, chain.done["ingest"], chain.settings.lists
     lists = resolve_lists(ask)
     forgotten = read_forgotten(Workspace(settings.output))
-    num_buckets, num_items = ingested.metrics["num_buckets"], ingested.rows("items")
+    num_buckets, num_items = IngestOutputs.of(ingested).num_buckets, ingested.rows("items")
     job = ListsJob(
         lists=lists,
         users={part_of(path): path for path in ingested.paths(settings.output, "users")},

@@ -13,6 +13,7 @@ from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.index import settings_of_index
 from pipelines.stages.lists import items_of, reads_of
+from pipelines.stages.outputs import EmbedOutputs, IndexOutputs, IngestOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, users_of
 from schemas.stage_files import BLOCKED, USER_TOWER
@@ -32,7 +33,6 @@ from transforms.lists.fused import RecommendFused
 from transforms.lists.recall_segments import RecallBySegment
 from transforms.lists.table import FOLDER, DateRows, WriteTable
 from transforms.search.list_settings import ListSettings
-from transforms.search.search import SearchSettings
 
 CHECKED_USERS = 1_000
 """About how many users' lists are compared with exact search."""
@@ -84,8 +84,9 @@ def base_lists(chain: Chain, lists: ListSettings) -> BaseLists | str:
             return f"{name} was {recommended.settings[name]} in release {base.release}"
     if settings_of_index(indexed) != settings_of_index(done["index"]):
         return f"the index of release {base.release} was built in another way"
-    if ingested.metrics["num_buckets"] != done["ingest"].metrics["num_buckets"]:
-        return f"release {base.release} has {ingested.metrics['num_buckets']} buckets of users"
+    then, now = (IngestOutputs.of(each).num_buckets for each in (ingested, done["ingest"]))
+    if then != now:
+        return f"release {base.release} has {then} buckets of users"
     if "lists" not in base.stages:
         return f"release {base.release} was made by an earlier version of this program"
     lists_then, users_then = base.stages["lists"], users_of(base.stages)
@@ -120,7 +121,8 @@ def newest_of(ingested: StageManifest) -> datetime | None:
     It goes into the table, and so must not depend on the clock: the same ratings give the same table.
     """
     (ratings,) = (source for source in ingested.sources if source["dataset"] == "ratings")
-    seconds = ingested.metrics["newest_timestamp"] or max((file.get("mtime") or 0 for file in ratings["files"]), default=0)
+    newest = IngestOutputs.of(ingested).newest_timestamp
+    seconds = newest or max((file.get("mtime") or 0 for file in ratings["files"]), default=0)
     return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
@@ -134,7 +136,7 @@ def lists_of(settings: Settings, done: Mapping[str, StageManifest]) -> ListSetti
     return ListSettings(
         k=k,
         recommend_seen=settings.recommend.recommend_seen,
-        search=SearchSettings(**done["index"].metrics["search"]),
+        search=IndexOutputs.of(done["index"]).search,
         checked_fraction=min(1.0, CHECKED_USERS / max(1, users_of(done).rows("users"))),
     )
 
@@ -144,7 +146,7 @@ def job_of(chain: Chain) -> "RecommendJob":
     settings, done = chain.settings, chain.done
     ingested, trained, embedded, indexed = (done[name] for name in ("ingest", "train", "embed", "index"))
     served, lists, ask = users_of(done), lists_of(settings, done), settings.recommend
-    index_files, num_shards = indexed.dataset("shards"), indexed.metrics["num_shards"]
+    index_files, num_shards = indexed.dataset("shards"), IndexOutputs.of(indexed).num_shards
     plan = choose_plan(
         [bytes_of_shard(files) for files in files_of_shards(index_files, num_shards).values()], ask.max_worker_bytes
     )
@@ -156,7 +158,7 @@ def job_of(chain: Chain) -> "RecommendJob":
         num_shards=num_shards,
         num_items=ingested.rows("items"),
         embeddings=embedded.paths(settings.output, "embeddings"),
-        dim=embedded.metrics["dim"],
+        dim=EmbedOutputs.of(embedded).dim,
         lists=lists,
         item_lists=items_of(settings.output, done),
         plan=plan if ask.plan == "auto" else ChosenPlan(ask.plan, "asked for with --plan"),

@@ -10,6 +10,7 @@ from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Chain, Kept, Reports, Stage, StageDefinition
 from pipelines.stages.kept_model import kept_model
+from pipelines.stages.outputs import TrainOutputs
 from schemas.manifest import StageManifest
 from schemas.workspace import Workspace
 from transforms.io.write import part_of
@@ -101,4 +102,4 @@ def warn_of_features(metrics: Mapping[str, Any]) -> None:
             LOGGER.warning("the feature %s %s", column, found["warning"])
 
 
-STAGE = StageDefinition("train", __name__, plan, build)
+STAGE = StageDefinition("train", __name__, plan, build, TrainOutputs)

@@ -15,6 +15,7 @@ from pipelines.cli import logs
 from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.index import choose_shards, some_users
+from pipelines.stages.outputs import EmbedOutputs
 from schemas.stage_files import USER_TOWER
 from schemas.storage import join
 from schemas.stored import StoredFolder
@@ -31,7 +32,7 @@ def plan(chain: Chain) -> "Stage[TuneJob]":
     """Chooses what is tried from the number of candidates, and returns the stage."""
     settings, done = chain.settings, chain.done
     ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
-    num_candidates, dim = embedded.rows("embeddings"), embedded.metrics["dim"]
+    num_candidates, dim = embedded.rows("embeddings"), EmbedOutputs.of(embedded).dim
     num_shards = choose_shards(num_candidates, dim, settings.index)
     num_tried = shards_to_try(num_candidates, dim, num_shards, settings.recommend.max_worker_bytes)
     k = min(settings.recommend.k, num_candidates)

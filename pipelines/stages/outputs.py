@@ -1,0 +1,51 @@
+"""What later stages go by, of what a stage found: the `outputs` of its manifest, checked as they are read."""
+
+from dataclasses import dataclass
+
+from pipelines.engine.outputs import Outputs, output
+from schemas.shape import AtLeast, Maybe
+from transforms.search.search import SearchSettings
+from transforms.train.recency import Blend, blend_of
+
+
+@dataclass(frozen=True)
+class IngestOutputs(Outputs):
+    """Of ingest."""
+
+    num_buckets: int = output(AtLeast(1))
+    """Of users."""
+    newest_timestamp: int | None = output(Maybe(int))
+    """Unix seconds; None where ratings have no times."""
+
+
+@dataclass(frozen=True)
+class TrainOutputs(Outputs):
+    """Of training."""
+
+    dim: int = output(AtLeast(1))
+    """Of the vectors that the towers give."""
+    epochs: int = output(AtLeast(0))
+    """How many were best."""
+    recency: Blend = output(dict, blend_of)
+    """How scores are made."""
+    feature_columns: tuple[str, ...] = output(Maybe([str]), lambda columns: tuple(columns or ()))
+    """What the item tower looks at."""
+
+
+@dataclass(frozen=True)
+class EmbedOutputs(Outputs):
+    """Of embedding the catalogue."""
+
+    dim: int = output(AtLeast(1))
+    """Of the vectors."""
+    vectors: str | None = output(Maybe(str))
+    """A digest of them and their ids; None in releases of earlier programs."""
+
+
+@dataclass(frozen=True)
+class IndexOutputs(Outputs):
+    """Of building the index."""
+
+    num_shards: int = output(AtLeast(1))
+    search: SearchSettings = output(dict, lambda search: SearchSettings(**search))
+    """How the index is to be searched."""
