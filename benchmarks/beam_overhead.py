@@ -25,6 +25,7 @@ from pipelines.engine.stage import Chain, run_pipeline
 from pipelines.job import finished
 from pipelines.job.prepare import Job
 from pipelines.stages import recommend
+from pipelines.stages.outputs import IndexOutputs
 from schemas.parquet_files import parquet_writer, read_parquet_blocks
 from schemas.storage import WrittenFile, join
 from schemas.topk import TOPK
@@ -47,7 +48,7 @@ def bare_loop(job: recommend.RecommendJob, attempt: str, lists: ListSettings) ->
     """Does what the stage does, without Beam; returns seconds, loading included."""
     started = time.perf_counter()
     tower = UserTower(job.tower)
-    index = load_index(job.index_root, job.index_files, job.num_shards)
+    index = load_index(job.index)
     judge, mean = JudgeRankings(lists.cutoffs, job.num_items), MeanOfRows()
     sums, recalls = judge.create_accumulator(), mean.create_accumulator()
     popular = {by: judge.create_accumulator() for by in RANKINGS}
@@ -105,7 +106,7 @@ def measure(output: str, repeats: int) -> dict:
     return {
         "users": done["ingest"].rows("users"),
         "items": done["embed"].rows("embeddings"),
-        "shards": job.num_shards,
+        "shards": IndexOutputs.of(done["index"]).num_shards,
         "k": lists.k,
         "seconds": medians,
         "ratio": round(medians["beam"] / medians["bare"], 3),

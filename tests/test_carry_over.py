@@ -22,7 +22,7 @@ from tests.made_index import MadeItems, make_items, make_users, write_index
 from tests.test_recommend_by_shard import expected_list
 from transforms.index.embed import embed_users
 from transforms.index.item_lists import ItemLists
-from transforms.index.load import load_index
+from transforms.index.load import IndexFiles, load_index
 from transforms.io.read import Place, PlacedBlock
 from transforms.io.write import WritePlacedBlocks, WriteSummary, part_path
 from transforms.lists.by_shard import RecommendByShard
@@ -91,7 +91,7 @@ def only(items: MadeItems, kept: np.ndarray) -> MadeItems:
 def table_of(folder: Path, users: Block, items: MadeItems, tower: MadeTower, settings: ListSettings) -> Block:
     """Returns the rows of TOPK of users, of whom some may carry their lists over."""
     files = write_index(str(folder), items, num_shards=3)
-    index = load_index(str(folder), files, 3)
+    index = load_index(IndexFiles.of(str(folder), files, 3))
     return recommend_block(embed_users(users, tower), index, settings).topk
 
 
@@ -247,7 +247,7 @@ def test_both_plans_serve_carried_lists_as_they_are(tmp_path: Path) -> None:
     own = {row["user_id"]: row["vector"] for row in rows}
     settings = settings_of(checked=0.3)
     files = write_index(join(root, "index"), items, 4)
-    index = load_index(join(root, "index"), files, 4)
+    index = load_index(IndexFiles.of(join(root, "index"), files, 4))
     before = recommend_block(embed_users(plain_users(rows[:20]), MadeTower(items, own, False)), index, settings).topk
     # Scores that no search would find show that a list was kept.
     served = [
@@ -267,8 +267,8 @@ def test_both_plans_serve_carried_lists_as_they_are(tmp_path: Path) -> None:
     rules = CarryRules(by_history=False, recommend_seen=False, checked_fraction=0.3)
     summaries = []
     for name, plan in (
-        ("fused", RecommendFused(join(root, "index"), files, 4, 120, settings)),
-        ("by_shard", RecommendByShard(join(root, "index"), files, 4, 120, settings)),
+        ("fused", RecommendFused(IndexFiles.of(join(root, "index"), files, 4), 120, settings)),
+        ("by_shard", RecommendByShard(IndexFiles.of(join(root, "index"), files, 4), 120, settings)),
     ):
         tower = MadeTower(items, own, False)
         with TestPipeline("FnApiRunner") as pipeline:

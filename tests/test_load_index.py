@@ -14,7 +14,16 @@ from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
 from schemas.storage import create_file, delete, join, read_bytes
 from tests.made_index import MadeItems, item_lists, make_items, write_index
-from transforms.index.load import LoadedShard, ShardCache, files_of_shards, load_index, load_items, load_plan, load_shard
+from transforms.index.load import (
+    IndexFiles,
+    LoadedShard,
+    ShardCache,
+    files_of_shards,
+    load_index,
+    load_items,
+    load_plan,
+    load_shard,
+)
 from transforms.search.scann_index import ShardPlan
 from transforms.search.search import SearchSettings, served_plan, top_k_of_block
 from transforms.search.top_k import Lists, codes_of
@@ -28,7 +37,7 @@ def items() -> MadeItems:
 
 
 def test_an_index_comes_back_whole(root: str, items: MadeItems) -> None:
-    index = load_index(root, write_index(root, items, NUM_SHARDS), NUM_SHARDS)
+    index = load_index(IndexFiles.of(root, write_index(root, items, NUM_SHARDS), NUM_SHARDS))
     assert len(index.shards) == NUM_SHARDS
     assert index.id_map.ids_of(np.arange(70)).to_pylist() == items.ids
     for by, counts in (("train_count", items.train_counts), ("recent_count", items.recent_counts)):
@@ -62,7 +71,7 @@ def test_blocked_items_are_not_there(root: str, items: MadeItems, num_leaves: in
     lists = item_lists(tmp_path, items.ids, block=[*items.ids[::3], "nothing of ours"])
     eligible = [code for code in range(70) if code % 3]
     files = write_index(root, items, NUM_SHARDS, num_leaves)
-    index = load_index(root, files, NUM_SHARDS, lists)
+    index = load_index(IndexFiles.of(root, files, NUM_SHARDS, lists))
     assert index.id_map.codes.tolist() == eligible
     for ranking in index.popular.values():
         assert sorted(codes_of(ranking.keys)) == eligible
@@ -81,7 +90,7 @@ def test_shards_without_items_have_no_files(items: MadeItems, tmp_path: Path) ->
     assert 1 <= len(shards) <= 5
     assert sorted(shards) == list(shards)
     assert sorted(file.path for each in shards.values() for file in each) == sorted(file.path for file in files)
-    assert len(load_index(str(tmp_path), files, 16).id_map) == 5
+    assert len(load_index(IndexFiles.of(str(tmp_path), files, 16)).id_map) == 5
 
 
 LOADERS: dict[str, list[Callable[..., Any]]] = {

@@ -19,8 +19,9 @@ from schemas.stage_files import SUMMARY
 from schemas.storage import WrittenFile, join, read_json
 from schemas.topk import TOPK
 from tests.made_index import MadeItems, item_lists, make_items, make_users, users_block, with_vectors, write_index, write_users
+from transforms.index import load
 from transforms.index.item_lists import ItemLists
-from transforms.index.load import EVERY_ITEM, LoadedShard, files_of_shards, load_shard
+from transforms.index.load import EVERY_ITEM, IndexFiles, LoadedShard, files_of_shards, load_shard
 from transforms.index.popular import OVERALL, most_popular
 from transforms.io.read import PlacedBlock, ReadParts
 from transforms.io.write import WritePlacedBlocks, WriteSummary
@@ -107,7 +108,7 @@ def test_both_plans_make_the_same(case: dict[str, Any], tmp_path: Path, monkeypa
     settings = ListSettings(k, case.get("recommend_seen", False), case.get("search", SearchSettings()), checked_fraction=0.5)
     blocked = [items.ids[code] for code in case.get("blocked", [])]
     lists = item_lists(tmp_path, items.ids, block=blocked) if blocked else EVERY_ITEM
-    job = (str(tmp_path), files, num_shards, len(items.ids), settings, lists)
+    job = (IndexFiles.of(str(tmp_path), files, num_shards, lists), len(items.ids), settings)
 
     outputs = {name: str(tmp_path / name) for name in ("fused", "by_shard")}
     fused = run(RecommendFused(*job), users, outputs["fused"])
@@ -150,7 +151,7 @@ def test_held_out_items_are_judged(tmp_path: Path) -> None:
     files = write_index(str(tmp_path), items, 3)
     settings = ListSettings(20, False, SearchSettings(), checked_fraction=1.0)
 
-    summary = run(RecommendByShard(str(tmp_path), files, 3, 60, settings), users, str(tmp_path / "out"))
+    summary = run(RecommendByShard(IndexFiles.of(str(tmp_path), files, 3), 60, settings), users, str(tmp_path / "out"))
 
     for report, vectors in (("quality", True), ("recent_popularity", False)):
         recalls = []
@@ -176,13 +177,13 @@ def test_a_worker_holds_one_shard_at_a_time(tmp_path: Path, monkeypatch: pytest.
         held.append(weakref.ref(loaded))
         return loaded
 
-    monkeypatch.setattr(by_shard_plan, "load_shard", load_and_look)
+    monkeypatch.setattr(load, "load_shard", load_and_look)
     monkeypatch.setattr("transforms.search.search.width_per_shard", lambda width, num_shards: max(1, width // num_shards - 2))
     settings = ListSettings(5, False, SearchSettings(), 0.1)
     for number, (max_worker_bytes, loads, most_others) in enumerate([(1, 8, 0), (1 << 30, 4, 3)]):
         held.clear()
         others_held.clear()
-        plan = RecommendByShard(str(tmp_path), files, 4, 90, settings, max_worker_bytes=max_worker_bytes)
+        plan = RecommendByShard(IndexFiles.of(str(tmp_path), files, 4), 90, settings, max_worker_bytes=max_worker_bytes)
         run(plan, users, str(tmp_path / str(number)))
         assert len(others_held) == loads
         assert max(others_held) == most_others
@@ -194,14 +195,14 @@ def test_an_altered_shard_is_refused(tmp_path: Path) -> None:
     users = write_users(str(tmp_path), make_users(items, 5), {0: 5}, 5)
     path = tmp_path / next(file.path for file in files if file.path.endswith("dataset.npy"))
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    plan = RecommendByShard(str(tmp_path), files, 2, 60, ListSettings(5, False, SearchSettings(), 0.1))
+    plan = RecommendByShard(IndexFiles.of(str(tmp_path), files, 2), 60, ListSettings(5, False, SearchSettings(), 0.1))
     with pytest.raises(Exception, match=r"dataset.npy is not what was written"):
         run(plan, users, str(tmp_path / "out"))
 
 
 def test_what_is_shuffled_travels_as_blocks() -> None:
     """Neither pickled nor a row at a time."""
-    plan = RecommendByShard("root", [WrittenFile("shards/00000/items.arrow", 0, 1, "")], 1, 1, settings_of(1))
+    plan = RecommendByShard(IndexFiles.of("root", [WrittenFile("shards/00000/items.arrow", 0, 1, "")], 1), 1, settings_of(1))
     pipeline = beam.Pipeline("FnApiRunner")
     _ = pipeline | beam.Create([]).with_output_types(PlacedBlock) | "Plan" >> plan
     proto, context = pipeline.to_runner_api(return_context=True)
@@ -229,7 +230,7 @@ def settings_of(k: int) -> ListSettings:
 
 def test_slices_must_be() -> None:
     with pytest.raises(ValueError, match="num_slices must be at least 1, got 0"):
-        RecommendByShard("root", [], 1, 1, settings_of(1), num_slices=0)
+        RecommendByShard(IndexFiles.of("root", [], 1), 1, settings_of(1), num_slices=0)
 
 
 def test_a_request_is_unpacked_as_it_was() -> None:

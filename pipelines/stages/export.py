@@ -6,11 +6,10 @@ User ids in, item ids and scores out, the same as in the newest table; see docs/
 import apache_beam as beam
 
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
-from pipelines.stages.lists import check_same_lists, items_of, reads_of
-from pipelines.stages.outputs import IndexOutputs
+from pipelines.stages.index import index_files
+from pipelines.stages.lists import check_same_lists, reads_of
 from schemas.manifest import users_of
 from schemas.stage_files import USER_TOWER
-from schemas.storage import join
 from transforms.search.list_settings import ListSettings
 from transforms.search.search import SearchSettings
 from transforms.serving.export import MODEL, ExportJob, ExportModel
@@ -23,18 +22,15 @@ def plan(chain: Chain) -> Stage[ExportJob]:
       InputError: if lists are named that are not those of the table.
     """
     settings, done = chain.settings, chain.done
-    trained, indexed, recommended = (done[name] for name in ("train", "index", "recommend"))
+    trained, recommended = (done[name] for name in ("train", "recommend"))
     made = {name: recommended.settings[name] for name in ("k", "recommend_seen", "search")}
     check_same_lists(settings, done)
     reads = {**reads_of(done), "train": [USER_TOWER], "index": ["shards"]}
     job = ExportJob(
         users=users_of(done).stored(settings.output, "users"),
         tower=trained.stored(settings.output, USER_TOWER),
-        index_root=join(settings.output, indexed.folder),
-        index_files=indexed.dataset("shards"),
-        num_shards=IndexOutputs.of(indexed).num_shards,
+        index=index_files(settings.output, done),
         settings=ListSettings(made["k"], made["recommend_seen"], SearchSettings(**made["search"]), checked_fraction=0.0),
-        lists=items_of(settings.output, done),
     )
     return Stage(
         STAGE,

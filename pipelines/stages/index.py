@@ -10,6 +10,7 @@ import apache_beam as beam
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import IndexSettings
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
+from pipelines.stages.lists import items_of
 from pipelines.stages.outputs import EmbedOutputs, IndexOutputs
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
@@ -28,6 +29,7 @@ from transforms.index.calibration import (
 )
 from transforms.index.copy import CopyIndexes
 from transforms.index.embed import EmbedUsers
+from transforms.index.load import IndexFiles
 from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParquet
 from transforms.search.scann_index import EXACT_BELOW, BuildSettings, plan_shard
@@ -171,6 +173,14 @@ def copy_index(root: beam.Pipeline, attempt: str, job: CopyJob) -> Reports:
         items | "CopyIndexes" >> CopyIndexes(attempt, job.source, job.kept.files, IndexOutputs.of(job.kept).num_shards),
         root | "ReportKept" >> beam.Create([dict(job.kept.metrics)]),
     ]
+
+
+def index_files(output: str, done: Mapping[str, StageManifest]) -> IndexFiles:
+    """Returns where the index is, and which of its items may be recommended."""
+    indexed = done["index"]
+    return IndexFiles.of(
+        join(output, indexed.folder), indexed.dataset("shards"), IndexOutputs.of(indexed).num_shards, items_of(output, done)
+    )
 
 
 def known_search(num_candidates: int, shape: BuildSettings, search: SearchSettings | None) -> Calibration | None:

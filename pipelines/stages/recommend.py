@@ -1,7 +1,7 @@
 """Writes the top-k items of every user, and measures their quality."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,17 +11,16 @@ import apache_beam as beam
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
-from pipelines.stages.index import settings_of_index
-from pipelines.stages.lists import items_of, reads_of
+from pipelines.stages.index import index_files, settings_of_index
+from pipelines.stages.lists import reads_of
 from pipelines.stages.outputs import EmbedOutputs, IndexOutputs, IngestOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, users_of
 from schemas.stage_files import BLOCKED, USER_TOWER
-from schemas.storage import WrittenFile, join
 from schemas.stored import StoredFolder
 from transforms.index.embed import EmbedUsers
-from transforms.index.item_lists import CountItems, ItemLists
-from transforms.index.load import files_of_shards
+from transforms.index.item_lists import CountItems
+from transforms.index.load import IndexFiles
 from transforms.index.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
 from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParts
@@ -144,23 +143,18 @@ def lists_of(settings: Settings, done: Mapping[str, StageManifest]) -> ListSetti
 def job_of(chain: Chain) -> "RecommendJob":
     """Returns where everything is that lists are made of, what they hold, and how the work is shared out."""
     settings, done = chain.settings, chain.done
-    ingested, trained, embedded, indexed = (done[name] for name in ("ingest", "train", "embed", "index"))
+    ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
     served, lists, ask = users_of(done), lists_of(settings, done), settings.recommend
-    index_files, num_shards = indexed.dataset("shards"), IndexOutputs.of(indexed).num_shards
-    plan = choose_plan(
-        [bytes_of_shard(files) for files in files_of_shards(index_files, num_shards).values()], ask.max_worker_bytes
-    )
+    index = index_files(settings.output, done)
+    plan = choose_plan([bytes_of_shard(files) for files in index.of_shards.values()], ask.max_worker_bytes)
     return RecommendJob(
         users={part_of(path): path for path in served.paths(settings.output, "users")},
         tower=trained.stored(settings.output, USER_TOWER),
-        index_root=join(settings.output, indexed.folder),
-        index_files=index_files,
-        num_shards=num_shards,
+        index=index,
         num_items=ingested.rows("items"),
         embeddings=embedded.paths(settings.output, "embeddings"),
         dim=EmbedOutputs.of(embedded).dim,
         lists=lists,
-        item_lists=items_of(settings.output, done),
         plan=plan if ask.plan == "auto" else ChosenPlan(ask.plan, "asked for with --plan"),
         max_worker_bytes=ask.max_worker_bytes,
         num_slices=choose_slices(served.rows("users")),
@@ -177,14 +171,11 @@ class RecommendJob:
 
     users: dict[int, str]
     tower: StoredFolder
-    index_root: str
-    index_files: Sequence[WrittenFile]
-    num_shards: int
+    index: IndexFiles
     num_items: int
     embeddings: list[str]
     dim: int
     lists: ListSettings
-    item_lists: ItemLists
     plan: ChosenPlan
     max_worker_bytes: int
     num_slices: int
@@ -198,29 +189,20 @@ def build(root: beam.Pipeline, attempt: str, job: RecommendJob) -> Reports:
     """Adds the stage's steps: blocks of users get their vectors, then their lists, which are written and judged."""
     recommend: beam.PTransform
     if job.plan.plan == FUSED:
-        recommend = RecommendFused(job.index_root, job.index_files, job.num_shards, job.num_items, job.lists, job.item_lists)
+        recommend = RecommendFused(job.index, job.num_items, job.lists)
     else:
-        recommend = RecommendByShard(
-            job.index_root,
-            job.index_files,
-            job.num_shards,
-            job.num_items,
-            job.lists,
-            job.item_lists,
-            job.max_worker_bytes,
-            job.num_slices,
-        )
+        recommend = RecommendByShard(job.index, job.num_items, job.lists, job.max_worker_bytes, job.num_slices)
     blocks = root | "ReadUsers" >> ReadParts(job.users) | "Progress" >> CountBlocks() | "DateRows" >> DateRows(job.scored_at)
     reports = []
     if isinstance(job.base, BaseLists):
-        blocks, carried = blocks | "CarryOver" >> CarryOver(job.base.last, job.embeddings, job.item_lists, job.base.rules)
+        blocks, carried = blocks | "CarryOver" >> CarryOver(job.base.last, job.embeddings, job.index.lists, job.base.rules)
         reports.append(carried)
     elif job.base:
         reports.append(root | "ReportCarried" >> beam.Create([nothing_carried(job.base, job.num_users)]))
     known = blocks | "EmbedUsers" >> EmbedUsers(job.tower)
     made = known | "Recommend" >> recommend
     judge = JudgeRun(
-        job.embeddings, job.dim, job.lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, job.lists, job.item_lists
+        job.embeddings, job.dim, job.lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, job.lists, job.index.lists
     )
     return [
         made.topk | "WriteTable" >> WriteTable(attempt, job.lists.k, job.layout),
@@ -228,7 +210,7 @@ def build(root: beam.Pipeline, attempt: str, job: RecommendJob) -> Reports:
         *reports,
         Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
         (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(job.embeddings, job.lists.checked_fraction),
-        root | "CountItems" >> CountItems(job.embeddings, job.item_lists),
+        root | "CountItems" >> CountItems(job.embeddings, job.index.lists),
         root | "ReportPlan" >> beam.Create([{"plan": job.plan.plan, "plan_reason": job.plan.why}]),
     ]
 

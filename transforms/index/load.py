@@ -121,16 +121,41 @@ def load_shard(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemL
         return LoadedShard(shard_to_search, items.filter(pa.array(~blocked)))
 
 
-def load_index(root: str, files: Sequence[WrittenFile], num_shards: int, lists: ItemLists = EVERY_ITEM) -> LoadedIndex:
-    """Loads all shards of an index; see `load_shard`.
+@dataclass(frozen=True)
+class IndexFiles:
+    """An index as it was written, of which nothing is loaded yet.
 
-    Args:
-      root: the folder of the attempt that wrote it.
-      files: what the attempt wrote.
-      num_shards: how many shards there are, empty ones included.
-      lists: which items may be recommended.
+    Attributes:
+      root: the folder of the attempt that built it.
+      of_shards: the files of each shard that has items, shards ascending.
+      lists: which of its items may be recommended.
     """
-    loaded = [load_shard(root, shard, of_shard, lists) for shard, of_shard in files_of_shards(files, num_shards).items()]
+
+    root: str
+    of_shards: Mapping[int, Sequence[WrittenFile]]
+    lists: ItemLists = EVERY_ITEM
+
+    @classmethod
+    def of(cls, root: str, files: Sequence[WrittenFile], num_shards: int, lists: ItemLists = EVERY_ITEM) -> "IndexFiles":
+        """Returns the index of so many shards, empty ones included, whose files are among those that an attempt wrote."""
+        return cls(root, files_of_shards(files, num_shards), lists)
+
+    def plan(self, shard: int) -> ShardPlan:
+        """Returns what a shard is: see `load_plan`."""
+        return load_plan(self.root, shard, self.of_shards[shard])
+
+    def items(self, shard: int) -> Block:
+        """Returns a shard's items that may be recommended: see `load_items`."""
+        return load_items(self.root, shard, self.of_shards[shard], self.lists)
+
+    def load(self, shard: int) -> LoadedShard:
+        """Loads a shard: see `load_shard`."""
+        return load_shard(self.root, shard, self.of_shards[shard], self.lists)
+
+
+def load_index(index: IndexFiles) -> LoadedIndex:
+    """Loads all shards of an index; see `load_shard`."""
+    loaded = [index.load(shard) for shard in index.of_shards]
     items = one_block([each.items for each in loaded], ID_MAP, _ONE_SHARD_AT_A_TIME)
     id_map = IdMap(items["item_id"], items["code"].to_numpy())
     return LoadedIndex([each.shard for each in loaded], id_map, {by: PopularItems.of(items, by) for by in RANKINGS})

@@ -20,7 +20,7 @@ search is the shuffle: of each user's vector to every shard, and of the keys (8 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,9 +33,7 @@ from apache_beam.typehints import with_output_types
 from apache_beam.utils.shared import Shared
 
 from schemas.blocks import Block, one_block
-from schemas.storage import WrittenFile
-from transforms.index.item_lists import ItemLists
-from transforms.index.load import EVERY_ITEM, LoadedShard, ShardCache, files_of_shards, load_items, load_plan, load_shard
+from transforms.index.load import IndexFiles, ShardCache
 from transforms.index.popular import RANKINGS, PopularItems, most_popular
 from transforms.index.search_plan import MAX_WORKER_BYTES, bytes_of_shard
 from transforms.io.read import Place, PlacedBlock
@@ -77,7 +75,6 @@ from transforms.lists.requests import (
 )
 from transforms.search.id_map import IdMap
 from transforms.search.ranking_metrics import JudgedBlock
-from transforms.search.scann_index import ShardPlan
 from transforms.search.search import (
     MAX_ROUNDS,
     SearchCounters,
@@ -150,33 +147,16 @@ def _in_order(blocks: Sequence[Block], k: int) -> tuple[np.ndarray, np.ndarray]:
     return rows[order], keys[order]
 
 
-@dataclass(frozen=True)
-class _Index:
-    """Where the shards are, and which of their items may be recommended."""
-
-    root: str
-    files: Mapping[int, Sequence[WrittenFile]]
-    lists: ItemLists
-
-    def plan(self, shard: int) -> ShardPlan:
-        return load_plan(self.root, shard, self.files[shard])
-
-    def items(self, shard: int) -> Block:
-        return load_items(self.root, shard, self.files[shard], self.lists)
-
-    def load(self, shard: int) -> LoadedShard:
-        return load_shard(self.root, shard, self.files[shard], self.lists)
-
-    def rank(self, count: int, by: str) -> Block:
-        """Returns the `count` most popular items, after reading the items of one shard at a time."""
-        return most_popular((most_popular([self.items(shard)], count, by) for shard in self.files), count, by)
+def rank_items(index: IndexFiles, count: int, by: str) -> Block:
+    """Returns the `count` most popular items, after reading the items of one shard at a time."""
+    return most_popular((most_popular([index.items(shard)], count, by) for shard in index.of_shards), count, by)
 
 
 Overview = tuple[Block, dict[str, Block]]
 """What all workers know of some shards: rows of SHARDS, and for each of RANKINGS rows of ID_MAP, the most popular items."""
 
 
-def describe_shard(shard: int, index: _Index, num_popular: int) -> Overview:
+def describe_shard(shard: int, index: IndexFiles, num_popular: int) -> Overview:
     """Reads what all workers have to know of a shard."""
     items = index.items(shard)
     plan = served_plan(index.plan(shard), items.num_rows)
@@ -194,7 +174,7 @@ def join_overviews(overviews: Iterable[Overview], num_popular: int) -> Overview:
 class _AskShards(beam.DoFn):
     """Turns a block of users into requests, lists the popular items, and sends on what the lists are joined to at the end."""
 
-    def __init__(self, index: _Index, settings: ListSettings, num_slices: int) -> None:
+    def __init__(self, index: IndexFiles, settings: ListSettings, num_slices: int) -> None:
         super().__init__()
         self._index = index
         self._settings = settings
@@ -207,9 +187,10 @@ class _AskShards(beam.DoFn):
         settings = self._settings
         asked, unwanted = asked_of(block, settings), unwanted_of(block, settings)
         num_items = sum(shards["num_items"].to_pylist())
+        rank = partial(rank_items, self._index)
         for by in RANKINGS:  # The last of them, RECENT, is what users without a vector get.
             ranking = max(rankings[by], self._longest.get(by, rankings[by]), key=lambda block: block.num_rows)
-            popular, id_map, self._longest[by] = popular_lists(unwanted, settings.k, ranking, num_items, self._index.rank, by)
+            popular, id_map, self._longest[by] = popular_lists(unwanted, settings.k, ranking, num_items, rank, by)
             yield TaggedOutput(by, (codes_of(popular), id_map.lists_of(block["holdout"])))
         yield place.part, (place.ordinal, HEADS, heads_of(block, asked.known), NOTHING)
         unasked = [(LISTS, np.flatnonzero(~asked.known))]
@@ -227,7 +208,7 @@ class _AskShards(beam.DoFn):
         for number, (kind, request) in enumerate(requests):
             key = (place.part, place.ordinal, number)
             of_users = unwanted.take(pa.array(request.rows))
-            yield from _ask(key, request_block(request, kind), of_users, self._index.files, self._num_slices)
+            yield from _ask(key, request_block(request, kind), of_users, self._index.of_shards, self._num_slices)
         counters = SearchCounters()
         for kind, request in requests:
             if kind == LISTS:
@@ -245,7 +226,7 @@ def _ask(key: RequestKey, request: Block, unwanted: Block, shards: Iterable[int]
 
 @with_output_types(Reply)
 class _AnswerRequests(beam.DoFn):
-    def __init__(self, index: _Index, settings: SearchSettings, max_worker_bytes: int, shared: Shared) -> None:
+    def __init__(self, index: IndexFiles, settings: SearchSettings, max_worker_bytes: int, shared: Shared) -> None:
         super().__init__()
         self._index = index
         self._settings = settings
@@ -263,7 +244,7 @@ class _AnswerRequests(beam.DoFn):
                 yield key, (False, *answer_block(loaded, request_of(request), self._settings))
 
     def _new_cache(self) -> ShardCache:
-        bytes_of = {shard: bytes_of_shard(files).alone for shard, files in self._index.files.items()}
+        bytes_of = {shard: bytes_of_shard(files).alone for shard, files in self._index.of_shards.items()}
         return ShardCache(self._index.load, bytes_of, self._max_worker_bytes)
 
 
@@ -323,22 +304,16 @@ class RecommendByShard(beam.PTransform):
     """Takes the requests of blocks of users to the shards and back; does what `RecommendFused` does.
 
     Attributes:
-      root: the folder of the attempt that built the index.
-      files: what that attempt wrote.
-      num_shards: of the index.
+      index: what is searched.
       num_items: in the catalogue, for coverage.
       settings: what a list holds.
-      lists: which items may be recommended at all.
       max_worker_bytes: what the shards that a worker holds may take together; one is always held.
       num_slices: how many workers can search the same shard side by side; each of them loads it.
     """
 
-    root: str
-    files: Sequence[WrittenFile]
-    num_shards: int
+    index: IndexFiles
     num_items: int
     settings: ListSettings
-    lists: ItemLists = EVERY_ITEM
     max_worker_bytes: int = MAX_WORKER_BYTES
     num_slices: int = 1
 
@@ -348,15 +323,14 @@ class RecommendByShard(beam.PTransform):
             raise ValueError(f"num_slices must be at least 1, got {self.num_slices}")
 
     def expand(self, users: beam.PCollection[PlacedBlock]) -> Recommendations:
-        index = _Index(self.root, files_of_shards(self.files, self.num_shards), self.lists)
-        settings, num_popular = self.settings, self.settings.k + POPULAR_ITEMS
+        index, settings, num_popular = self.index, self.settings, self.settings.k + POPULAR_ITEMS
         # Few rows go round again, and a shard is loaded for each slice.
         later_slices = math.ceil(self.num_slices / _SLICES_A_LATER_SLICE)
 
         join = partial(join_overviews, num_popular=num_popular)
         overview = (
             users.pipeline
-            | "Shards" >> beam.Create(sorted(index.files))
+            | "Shards" >> beam.Create(sorted(index.of_shards))
             | "DescribeShard" >> beam.Map(describe_shard, index, num_popular).with_output_types(Overview)
             | "JoinOverviews" >> beam.CombineGlobally(join).with_output_types(Overview)
         )
@@ -376,7 +350,7 @@ class RecommendByShard(beam.PTransform):
                 | f"GatherReplies{number}" >> beam.Flatten()
                 | f"GroupByRequest{number}" >> beam.GroupByKey()
                 | f"SettleRequest{number}"
-                >> beam.ParDo(_SettleRequest(sorted(index.files), settings.k, later_slices)).with_outputs(
+                >> beam.ParDo(_SettleRequest(sorted(index.of_shards), settings.k, later_slices)).with_outputs(
                     "asked", "questions", "counts", main="pieces"
                 )
             )

@@ -16,11 +16,9 @@ import pyarrow.compute as pc
 from apache_beam.utils.shared import Shared
 
 from schemas.blocks import Block
-from schemas.storage import WrittenFile
 from schemas.topk import RECOMMENDATION, TOPK
 from transforms.index.build import vectors_of
-from transforms.index.item_lists import ItemLists
-from transforms.index.load import EVERY_ITEM, LoadedIndex, load_index
+from transforms.index.load import IndexFiles, LoadedIndex, load_index
 from transforms.index.popular import RANKINGS, RECENT
 from transforms.io.partition import is_sampled
 from transforms.io.read import PlacedBlock
@@ -236,23 +234,18 @@ def recommend_block(block: Block, index: LoadedIndex, settings: ListSettings) ->
 
 
 class _RecommendBlock(beam.DoFn):
-    def __init__(
-        self, root: str, files: Sequence[WrittenFile], num_shards: int, settings: ListSettings, lists: ItemLists
-    ) -> None:
+    def __init__(self, files: IndexFiles, settings: ListSettings) -> None:
         super().__init__()
-        self._root = root
         self._files = files
-        self._num_shards = num_shards
         self._settings = settings
-        self._lists = lists
         self._shared = Shared()
 
     def setup(self) -> None:
         # Once a process, whatever the number of threads; the tag tells indexes of different runs apart.
-        self._index = self._shared.acquire(self._load, tag=self._root)
+        self._index = self._shared.acquire(self._load, tag=self._files.root)
 
     def _load(self) -> LoadedIndex:
-        return load_index(self._root, self._files, self._num_shards, self._lists)
+        return load_index(self._files)
 
     def process(self, element: PlacedBlock) -> Iterator[Any]:
         place, block = element
@@ -281,28 +274,22 @@ class RecommendFused(beam.PTransform):
     """Takes blocks of users with vectors through all shards in one process; nothing is shuffled.
 
     Attributes:
-      root: the folder of the attempt that built the index.
-      files: what that attempt wrote.
-      num_shards: of the index.
+      index: what is searched.
       num_items: in the catalogue, for coverage.
       settings: what a list holds.
-      lists: which items may be recommended at all.
     """
 
-    root: str
-    files: Sequence[WrittenFile]
-    num_shards: int
+    index: IndexFiles
     num_items: int
     settings: ListSettings
-    lists: ItemLists = EVERY_ITEM
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, users: beam.PCollection[PlacedBlock]) -> Recommendations:
-        made = users | "RecommendBlock" >> beam.ParDo(
-            _RecommendBlock(self.root, self.files, self.num_shards, self.settings, self.lists)
-        ).with_outputs("judged", *RANKINGS, "recalls", "exact", "counts", main="topk")
+        made = users | "RecommendBlock" >> beam.ParDo(_RecommendBlock(self.index, self.settings)).with_outputs(
+            "judged", *RANKINGS, "recalls", "exact", "counts", main="topk"
+        )
         popular = {by: made[by] for by in RANKINGS}
         reports = report_lists(made.judged, popular, made.recalls, [made.counts], self.settings, self.num_items)
         return Recommendations(made.topk, made.exact, reports)

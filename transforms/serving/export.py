@@ -6,7 +6,6 @@ same files whatever else a process has done, and so that its memory is given bac
 
 import multiprocessing
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,7 @@ from schemas.errors import InputError
 from schemas.storage import WrittenFile, upload_folder
 from schemas.stored import StoredFolder, checked_folder
 from schemas.users import USERS
-from transforms.index.item_lists import ItemLists
-from transforms.index.load import files_of_shards, load_plan, load_shard
+from transforms.index.load import IndexFiles
 from transforms.index.popular import RECENT
 from transforms.search.id_map import IdMap
 from transforms.search.list_settings import ListSettings, unwanted_of
@@ -39,26 +37,20 @@ class ExportJob:
     Attributes:
       users: rows of USERS, all of them.
       tower: the user tower's folder.
-      index_root: the folder of the attempt that wrote the index.
-      index_files: what that attempt wrote.
-      num_shards: of the index.
+      index: what is searched, and which of its items may be recommended.
       settings: what a list holds, and how it is searched for.
-      lists: which items may be recommended at all.
     """
 
     users: StoredFolder
     tower: StoredFolder
-    index_root: str
-    index_files: Sequence[WrittenFile]
-    num_shards: int
+    index: IndexFiles
     settings: ListSettings
-    lists: ItemLists
 
 
 def check_shards(job: ExportJob) -> None:
     """Raises InputError if a shard is of a kind that ScaNN's TensorFlow ops cannot hold."""
-    for shard, files in files_of_shards(job.index_files, job.num_shards).items():
-        plan = load_plan(job.index_root, shard, files)
+    for shard in job.index.of_shards:
+        plan = job.index.plan(shard)
         if plan.kind == "tree" and plan.soar:
             raise InputError(
                 f"shard {shard} has a tree with SOAR, which ScaNN's TensorFlow ops cannot hold: build the index with --no_soar"
@@ -78,8 +70,8 @@ def write_model(job: ExportJob, folder: Path) -> None:
 
     check_shards(job)
     shards, allowed = [], []
-    for shard, files in files_of_shards(job.index_files, job.num_shards).items():
-        loaded = load_shard(job.index_root, shard, files, job.lists)
+    for shard in job.index.of_shards:
+        loaded = job.index.load(shard)
         allowed.append(loaded.items)
         if loaded.items.num_rows:
             blocked = ~np.isin(loaded.shard.codes, loaded.items["code"].to_numpy())
