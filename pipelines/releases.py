@@ -71,7 +71,7 @@ def diff(workspace: Workspace, flags: argparse.Namespace, console: Console) -> d
         name: {"before": qualities[0].get(name), "after": qualities[1].get(name)}
         for name in dict.fromkeys([*qualities[0], *qualities[1]])
     }
-    result = {"before": before["release"], "after": after["release"], **found.as_json(), "metrics": metrics}
+    result = {"before": before.name, "after": after.name, **found.as_json(), "metrics": metrics}
     _show_diff(result, found, console)
     return result
 
@@ -155,7 +155,7 @@ def forget(workspace: Workspace, flags: argparse.Namespace, console: Console) ->
         "before": done.before,
         "forgotten": _as_json(names),
         "unknown": _as_json(done.unknown),
-        "base": done.manifest["base"] if done.manifest and done.release != done.before else None,
+        "base": done.served.written.get("base") if done.served and done.release != done.before else None,
         "sources_changed": done.sources_changed,
         "remains": asdict(done.remains),
     }
@@ -163,14 +163,14 @@ def forget(workspace: Workspace, flags: argparse.Namespace, console: Console) ->
 
 def _show_forgotten(workspace: Workspace, names: Named, done: Forgot, console: Console) -> None:
     console.print(f"{_counted(names)} on the list {escape(workspace.forgotten)}: every run leaves them out")
-    if done.manifest is None:
+    if done.served is None:
         console.print("nothing is served")
     elif done.release == done.before:
         console.print(f"[bold]served[/] {escape(done.release or '')}, which has no row and no list with them: nothing to do")
     else:
         console.print(f"[bold]served[/] {escape(done.release or '')}, [bold]before[/] {escape(done.before or '')}")
-        if done.manifest.get("base"):
-            console.print(escape(carried_line(done.manifest["base"])))
+        if done.served.base:
+            console.print(escape(carried_line(done.served.base)))
     _warn(console, done.unknown, "in nothing that was served: check the id")
     if done.sources_changed:
         console.print("the sources have changed since the release before was made: this one is of what they hold now")

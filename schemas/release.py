@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schemas.errors import InputError
-from schemas.manifest import MADE_FILE, StageManifest, digest_of, fingerprint_of
-from schemas.names import ATTEMPT, FILE_OF_ATTEMPT, NAME, TIME, TOPK
-from schemas.shape import AtLeast, Each, Maybe, check_shape
-from schemas.storage import WrittenFile, exists, join, list_files, read_json, write_json
+from schemas.manifest import digest_of, fingerprint_of
+from schemas.names import NAME, TIME, TOPK
+from schemas.release_manifest import PASSED, Release, check_came_in, files_of, release_in
+from schemas.shape import Maybe, check_shape
+from schemas.storage import exists, join, list_files, read_json, write_json
 from schemas.workspace import Workspace
 
 SCHEMA_VERSION = 3
@@ -18,126 +19,9 @@ SCHEMA_VERSION = 3
 
 _WITH_CHECKSUM = 3
 
-PASSED, FAILED = "passed", "failed"
-"""The status of a release: whether it may be served. A failed one is kept to be looked at; `LATEST` never names one."""
-
 _LATEST = {"release": NAME, "manifest": str, "topk": [TOPK], "rolled_back_from": Maybe(NAME)}
 
 _WITHDRAWAL = {"release": NAME, "digest": Maybe(NAME), "replaced_by": NAME, "at": TIME, "reason": str}
-
-_STAGES = Each(
-    {
-        "fingerprint": NAME,
-        "digest": NAME,
-        "folder": ATTEMPT,
-        "manifest": str,
-        "settings": dict,
-        "metrics": dict,
-        "outputs": Maybe(dict),
-        "inputs": Maybe(dict),
-        "sources": Maybe([dict]),
-        "files": Maybe([MADE_FILE | {"path": FILE_OF_ATTEMPT}]),
-        "versions": Maybe(Each(str)),
-        "started_at": TIME,
-        "finished_at": TIME,
-    },
-    NAME,
-)
-"""Of the stages that a release names; version 1 left their files, inputs and sources to their own manifests."""
-
-_COUNT = AtLeast(0)
-
-_NEWEST = AtLeast(-62_135_596_800, 253_402_300_799)
-"""Unix seconds, of the years 1 to 9999."""
-
-_ROWS = {"ratings": Maybe(_COUNT), "users": Maybe(_COUNT), "items": Maybe(_COUNT), "newest": Maybe(_NEWEST)}
-
-_SHARES = Maybe(Each([_COUNT, _COUNT]))
-
-_LAST = {
-    "arrivals": Maybe(
-        {
-            **_ROWS,
-            "rejected": _SHARES,
-            "joined": _SHARES,
-            "reasons": Maybe(Each(str)),
-            "repeated": Maybe([_COUNT, _COUNT]),
-            "forgotten": Maybe(str),
-        }
-    ),
-    "past": Maybe(
-        [
-            {
-                "release": NAME,
-                "created_at": TIME,
-                **_ROWS,
-                "quality": Each(Maybe(float)),
-                "popularity": Each(Maybe(float)),
-            }
-        ]
-    ),
-}
-"""What a release keeps of the one that it was compared with, and of those before."""
-
-_CAME_IN = {
-    "newest_timestamp": Maybe(_NEWEST),
-    "rows_repeated": Maybe(_COUNT),
-    "ratings_forgotten": Maybe(_COUNT),
-    "ids_joined": Maybe(Each({"known": _COUNT, "ids": _COUNT})),
-}
-"""What a stage found in what it read from outside."""
-
-_READ = {"rows": _COUNT, "reasons": Each({"count": _COUNT})}
-"""The metric of such a stage on one file: its name ends in `_read`."""
-
-_QUALITY = {"users": AtLeast(0), "means": Each(Maybe(float))}
-
-_EVALUATION = {"quality": _QUALITY, "popularity": Maybe({"means": Each(Maybe(float))})}
-
-_MANIFEST = {
-    "release": NAME,
-    "status": str,
-    "created_at": TIME,
-    "rows": AtLeast(0),
-    "topk": [MADE_FILE | {"path": TOPK}],
-    "metrics": {"users": AtLeast(0), "items_allowed": AtLeast(0), "recall_against_exact": {"mean": Maybe(float)}},
-    "stages": _STAGES,
-    "evaluated": Maybe(
-        {
-            "model": str,
-            "refitted": Maybe(bool),
-            "split": dict,
-            "metrics": _EVALUATION,
-            "stages": _STAGES,
-        }
-    ),
-    "gates": Each({"status": str, "reason": str, "forced": Maybe(str)}),
-    "compared_with": Maybe(
-        {"release": NAME, "digest": NAME, "k": AtLeast(1), "num_buckets": AtLeast(1), "topk": [TOPK]}
-        | {"users": Maybe([FILE_OF_ATTEMPT]), "users_digest": Maybe(str), "users_gone": Maybe(str)},
-    ),
-    "base": Maybe(
-        {
-            "release": NAME,
-            "users": AtLeast(0),
-            "carried": AtLeast(0),
-            "share_carried": float,
-            "compared": AtLeast(0),
-            "new_lists": Each(AtLeast(0)),
-            "why_nobody": str,
-        }
-    ),
-    "last": Maybe(_LAST),
-    "job": Maybe(dict),
-    "judged_at": Maybe(TIME),
-    "report": Maybe(MADE_FILE | {"path": str}),
-}
-
-_TABLE = {
-    "ingest": {"metrics": {"num_buckets": AtLeast(1)}},
-    "recommend": {"settings": {"k": AtLeast(1)}},
-}
-"""Of the stages that every release has: what readers of its table go by."""
 
 
 class NewerError(InputError):
@@ -180,55 +64,6 @@ class Withdrawal:
     reason: str
 
 
-@dataclass(frozen=True)
-class Base:
-    """A release that another one builds on.
-
-    Attributes:
-      release: its name.
-      manifest: the release's.
-      stages: those that made its table, by name.
-    """
-
-    release: str
-    manifest: Mapping[str, Any]
-    stages: Mapping[str, StageManifest]
-
-    @property
-    def refitted(self) -> bool:
-        """Whether the model that was evaluated is another than the table's."""
-        return bool(self.manifest["evaluated"]["refitted"])
-
-    @property
-    def can_be_kept(self) -> bool:
-        """Whether it passed its gates, and tells all that a release which builds on it needs."""
-        return self.manifest["status"] == PASSED and "refitted" in (self.manifest["evaluated"] or {})
-
-
-def base_of(manifest: Mapping[str, Any]) -> Base:
-    """Returns a release that another one can build on, given its manifest."""
-    return Base(
-        manifest["release"],
-        manifest,
-        {name: stage_of(name, stage) for name, stage in manifest["stages"].items()},
-    )
-
-
-def stage_of(name: str, stage: Mapping[str, Any]) -> StageManifest:
-    """Returns the manifest of a stage as the manifest of a release tells it; what version 1 does not tell is empty."""
-    known = {
-        each: stage[each] for each in ("fingerprint", "digest", "folder", "settings", "metrics", "started_at", "finished_at")
-    }
-    others: dict[str, Any] = {each: stage.get(each) or {} for each in ("inputs", "versions", "outputs")}
-    return StageManifest(stage=name, files=files_of(stage), sources=stage.get("sources") or [], **known, **others)
-
-
-def files_of(stage: Mapping[str, Any]) -> list[WrittenFile]:
-    """Returns the files of a stage as the manifest of a release tells them, with their paths relative to the stage's folder."""
-    start = f"{stage['folder']}/"
-    return [WrittenFile(**file | {"path": file["path"].removeprefix(start)}) for file in stage.get("files") or []]
-
-
 def write_latest(workspace: Workspace, latest: Latest) -> None:
     """Points readers to a release: the one write that publishes."""
     value = {
@@ -259,7 +94,7 @@ def read_latest(workspace: Workspace) -> Latest | None:
         return Latest(value["release"], value["manifest"], tuple(value["topk"]), value.get("rolled_back_from"))
 
 
-def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
+def read_release(workspace: Workspace, latest: Latest) -> Release:
     """Reads the manifest of the release that a pointer names.
 
     Raises:
@@ -271,7 +106,7 @@ def read_release(workspace: Workspace, latest: Latest) -> dict[str, Any]:
     repair = _restore(workspace)
     with _understanding(f"{path} is not the manifest of a release", repair):
         release = _understood(workspace, path, latest.release)
-    if [file["path"] for file in release["topk"]] != list(latest.topk) or release["status"] != PASSED:
+    if [file.path for file in release.topk] != list(latest.topk) or release.status != PASSED:
         raise InputError(
             f"{workspace.latest} and {latest.manifest} are not of the same table, or it failed its gates: {repair}"
         )
@@ -289,13 +124,13 @@ class FoundRelease:
     """
 
     release: str
-    manifest: Mapping[str, Any] | None
+    manifest: Release | None
     problem: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether it may be served."""
-        return self.manifest is not None and self.manifest["status"] == PASSED
+        return self.manifest is not None and self.manifest.status == PASSED
 
 
 def find_releases(workspace: Workspace) -> list[FoundRelease]:
@@ -310,7 +145,7 @@ def find_releases(workspace: Workspace) -> list[FoundRelease]:
     return sorted(found, key=lambda each: each.release, reverse=True)
 
 
-def read_named(workspace: Workspace, name: str, altered: bool = False) -> dict[str, Any]:
+def read_named(workspace: Workspace, name: str, altered: bool = False) -> Release:
     """Reads the manifest of a release by its name, whether it passed or failed.
 
     Args:
@@ -333,10 +168,9 @@ def read_named(workspace: Workspace, name: str, altered: bool = False) -> dict[s
     return _read_manifest(workspace, path, name, altered)
 
 
-def pointer_to(workspace: Workspace, release: Mapping[str, Any]) -> Latest:
-    """Returns the pointer that names a release, given its manifest."""
-    name = release["release"]
-    return Latest(name, workspace.release_manifest(name), tuple(file["path"] for file in release["topk"]))
+def pointer_to(workspace: Workspace, release: Release) -> Latest:
+    """Returns the pointer that names a release."""
+    return Latest(release.name, workspace.release_manifest(release.name), tuple(file.path for file in release.topk))
 
 
 def write_withdrawal(workspace: Workspace, withdrawal: Withdrawal) -> None:
@@ -368,12 +202,12 @@ def withdrawals_of(workspace: Workspace, release: str, digest: str) -> list[With
     return [each for each in find_withdrawals(workspace) if release == each.release or digest == each.digest]
 
 
-def _read_manifest(workspace: Workspace, path: str, name: str, altered: bool = False) -> dict[str, Any]:
+def _read_manifest(workspace: Workspace, path: str, name: str, altered: bool = False) -> Release:
     with _understanding(f"{path} is not the manifest of a release", "delete its folder, it cannot be used"):
         return _understood(workspace, path, name, altered)
 
 
-def _understood(workspace: Workspace, path: str, name: str, altered: bool = False) -> dict[str, Any]:
+def _understood(workspace: Workspace, path: str, name: str, altered: bool = False) -> Release:
     """Returns a release's manifest, once it is sure that it is of that release, and that all that it names lies in the output.
 
     Raises:
@@ -384,15 +218,12 @@ def _understood(workspace: Workspace, path: str, name: str, altered: bool = Fals
     _refuse_newer(path, written["schema_version"])
     if not altered and is_altered(written):
         raise ValueError("it has other contents than were written")
-    release = _upgraded(written)
-    check_shape(release, _MANIFEST)
-    check_shape(release["stages"], _TABLE, "stages")
-    if release["evaluated"] is None:
-        check_shape(release["metrics"], {"quality": _QUALITY}, "metrics")
-    _check_place("release", release["release"], name)
-    if release.get("report"):
-        _check_place("report.path", release["report"]["path"], workspace.release_report(name))
-    for stages in (release["stages"], (release["evaluated"] or {}).get("stages", {})):
+    manifest = _upgraded(written)
+    release = release_in(manifest)
+    _check_place("release", release.name, name)
+    if release.report:
+        _check_place("report.path", release.report.path, workspace.release_report(name))
+    for stages in (manifest["stages"], (manifest["evaluated"] or {}).get("stages", {})):
         for each, stage in stages.items():
             _check_stage(workspace, each, stage, altered)
     return release
@@ -408,10 +239,7 @@ def is_altered(manifest: Mapping[str, Any]) -> bool:
 
 def _check_stage(workspace: Workspace, name: str, stage: Mapping[str, Any], altered: bool) -> None:
     folder = workspace.stage(name, stage["fingerprint"])
-    check_shape(stage["metrics"], _CAME_IN, f"stages.{name}.metrics")
-    for metric, found in stage["metrics"].items():
-        if metric.endswith("_read"):
-            check_shape(found, _READ, f"stages.{name}.metrics.{metric}")
+    check_came_in(stage["metrics"], f"stages.{name}.metrics")
     _check_place(f"stages.{name}.folder", workspace.stage_of(stage["folder"]), folder)
     _check_place(f"stages.{name}.manifest", stage["manifest"], f"{folder}/manifest.json")
     for file in stage.get("files") or []:

@@ -10,6 +10,7 @@ from schemas.items import ITEMS
 from schemas.manifest import StageManifest, digest_of, fingerprint_of, write_manifest
 from schemas.parquet_files import parquet_writer
 from schemas.release import SCHEMA_VERSION, pointer_to, write_latest
+from schemas.release_manifest import release_in
 from schemas.storage import WrittenFile, join, write_file, write_json
 from schemas.topk import LAYOUTS, LONG, NESTED, TOPK
 from schemas.workspace import Workspace
@@ -150,5 +151,5 @@ def write_release(
     manifest = signed(manifest)
     write_json(join(root, workspace.release_manifest(manifest["release"])), manifest)
     if serve and not failed:
-        write_latest(workspace, pointer_to(workspace, manifest))
+        write_latest(workspace, pointer_to(workspace, release_in(manifest)))
     return manifest

@@ -23,6 +23,7 @@ from schemas.lease import Lease, read_leases, write_lease
 from schemas.manifest import StageManifest, digest_of, read_manifest
 from schemas.names import FILE, FOLDER, NAME, TOPK
 from schemas.release import read_latest, read_named
+from schemas.release_manifest import release_in
 from schemas.shape import AtLeast, Each, Maybe, Text, check_shape
 from schemas.storage import WrittenFile, exists, join, list_files, read_bytes, read_json, write_file
 from schemas.workspace import Workspace
@@ -78,7 +79,7 @@ def test_a_manifest_that_leads_astray_is_not_read_whatever_its_checksum(root: st
     release["compared_with"] = {"release": "r", "digest": "d", "k": 3, "num_buckets": 2, "topk": [release["topk"][0]["path"]]}
     release["report"] = {"path": f"releases/{release['release']}/report.html", "rows": 0, "bytes": 1, "sha256": "0" * 64}
     rewrite(root, signed(release))
-    assert read_named(Workspace(root), release["release"]) == signed(release)
+    assert read_named(Workspace(root), release["release"]).written == signed(release)
     for place in (
         "release",
         "stages/train/folder",
@@ -455,7 +456,7 @@ def test_verifying_grows_with_the_number_of_files_alone(tmp_path: Path, monkeypa
     assert len(release["topk"]) == 300
     for before_serving in (False, True):
         compared.clear()
-        assert verify_release(Workspace(str(tmp_path)), release, before_serving).problems == ()
+        assert verify_release(Workspace(str(tmp_path)), release_in(release), before_serving).problems == ()
         assert len(compared) <= 3 * 300
 
 

@@ -8,13 +8,16 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.lifecycle.results import arrivals_table
+from schemas.manifest import StageManifest
+from schemas.release_manifest import PASSED, Before, Evaluated, Release
+from schemas.storage import WrittenFile
 from transforms.evaluate.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
 from transforms.evaluate.gates import ways_on
 from transforms.report.charts import past_panels
 from transforms.report.past import NUM_RELEASES, past_of
 
 
-def stages(ratings: int = 1_000, newest: int | None = 1_600_000_000, **metrics: Any) -> dict[str, Any]:
+def stages(ratings: int = 1_000, newest: int | None = 1_600_000_000, **metrics: Any) -> dict[str, StageManifest]:
     found = {
         "ratings_read": {"rows": ratings, "reasons": {"rating is no number": {"count": 4}, "user_id is missing": {"count": 1}}},
         "items_read": {"rows": 50, "reasons": {}},
@@ -22,9 +25,13 @@ def stages(ratings: int = 1_000, newest: int | None = 1_600_000_000, **metrics: 
         "newest_timestamp": newest,
         "ids_joined": {"rated_items": {"ids": 40, "known": 30, "share": 0.75}},
     }
-    files = [{"path": f"stages/i/a/{name}/part-0.parquet", "rows": rows} for name, rows in (("users", 60), ("items", 41))]
-    lists = {"metrics": {"exclusions_read": {"rows": 9, "reasons": {"item_id is missing": {"count": 9}}}}}
-    return {"ingest": {"folder": "stages/i/a", "files": files, "settings": {}, "metrics": found | metrics}, "lists": lists}
+    files = [WrittenFile(f"{name}/part-0.parquet", rows, 1, "") for name, rows in (("users", 60), ("items", 41))]
+    lists = {"exclusions_read": {"rows": 9, "reasons": {"item_id is missing": {"count": 9}}}}
+    return {"ingest": stage("ingest", files, found | metrics), "lists": stage("lists", [], lists)}
+
+
+def stage(name: str, files: list[WrittenFile], metrics: dict[str, Any]) -> StageManifest:
+    return StageManifest(name, "f", "stages/i/a", "d", {}, {}, [], files, metrics, {}, "", "")
 
 
 def test_what_came_in_is_what_ingest_and_the_lists_counted() -> None:
@@ -34,7 +41,7 @@ def test_what_came_in_is_what_ingest_and_the_lists_counted() -> None:
     assert found.reasons == {"ratings": "rating is no number", "exclusions": "item_id is missing"}
     assert (found.repeated, found.joined) == ((95, 995), {"rated_items": (30, 40)})
     assert arrivals_from(json.loads(json.dumps(dataclasses.asdict(found)))) == found
-    assert arrivals_of({"ingest": {"metrics": {}}}) == arrivals_from({}) == Arrivals(), "an earlier version did not say"
+    assert arrivals_of({"ingest": stage("ingest", [], {})}) == arrivals_from({}) == Arrivals(), "an earlier version did not say"
 
 
 def test_rejected_and_repeated_rows_are_mentioned_below_any_limit_beside_those_of_the_last_release() -> None:
@@ -50,24 +57,36 @@ def test_rejected_and_repeated_rows_are_mentioned_below_any_limit_beside_those_o
     assert (first["ratings"], first["newest rating"]) == (("1,000", "-", ""), ("-", "-", ""))
 
 
-def release(day: int, last: dict[str, Any] | None = None) -> dict[str, Any]:
+def release(day: int, last: Before | None = None) -> Release:
     means = {"recall@10": day / 100, "ndcg@10": day / 200}
-    return {
-        "release": f"R{day}",
-        "created_at": f"2026-01-{day:02d}T00:00:00.000Z",
-        "stages": stages(ratings=1_000 * day),
-        "evaluated": {"metrics": {"quality": {"users": 9, "means": means}, "popularity": {"means": {"recall@10": 0.001}}}},
-        "last": last,
-    }
+    metrics = {"quality": {"users": 9, "means": means}, "popularity": {"means": {"recall@10": 0.001}}}
+    return Release(
+        name=f"R{day}",
+        status=PASSED,
+        created_at=f"2026-01-{day:02d}T00:00:00.000Z",
+        judged_at=None,
+        rows=60,
+        topk=(),
+        metrics={},
+        stages=stages(ratings=1_000 * day),
+        evaluated=Evaluated("the published one", False, {}, metrics, {}),
+        gates={},
+        compared_with=None,
+        before=last,
+        base=None,
+        job=None,
+        report=None,
+        written={},
+    )
 
 
 def test_a_release_hands_on_the_rows_of_those_before_it_and_not_more_than_some() -> None:
-    last: dict[str, Any] | None = None
+    last: Before | None = None
     for day in range(1, NUM_RELEASES + 2):
         made = release(min(day, 28), last)
-        last = {"past": json.loads(json.dumps(past_of(made)))}
+        last = Before(made.name, {}, json.loads(json.dumps(past_of(made))), {})
     assert last is not None
-    rows = last["past"]
+    rows = last.past
     assert len(rows) == NUM_RELEASES
     assert [row["release"] for row in rows][:2] == ["R2", "R3"]
     assert rows[0] == {

@@ -23,6 +23,7 @@ from schemas.blocks import one_block
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
 from schemas.parquet_files import read_parquet_blocks
+from schemas.release_manifest import release_in
 from schemas.stage_files import USER_TOWER
 from schemas.storage import read_json
 from schemas.users import USERS
@@ -227,7 +228,7 @@ def test_the_same_table_without_them_takes_the_place_of_the_release(copy: Path, 
     after = latest_of(copy)
     assert (copy / "LATEST").read_text() == pointer
     assert after["stages"]["recommend"] == before["stages"]["recommend"]
-    names = [find_forgotten(Workspace(str(copy)), each, Forgotten({BAD: ""})) for each in (before, after)]
+    names = [find_forgotten(Workspace(str(copy)), release_in(each), Forgotten({BAD: ""})) for each in (before, after)]
     assert [each.users for each in names] == [{BAD}, set()]
     assert ask(capsys, "verify", f"--output={copy}")["problems"] == []
 

@@ -17,6 +17,7 @@ from pipelines import report, run
 from pipelines.cli.command import MISTAKE, OK, run_command
 from pipelines.lifecycle.verify import verify_release
 from schemas.printable import printable
+from schemas.release_manifest import release_in
 from schemas.workspace import Workspace
 from tests.made_data import ODD_IDS, write_items, write_ratings
 from tests.made_releases import signed
@@ -281,12 +282,14 @@ def test_the_page_says_what_the_manifest_says(made: Job, path: str, value: Any, 
         manifest["stages"]["judge"]["metrics"]["table"]["overlap"] = None
     for gate in manifest["gates"].values():
         gate["status"] = "passed"
-    assert words in Page(render(Report(changed(manifest, path, value), [("x", CURVE, 2)], described_of(made[0])))).text
+    assert (
+        words in Page(render(Report(release_in(changed(manifest, path, value)), [("x", CURVE, 2)], described_of(made[0])))).text
+    )
 
 
 def test_what_came_in_is_first_and_what_failed_is_before_it_with_what_to_run_next(made: Job) -> None:
     manifest = release_of(made[0])
-    page = Page(render(Report(manifest)))
+    page = Page(render(Report(release_in(manifest))))
     assert "It is not served" not in page.text
     assert page.text.index("What came in") < page.text.index("Held-out quality")
     last = manifest["last"]["release"]
@@ -295,7 +298,7 @@ def test_what_came_in_is_first_and_what_failed_is_before_it_with_what_to_run_nex
     assert "The last of 2 releases is this one" in page.text
     for name, found in (("overlap", "--min_overlap 0.02"), ("order", None)):
         manifest["gates"][name] |= {"status": "failed", "reason": f"it is <{name}>", "allow": found}
-    page = Page(render(Report(manifest | {"status": "failed"})))
+    page = Page(render(Report(release_in(manifest | {"status": "failed"}))))
     assert f"It is not served: 2 of {len(GATES)} gates failed." in page.text
     words = ["overlap: it is <overlap>", "run the same command again with --min_overlap 0.02 --force order=REASON"]
     places = [page.text.index(each) for each in (*words, "Recall of the index", "Beside release")]
@@ -309,13 +312,13 @@ def test_a_release_of_an_earlier_version_has_a_page_too(made: Job) -> None:
     manifest["last"] = {name: manifest["last"][name] for name in ("release", "users", "items", "evaluation")}
     for gate in manifest["gates"].values():
         del gate["allow"]
-    page = Page(render(Report(manifest)))
+    page = Page(render(Report(release_in(manifest))))
     assert "What came in" in page.text
     assert "This is the first release." not in page.text
 
 
 def test_what_is_not_known_is_said_to_be_unknown(made: Job) -> None:
-    page = Page(render(Report(release_of(made[0]))))
+    page = Page(render(Report(release_in(release_of(made[0])))))
     assert "Nothing is known of what is in the lists." in page.text
     assert "Nothing is known of the users." in page.text
 
@@ -323,7 +326,7 @@ def test_what_is_not_known_is_said_to_be_unknown(made: Job) -> None:
 def test_a_refit_shows_both_trainings(made: Job) -> None:
     manifest = release_of(made[0])
     manifest["evaluated"] |= {"stages": manifest["stages"], "refitted": True}
-    page = Page(render(Report(manifest, [("evaluated", CURVE, 2), ("published", CURVE, None)])))
+    page = Page(render(Report(release_in(manifest), [("evaluated", CURVE, 2), ("published", CURVE, None)])))
     assert {"evaluated", "published", "train (before the refit)"} <= set(page.texts)
     assert "the model before the refit" in page.text
 
@@ -360,14 +363,16 @@ def test_verify_names_a_report_that_is_not_as_it_was_written(job: Job) -> None:
     output, _ = job
     workspace, release = Workspace(str(output)), release_of(output)
     path = output / release["report"]["path"]
-    assert verify_release(workspace, release).problems == ()
+    assert verify_release(workspace, release_in(release)).problems == ()
     page = path.read_bytes()
     path.write_bytes(page.replace(b"<html", b"<HTML", 1))
-    assert verify_release(workspace, release).problems == (f"{path} has other contents than were written",)
+    assert verify_release(workspace, release_in(release)).problems == (f"{path} has other contents than were written",)
     path.write_bytes(page + b"x")
-    assert verify_release(workspace, release).problems == (f"{path} has {len(page) + 1:,} bytes, {len(page):,} were written",)
+    assert verify_release(workspace, release_in(release)).problems == (
+        f"{path} has {len(page) + 1:,} bytes, {len(page):,} were written",
+    )
     path.unlink()
-    assert verify_release(workspace, release).problems == (f"{path} is gone",)
+    assert verify_release(workspace, release_in(release)).problems == (f"{path} is gone",)
 
 
 def test_a_report_of_another_version_is_not_replaced(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from pipelines.engine.lease import LeaseHolder, time_in
 from pipelines.engine.outputs import Outputs
 from pipelines.engine.progress import Progress, follow
 from schemas.manifest import StageManifest, check_complete, digest_of, fingerprint_of, write_manifest
-from schemas.release import Base
+from schemas.release_manifest import Release
 from schemas.stage_files import SUMMARY, TENSORBOARD
 from schemas.storage import WrittenFile, delete, delete_folder, join, list_files, read_json
 from schemas.words import counted
@@ -45,7 +45,7 @@ class Chain:
 
     settings: Settings
     done: ManifestsByName = field(default_factory=dict)
-    base: Base | None = None
+    base: Release | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pipelines.cli.config import parse_command
 from pipelines.cli.settings import Settings
 from pipelines.job.reuse import find_base
 from schemas.errors import InputError
-from schemas.release import Base
+from schemas.release_manifest import Release
 from schemas.storage import check_writable
 
 
@@ -24,7 +24,7 @@ class Job:
     """
 
     settings: Settings
-    base: Base | None = None
+    base: Release | None = None
 
 
 def check_ratings(settings: Settings) -> None:

@@ -18,15 +18,12 @@ from pipelines.engine.lease import LeaseHolder, as_time, time_in
 from pipelines.engine.stage import ManifestsByName, now
 from pipelines.job.report import curves_of, report_of
 from pipelines.stages.ingest import FORGOTTEN, check_forgotten, rows_read
-from pipelines.stages.judge import FOUND, LastTable, last_table
+from pipelines.stages.judge import FOUND, last_table
 from pipelines.stages.outputs import IngestOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, check_complete, fingerprint_of, plain
 from schemas.release import (
-    FAILED,
-    PASSED,
     SCHEMA_VERSION,
-    Base,
     Latest,
     NewerError,
     Withdrawal,
@@ -36,6 +33,7 @@ from schemas.release import (
     withdrawals_of,
     write_latest,
 )
+from schemas.release_manifest import FAILED, PASSED, Evaluated, LastTable, Release, release_in
 from schemas.storage import delete, exists, join, write_file, write_json
 from schemas.topk import VERSION
 from schemas.words import counted
@@ -65,7 +63,7 @@ class JobStages(NamedTuple):
 
     evaluated: ManifestsByName
     published: ManifestsByName
-    base: Base | None = None
+    base: Release | None = None
 
     @property
     def refitted(self) -> bool:
@@ -79,15 +77,21 @@ class Outcome:
 
     Attributes:
       latest: what points to it, if it is served.
-      manifest: the release's.
+      release: the one that holds it.
       is_new: whether this call published it.
       failed: a line for each gate that kept it from being published.
     """
 
     latest: Latest
-    manifest: Mapping[str, Any]
+    release: Release
     is_new: bool
     failed: list[str]
+
+    @property
+    def evaluated(self) -> Evaluated:
+        """How good the model is: every release that this program makes says so."""
+        assert self.release.evaluated
+        return self.release.evaluated
 
 
 def release_of(recommended: StageManifest) -> str:
@@ -107,7 +111,7 @@ def evaluation_of(made: JobStages) -> dict[str, Any]:
     A model that is kept and has learned from everything was evaluated for the release that it comes from.
     """
     if made.base and made.refitted:
-        return {**made.base.manifest["evaluated"], "model": f"that of release {made.base.release}", "stages": {}}
+        return {**made.base.written["evaluated"], "model": f"that of release {made.base.name}", "stages": {}}
     split = made.evaluated["ingest"].settings["split"]
     if split["split"] != "random":
         split = {name: value for name, value in split.items() if name != "seed"}
@@ -138,7 +142,7 @@ def facts_of(made: JobStages, last: LastRelease | None, withdrawals: Sequence[Wi
             for reader in readers
             for source in reader.sources
         },
-        arrivals=arrivals_of({name: describe_stage(stage) for name, stage in made.published.items()}),
+        arrivals=arrivals_of(made.published),
         k=made.published["recommend"].settings["k"],
         last=last,
         withdrawn="; ".join(map(words_on, withdrawals)) or None,
@@ -160,13 +164,13 @@ def last_release(workspace: Workspace, last: LastTable | None) -> LastRelease | 
     if last is None or not exists(join(workspace.root, path)):
         return None
     release = read_release(workspace, Latest(last.release, path, last.topk))
-    known = release["evaluated"]
+    known = release.evaluated
     return LastRelease(
         release=last.release,
-        users=release["metrics"]["users"],
-        items=release["metrics"]["items_allowed"],
-        evaluation=Evaluation(known["split"], known["metrics"]["quality"]) if known else Evaluation({}, {"users": 0}),
-        arrivals=arrivals_of(release["stages"]),
+        users=release.metrics["users"],
+        items=release.metrics["items_allowed"],
+        evaluation=Evaluation(known.split, known.quality) if known else Evaluation({}, {"users": 0}),
+        arrivals=arrivals_of(release.stages),
         k=last.k,
         users_gone=last.users_gone,
         past=past_of(release),
@@ -237,7 +241,7 @@ def release_manifest(
         "topk": [asdict(file) | {"path": f"{table.folder}/{file.path}"} for file in table.dataset("topk")],
         "metrics": table.metrics,
         "evaluated": evaluated,
-        "base": {"release": made.base.release, **table.metrics["carried_over"]} if made.base else None,
+        "base": {"release": made.base.name, **table.metrics["carried_over"]} if made.base else None,
         "gates": as_json(gates),
         "gate_settings": asdict(settings),
         "compared_with": asdict(last) if last else None,
@@ -299,7 +303,8 @@ def publish(
         lease.use([workspace.release(release)])
     path = join(workspace.root, workspace.release_manifest(release))
     if kept is None or not exists(path):  # It might have been deleted until then.
-        page, curves = report_of(workspace, manifest).encode(), curves_of(workspace, manifest).encode()
+        described = release_in(plain(manifest))
+        page, curves = report_of(workspace, described).encode(), curves_of(workspace, described).encode()
         check_nothing_happened(workspace, made, seen)
         manifest |= {"report": asdict(write_file(workspace.root, workspace.release_report(release), page))}
         write_file(workspace.root, workspace.release_curves(release), curves)
@@ -311,19 +316,19 @@ def publish(
         write_latest(workspace, latest)
         for each in seen.withdrawals:
             delete(join(workspace.root, workspace.withdrawal(each.release)))
-    return Outcome(latest, kept or manifest, not failed, failed)
+    return Outcome(latest, kept or release_in(plain(manifest)), not failed, failed)
 
 
-def say_of_other_ratings(release: Mapping[str, Any], made: JobStages) -> None:
+def say_of_other_ratings(release: Release, made: JobStages) -> None:
     """Warns where other ratings than a release was made of came to its very table, so that no gate is asked about them."""
-    then, now_read = release["stages"]["ingest"]["metrics"], made.published["ingest"].metrics
+    then, now_read = release.stages["ingest"].metrics, made.published["ingest"].metrics
     before, now_rows = (metrics["ratings_read"]["rows"] for metrics in (then, now_read))
     if before != now_rows:
         LOGGER.warning(
             "%s came in, and %s when release %s was made, whose table is the same: it stays as it is, and no gate is asked",
             counted(now_rows, "rating"),
             f"{before:,}",
-            release["release"],
+            release.name,
         )
 
 
@@ -332,14 +337,14 @@ def topk_of(table: StageManifest) -> tuple[str, ...]:
     return tuple(f"{table.folder}/{file.path}" for file in table.dataset("topk"))
 
 
-def is_without_the_same(release: Mapping[str, Any], made: JobStages) -> bool:
+def is_without_the_same(release: Release, made: JobStages) -> bool:
     """Tells whether the same users and items were left out of a release as of what is to be published."""
-    then, now_read = release["stages"], made.published
+    then, now_read = release.stages, made.published
     readers = [name for name in READERS if name in then]
-    return all(then[name]["settings"].get(FORGOTTEN) == now_read[name].settings.get(FORGOTTEN) for name in readers)
+    return all(then[name].settings.get(FORGOTTEN) == now_read[name].settings.get(FORGOTTEN) for name in readers)
 
 
-def names_of(made: JobStages, served: Mapping[str, Any] | None) -> Iterator[str]:
+def names_of(made: JobStages, served: Release | None) -> Iterator[str]:
     """Yields names for the release of a table, for as long as one is taken by another verdict on it.
 
     The first is the name of the table, if that sorts after what is served. A later verdict sorts after what it was compared
@@ -348,13 +353,13 @@ def names_of(made: JobStages, served: Mapping[str, Any] | None) -> Iterator[str]
 
     Args:
       made: the finished stages.
-      served: the manifest of what is served.
+      served: what is served.
     """
     table, judged_at = made.published["recommend"], made.published["judge"].finished_at
-    if served is None or release_of(table) > served["release"]:
+    if served is None or release_of(table) > served.name:
         yield release_of(table)
     if served:
-        judged_at = max(judged_at, a_second_after(served.get("judged_at") or served["created_at"]))
+        judged_at = max(judged_at, a_second_after(served.judged_at or served.created_at))
     yield name_at(judged_at, table.digest)
     for seconds in count():
         yield name_at(time_in(seconds), table.digest)
@@ -367,7 +372,7 @@ def a_second_after(time: str) -> str:
 
 def record_for(
     workspace: Workspace, manifest: Mapping[str, Any], names: Iterable[str], replaced: str | None
-) -> tuple[str, dict[str, Any] | None]:
+) -> tuple[str, Release | None]:
     """Finds the release that is to hold a verdict, so that nothing is written over what passed.
 
     Args:
@@ -377,7 +382,7 @@ def record_for(
       replaced: one to write in place of, None for none.
 
     Returns:
-      The name; and the manifest that is there already, if it says the very same, as after a run that died just before it wrote
+      The name; and the release that is there already, if it says the very same, as after a run that died just before it wrote
       the pointer.
     """
     if replaced:
@@ -386,13 +391,13 @@ def record_for(
         there = _passed_at(workspace, name)
         if there is None:
             return name, None
-        if verdict_in(there) == verdict_in(manifest):
+        if verdict_in(there.written) == verdict_in(manifest):
             return name, there
     raise AssertionError("names never end")
 
 
-def _passed_at(workspace: Workspace, name: str) -> dict[str, Any] | None:
-    """Returns the manifest of a release that passed its gates; None where none is there, it failed, or it is damaged."""
+def _passed_at(workspace: Workspace, name: str) -> Release | None:
+    """Returns a release that passed its gates; None where none is there, it failed, or it is damaged."""
     if not exists(join(workspace.root, workspace.release_manifest(name))):
         return None
     try:
@@ -401,7 +406,7 @@ def _passed_at(workspace: Workspace, name: str) -> dict[str, Any] | None:
         raise
     except InputError:
         return None
-    return found if found["status"] == PASSED else None
+    return found if found.status == PASSED else None
 
 
 def verdict_in(manifest: Mapping[str, Any]) -> Any:
@@ -442,7 +447,7 @@ def check_nothing_happened(workspace: Workspace, made: JobStages, seen: Seen) ->
 def served_already(workspace: Workspace, made: JobStages) -> Latest | None:
     """Returns the pointer to the release that a table was built on, if that is served and has the same table and data."""
     latest = read_latest(workspace)
-    if made.base is None or latest is None or latest.release != made.base.release:
+    if made.base is None or latest is None or latest.release != made.base.name:
         return None
     then = made.base.stages
     same = all(name in then and made.published[name].digest == then[name].digest for name in (*READERS, "recommend"))

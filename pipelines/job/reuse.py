@@ -19,7 +19,8 @@ from pipelines.job.refit import settings_of_refit
 from pipelines.stages import ingest
 from schemas.errors import InputError
 from schemas.manifest import damage_of, plain
-from schemas.release import Base, base_of, find_withdrawals, read_latest, read_named, read_release
+from schemas.release import find_withdrawals, read_latest, read_named, read_release
+from schemas.release_manifest import Release
 from schemas.stage_files import ITEM_TOWER, USER_TOWER
 from schemas.storage import exists, join
 from schemas.workspace import Workspace
@@ -27,7 +28,7 @@ from schemas.workspace import Workspace
 LATEST = "LATEST"
 
 
-def find_base(settings: Settings) -> Base | None:
+def find_base(settings: Settings) -> Release | None:
     """Finds the release whose model is to be kept, if that was asked for.
 
     Where `LATEST` was itself made with the model of a release before it, from the very ratings of today, that earlier one
@@ -46,7 +47,7 @@ def find_base(settings: Settings) -> Base | None:
     if base.refitted != settings.refit:
         repair = "give --refit too" if base.refitted else "leave --refit out"
         raise InputError(
-            f"release {base.release} was made with{'' if base.refitted else 'out'} --refit, and its model can only be kept in "
+            f"release {base.name} was made with{'' if base.refitted else 'out'} --refit, and its model can only be kept in "
             f"the same way: {repair}"
         )
     earlier = _base_before(workspace, base) if name == LATEST else None
@@ -57,28 +58,27 @@ def find_base(settings: Settings) -> Base | None:
     return base
 
 
-def _base_before(workspace: Workspace, base: Base) -> Base | None:
+def _base_before(workspace: Workspace, base: Release) -> Release | None:
     """Returns the release that another was built on, where that can still be built on."""
-    before = base.manifest.get("base")
-    if before is None or not exists(join(workspace.root, workspace.release_manifest(before["release"]))):
+    if base.base is None or not exists(join(workspace.root, workspace.release_manifest(base.base.release))):
         return None
     try:
-        return _read(workspace, before["release"])
+        return _read(workspace, base.base.release)
     except InputError:
         return None
 
 
-def check_split(settings: Settings, base: Base) -> None:
+def check_split(settings: Settings, base: Release) -> None:
     """Makes sure that a model is evaluated by what was held out of its training.
 
     Raises:
       InputError: if other ratings are to be held out, or counted as positives, than when the model was trained.
     """
-    asked, then = plain(asdict(settings.ingest.split)), base.manifest["evaluated"]["split"]
+    asked, then = plain(asdict(settings.ingest.split)), base.evaluated.split if base.evaluated else {}
     for name, value in asked.items():
         if name in then and then[name] != value:
             raise InputError(
-                f"the model of release {base.release} was trained with {name} {then[name]!r}, these flags ask for {value!r}, "
+                f"the model of release {base.name} was trained with {name} {then[name]!r}, these flags ask for {value!r}, "
                 "and would judge it by what it has learned from: give the same as then, or leave --reuse_model_from out"
             )
 
@@ -94,7 +94,7 @@ _READ: Mapping[str, Sequence[str]] = {
 """The stages of a release that are built on, and what of them is read as it is; the index is hashed as it is copied."""
 
 
-def check_files(workspace: Workspace, base: Base) -> None:
+def check_files(workspace: Workspace, base: Release) -> None:
     """Makes sure that nothing is copied from damaged files.
 
     Raises:
@@ -106,36 +106,35 @@ def check_files(workspace: Workspace, base: Base) -> None:
         damage = damage_of(workspace.root, base.stages[name], datasets)
         if damage:
             raise InputError(
-                f"release {base.release} cannot be built on, {damage}: name another release with --reuse_model_from, or leave "
+                f"release {base.name} cannot be built on, {damage}: name another release with --reuse_model_from, or leave "
                 "it out to train anew"
             )
 
 
-def _ingest_of(settings: Settings, base: Base) -> str:
+def _ingest_of(settings: Settings, base: Release) -> str:
     """Returns the fingerprint of the ingest stage of the table to be published."""
     return ingest.plan(Chain(settings_of_refit(settings, {}) if settings.refit else settings, base=base)).fingerprint
 
 
-def _read(workspace: Workspace, name: str) -> Base:
+def _read(workspace: Workspace, name: str) -> Release:
     if name == LATEST:
         latest = read_latest(workspace)
         if latest is None:
             raise InputError(
                 f"there is no release below {workspace.root} whose model could be kept: run once without --reuse_model_from"
             )
-        manifest = read_release(workspace, latest)
+        base = read_release(workspace, latest)
     else:
-        manifest = read_named(workspace, name)
-    base = base_of(manifest)
+        base = read_named(workspace, name)
     if not base.can_be_kept:
         raise InputError(
-            f"release {base.release} did not pass its gates, or was made by an earlier version of this program: name another "
+            f"release {base.name} did not pass its gates, or was made by an earlier version of this program: name another "
             "with --reuse_model_from, or run without it"
         )
-    withdrawn = next((each for each in find_withdrawals(workspace) if each.release == base.release), None)
+    withdrawn = next((each for each in find_withdrawals(workspace) if each.release == base.name), None)
     if withdrawn:
         raise InputError(
-            f"release {base.release} was rolled back at {withdrawn.at}: name another with --reuse_model_from, or serve it "
+            f"release {base.name} was rolled back at {withdrawn.at}: name another with --reuse_model_from, or serve it "
             "again with python -m pipelines.releases rollback and its name"
         )
     return base

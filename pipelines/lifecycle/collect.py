@@ -6,20 +6,19 @@ have seen the announcement. Only what was found both times is deleted.
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from apache_beam.io.filesystem import FileMetadata
 
 from pipelines.engine.lease import LeaseHolder, time_in
-from pipelines.lifecycle.verify import all_stages
 from schemas.errors import InputError
 from schemas.lease import living, read_leases
 from schemas.manifest import read_manifest
 from schemas.names import ATTEMPT as ATTEMPT_FOLDER
 from schemas.names import STAGE as STAGE_FOLDER
 from schemas.release import FoundRelease, Latest, find_releases, find_withdrawals, read_latest, read_release
+from schemas.release_manifest import Release
 from schemas.storage import delete, delete_folder, join, list_files
 from schemas.workspace import Workspace
 
@@ -103,7 +102,7 @@ def find_garbage(workspace: Workspace, keep: int, min_age_hours: float, used: Co
     names = {each.release for each in kept}
     gone = [workspace.release(each.release) for each in releases if each.release not in names]
     found = [_garbage(workspace, RELEASE, folder, _files_below(workspace, folder)) for folder in gone if folder not in used]
-    needed = {str(stage["folder"]) for each in kept for _, stage in all_stages(each.manifest or {})}
+    needed = {stage.folder for each in kept if each.manifest for _, stage in each.manifest.all_stages}
     needed |= folders_of_table(latest)  # Whatever any manifest says.
     return [*found, *_unneeded(workspace, needed, min_age_hours * 3600.0, used)]
 
@@ -202,7 +201,7 @@ def used_by_others(workspace: Workspace) -> set[str]:
     return {folder for each in living(read_leases(workspace), time_in(0)) for folder in each.uses}
 
 
-def folders_of(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
+def folders_of(workspace: Workspace, release: Release) -> list[str]:
     """Returns the folders that whoever uses a release must have a lease on."""
-    stages = {workspace.stage_of(str(stage["folder"])) for _, stage in all_stages(release)}
-    return [workspace.release(release["release"]), *sorted(stages)]
+    stages = {workspace.stage_of(stage.folder) for _, stage in release.all_stages}
+    return [workspace.release(release.name), *sorted(stages)]

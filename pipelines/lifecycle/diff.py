@@ -1,6 +1,6 @@
 """Compares the tables of two releases, some buckets of users at a time."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.stages.outputs import IngestOutputs
 from schemas.blocks import FEWER_USERS, one_block
+from schemas.release_manifest import Release
 from schemas.storage import join
 from schemas.workspace import Workspace
 from transforms.evaluate.compare import RBO_P, add_counts, check_p, compare_lists, count_items
@@ -73,8 +75,8 @@ def _only_in(items: pa.Table, side: str, other: str) -> pa.Table:
     return found.sort_by([("lists", "descending"), ("item_id", "ascending")])
 
 
-def diff_releases(workspace: Workspace, before: Mapping[str, Any], after: Mapping[str, Any], p: float = RBO_P) -> Difference:
-    """Compares the tables of two releases, given their manifests.
+def diff_releases(workspace: Workspace, before: Release, after: Release, p: float = RBO_P) -> Difference:
+    """Compares the tables of two releases.
 
     A user is in bucket `hash % num_buckets`, so with g the greatest common divisor of the two tables' numbers of buckets, the
     users of the files whose bucket is r modulo g are the same on both sides. Each such group is compared by itself.
@@ -84,9 +86,9 @@ def diff_releases(workspace: Workspace, before: Mapping[str, Any], after: Mappin
     """
     check_p(p)
     releases = (before, after)
-    k = min(int(release["stages"]["recommend"]["settings"]["k"]) for release in releases)
-    groups = gcd(*(int(release["stages"]["ingest"]["metrics"]["num_buckets"]) for release in releases))
-    paths = [[join(workspace.root, file["path"]) for file in release["topk"]] for release in releases]
+    k = min(int(release.stages["recommend"].settings["k"]) for release in releases)
+    groups = gcd(*(IngestOutputs.of(release.stages["ingest"]).num_buckets for release in releases))
+    paths = [[join(workspace.root, file.path) for file in release.topk] for release in releases]
     sums = np.zeros(6)
     items = add_counts([])
     for group in range(groups):

@@ -1,15 +1,14 @@
 """Finds users and items that are to be forgotten in what a release holds: its users, its catalogue, its bad rows, its lists."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.lifecycle.verify import all_stages
 from schemas.forgotten import Forgotten
 from schemas.parquet_files import read_parquet_blocks, read_parquet_schema
+from schemas.release_manifest import Release
 from schemas.storage import join, list_files
 from schemas.workspace import Workspace
 
@@ -35,12 +34,12 @@ class Named:
 NOBODY = Named(frozenset(), frozenset())
 
 
-def find_forgotten(workspace: Workspace, release: Mapping[str, Any], forgotten: Forgotten) -> Named:
+def find_forgotten(workspace: Workspace, release: Release, forgotten: Forgotten) -> Named:
     """Returns who of those to be forgotten has a row, or is in a list, of a release.
 
     Args:
       workspace: the output.
-      release: its manifest.
+      release: which one.
       forgotten: who to look for.
 
     Raises:
@@ -49,9 +48,7 @@ def find_forgotten(workspace: Workspace, release: Mapping[str, Any], forgotten: 
     if not forgotten.digest:
         return NOBODY
     folders = [
-        join(workspace.root, stage["folder"], dataset)
-        for name, stage in all_stages(release)
-        for dataset in _DATASETS.get(name, ())
+        join(workspace.root, stage.folder, dataset) for name, stage in release.all_stages for dataset in _DATASETS.get(name, ())
     ]
     paths = [file.path for folder in folders for file in list_files(join(folder, "*.parquet"))]
     users, items = (

@@ -5,9 +5,8 @@ release: what it reads is read without them, their lists are gone, the lists tha
 are copied. The gates judge the new table as usual, and `LATEST` is replaced last.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -21,12 +20,11 @@ from pipelines.job.publishing import Outcome
 from pipelines.job.reuse import find_base
 from pipelines.job.runner import publish_when_judged, run
 from pipelines.lifecycle.find_forgotten import NOBODY, Named, find_forgotten
-from pipelines.lifecycle.verify import all_stages
 from schemas.errors import GatesFailed, InputError
 from schemas.forgotten import Forgotten, read_forgotten, write_forgotten
 from schemas.ids import as_whole_number
-from schemas.manifest import plain
 from schemas.release import FoundRelease, find_releases, read_latest, read_release
+from schemas.release_manifest import Release
 from schemas.storage import exists, join, list_files, read_bytes
 from schemas.workspace import Workspace
 
@@ -53,7 +51,7 @@ class Forgot:
       before: the release that was served, None where none was.
       release: the one that is served now.
       unknown: those asked for, for the first time, that the release before had nothing of.
-      manifest: of the release that is served now.
+      served: what is served now.
       sources_changed: whether the new release is also of sources that have changed since the one before.
       remains: what is left of them, and where.
     """
@@ -61,7 +59,7 @@ class Forgot:
     before: str | None
     release: str | None
     unknown: Named
-    manifest: Mapping[str, Any] | None
+    served: Release | None
     sources_changed: bool
     remains: Remains
 
@@ -158,20 +156,18 @@ def forget(workspace: Workspace, names: Named, force: Sequence[str], options: Pi
             return Forgot(latest.release, latest.release, unknown, before, False, remains(workspace, before, forgotten))
         outcome = _saying_what_is_served(latest.release, lambda: _run(workspace, before, force, options, lease))
     leave_out_from_now_on(workspace, names)  # Should another command have written the list as it was before.
-    changed = plain(outcome.manifest["sources"]) != before["sources"]
+    changed = outcome.release.written["sources"] != before.written["sources"]
     served = read_latest(workspace)
-    after = read_release(workspace, served) if served else outcome.manifest
+    after = read_release(workspace, served) if served else outcome.release
     if find_forgotten(workspace, after, forgotten):
         raise InputError(
-            f"another run has published release {after['release']} in the meantime, which was begun before: run the same "
+            f"another run has published release {after.name} in the meantime, which was begun before: run the same "
             "command again"
         )
-    return Forgot(latest.release, after["release"], unknown, after, changed, remains(workspace, after, forgotten))
+    return Forgot(latest.release, after.name, unknown, after, changed, remains(workspace, after, forgotten))
 
 
-def _run(
-    workspace: Workspace, before: Mapping[str, Any], force: Sequence[str], options: PipelineOptions, lease: LeaseHolder
-) -> Outcome:
+def _run(workspace: Workspace, before: Release, force: Sequence[str], options: PipelineOptions, lease: LeaseHolder) -> Outcome:
     job = job_again(workspace, before, force)
     outcome = publish_when_judged(job, run(job, options, lease), options, lease)
     if outcome.failed:
@@ -179,19 +175,19 @@ def _run(
     return outcome
 
 
-def job_again(workspace: Workspace, release: Mapping[str, Any], force: Sequence[str]) -> Job:
+def job_again(workspace: Workspace, release: Release, force: Sequence[str]) -> Job:
     """Returns the job that makes a release again from what its sources hold now, with its model.
 
     Raises:
       InputError: if the release does not say how it was made, or cannot be built on.
     """
-    job = release.get("job")
+    job = release.job
     if job is None:
         raise InputError(
-            f"release {release['release']} does not say which flags made it (an earlier version did, or single stages that "
+            f"release {release.name} does not say which flags made it (an earlier version did, or single stages that "
             "were given no --ratings): run the command that made it again with --reuse_model_from LATEST, or train anew"
         )
-    settings = settings_of_job(job, workspace.root, force=list(force), reuse_model_from=release["release"])
+    settings = settings_of_job(job, workspace.root, force=list(force), reuse_model_from=release.name)
     return Job(settings, find_base(settings))
 
 
@@ -209,7 +205,7 @@ def _saying_what_is_served(release: str, make: Callable[[], Outcome]) -> Outcome
         raise
 
 
-def remains(workspace: Workspace, release: Mapping[str, Any], forgotten: Forgotten) -> Remains:
+def remains(workspace: Workspace, release: Release, forgotten: Forgotten) -> Remains:
     """Returns what still holds somebody who was forgotten, beside the sources, which are not ours.
 
     Towers that began to learn before the last one was asked for may have learned from that one. Releases that cannot be read
@@ -217,13 +213,13 @@ def remains(workspace: Workspace, release: Mapping[str, Any], forgotten: Forgott
 
     Args:
       workspace: the output.
-      release: the manifest of the one that is served.
+      release: the one that is served.
       forgotten: who.
     """
     last_asked = max([*forgotten.users.values(), *forgotten.items.values()], default="")
-    is_old = any(name == "train" and stage["started_at"] < last_asked for name, stage in all_stages(release))
-    towers = [stage["folder"] for name, stage in all_stages(release) if is_old and name in ("train", "export")]
-    others = [found for found in find_releases(workspace) if found.release != release["release"]]
+    is_old = any(name == "train" and stage.started_at < last_asked for name, stage in release.all_stages)
+    towers = [stage.folder for name, stage in release.all_stages if is_old and name in ("train", "export")]
+    others = [found for found in find_releases(workspace) if found.release != release.name]
     return Remains(tuple(towers), tuple(each.release for each in others if _may_name(workspace, each, forgotten)))
 
 

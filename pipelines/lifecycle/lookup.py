@@ -14,7 +14,8 @@ from pipelines.stages.outputs import IngestOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, read_manifest, users_of
 from schemas.parquet_files import find_rows
-from schemas.release import Latest, read_latest, read_release, stage_of
+from schemas.release import Latest, read_latest, read_release
+from schemas.release_manifest import Release
 from schemas.storage import join
 from schemas.workspace import Workspace
 from transforms.io.partition import bucket_of
@@ -31,14 +32,14 @@ class Published:
       release: its name.
       topk: the full paths of the table's files.
       ingest: the manifest of the stage that knows items.
-      stages: what its manifest says of all its stages, by their names.
+      stages: all its stages, by their names, as its manifest tells of them.
     """
 
     workspace: Workspace
     release: str
     topk: list[str]
     ingest: StageManifest
-    stages: Mapping[str, Mapping[str, Any]]
+    stages: Mapping[str, StageManifest]
 
     def stage(self, name: str) -> StageManifest:
         """Returns the manifest of one of its stages.
@@ -102,32 +103,32 @@ def open_latest(workspace: Workspace) -> Published:
     return open_release(workspace, latest, read_release(workspace, latest))
 
 
-def open_release(workspace: Workspace, latest: Latest, manifest: Mapping[str, Any]) -> Published:
-    """Opens a release, given where it is and its manifest.
+def open_release(workspace: Workspace, latest: Latest, release: Release) -> Published:
+    """Opens a release for reading.
 
     Raises:
       InputError: if a file that it needs is gone.
     """
-    stages = manifest["stages"]
+    stages = release.stages
     ingest = _stage_of(workspace, latest.release, "ingest", stages["ingest"])
     return Published(workspace, latest.release, [join(workspace.root, file) for file in latest.topk], ingest, stages)
 
 
-def _stage_of(workspace: Workspace, release: str, name: str, told: Mapping[str, Any]) -> StageManifest:
+def _stage_of(workspace: Workspace, release: str, name: str, told: StageManifest) -> StageManifest:
     """Returns a stage as the release tells of it: its own manifest has no checksum for its settings and metrics.
 
     Where the stage was made again since, in another folder, and came to the same, its files are there. Releases of schema
     version 1 left the files to the stage's manifest.
     """
-    path = join(workspace.root, told["manifest"])
+    path = workspace.manifest(name, told.fingerprint)
     found = read_manifest(path)
     if found is None:
         raise InputError(f"release {release} needs {path}, which is gone: publish again")
-    if found.digest != told["digest"]:
+    if found.digest != told.digest:
         raise InputError(f"release {release} needs other files of {name} than {path} names: publish again")
-    if told.get("files") and found.folder == told["folder"]:
-        found = stage_of(name, told)
-    return replace(found, settings=told["settings"], metrics=told["metrics"], outputs=told.get("outputs") or {})
+    if told.files and found.folder == told.folder:
+        return told
+    return replace(found, settings=told.settings, metrics=told.metrics, outputs=told.outputs)
 
 
 def list_of(published: Published, user_id: str) -> tuple[dict, list[tuple[str, str, float]]]:

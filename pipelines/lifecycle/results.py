@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.cli.command import GATE_FAILED, OK, this_python
-from pipelines.job.publishing import JobStages, Outcome, describe_stage
+from pipelines.job.publishing import JobStages, Outcome
 from pipelines.lifecycle.lookup import Published, list_of, open_release
+from schemas.release_manifest import CarriedOver, Release
 from schemas.storage import join
 from schemas.words import counted
 from schemas.workspace import Workspace
@@ -39,16 +40,16 @@ def show(workspace: Workspace, made: JobStages, outcome: Outcome, seconds: float
     """
     metrics = made.published["recommend"].metrics
     console.print(arrivals_table(*arrivals(made, outcome)))
-    console.print(quality_table(outcome.manifest["evaluated"]["metrics"], made.refitted))
+    console.print(quality_table(outcome.evaluated.metrics, made.refitted))
     console.print(counts_line(metrics), soft_wrap=True)
-    if outcome.manifest["base"]:
-        console.print(escape(carried_line(outcome.manifest["base"])), soft_wrap=True)
+    if outcome.release.base:
+        console.print(escape(carried_line(outcome.release.base)), soft_wrap=True)
     if not outcome.failed:  # Nobody knows what is in a table that failed.
-        published = open_release(workspace, outcome.latest, outcome.manifest)
+        published = open_release(workspace, outcome.latest, outcome.release)
         for user_id in some_users(published):
             show_user(published, user_id, console)
     console.soft_wrap = True
-    console.print(f"\n[bold]gates[/]     {escape(gates_line(outcome.manifest['gates']))}")
+    console.print(f"\n[bold]gates[/]     {escape(gates_line(outcome.release.gates))}")
     what = "failed gates, not published:" if outcome.failed else "published" if outcome.is_new else "already published"
     console.print(f"[bold]{what}[/] {outcome.latest.release} in {seconds:.1f} s")
     if made.published["ingest"].metrics["rows_holdout"]:
@@ -61,7 +62,7 @@ def show(workspace: Workspace, made: JobStages, outcome: Outcome, seconds: float
     console.print(f"[bold]report[/]    {escape(join(workspace.root, workspace.release_report(outcome.latest.release)))}")
     if outcome.failed:
         console.print(f"[bold]manifest[/]  {escape(join(workspace.root, outcome.latest.manifest))}")
-        for line in next_steps(workspace, outcome.manifest):
+        for line in next_steps(workspace, outcome.release):
             console.print(f"[bold]next[/]      {escape(line)}")
         return
     if "export" in made.published:
@@ -76,12 +77,11 @@ def arrivals(made: JobStages, outcome: Outcome) -> tuple[Arrivals, Arrivals | No
 
     Other data can make the very table that is served: then that release is the last one.
     """
-    now = arrivals_of({name: describe_stage(stage) for name, stage in made.published.items()})
-    known = outcome.manifest["stages"]
-    if known["ingest"]["fingerprint"] != made.published["ingest"].fingerprint:
+    now = arrivals_of(made.published)
+    known, last = outcome.release.stages, outcome.release.before
+    if known["ingest"].fingerprint != made.published["ingest"].fingerprint:
         return now, arrivals_of(known)
-    last = outcome.manifest.get("last")
-    return now, arrivals_from(last.get("arrivals") or {}) if last else None
+    return now, arrivals_from(last.arrivals) if last else None
 
 
 def arrivals_table(now: Arrivals, then: Arrivals | None) -> Table:
@@ -96,14 +96,14 @@ def arrivals_table(now: Arrivals, then: Arrivals | None) -> Table:
     return table
 
 
-def next_steps(workspace: Workspace, manifest: Mapping[str, Any]) -> list[str]:
+def next_steps(workspace: Workspace, release: Release) -> list[str]:
     """Returns what to do about a release that failed its gates, in order."""
-    last = (manifest["compared_with"] or {}).get("release")
-    look = [f"{this_python()} -m pipelines.releases diff {last} {manifest['release']} --output {shlex.quote(workspace.root)}"]
+    last = release.compared_with.release if release.compared_with else None
+    look = [f"{this_python()} -m pipelines.releases diff {last} {release.name} --output {shlex.quote(workspace.root)}"]
     return [
         *(look if last else ()),
         "if the data is wrong, correct it and run the same command again",
-        f"if all is as it should be, run the same command again with {' '.join(ways_on(manifest['gates']))}",
+        f"if all is as it should be, run the same command again with {' '.join(ways_on(release.gates))}",
     ]
 
 
@@ -126,17 +126,17 @@ def summary(workspace: Workspace, made: JobStages, outcome: Outcome, seconds: fl
     return {
         "exit_status": GATE_FAILED if outcome.failed else OK,
         "release": outcome.latest.release,
-        "status": outcome.manifest["status"],
+        "status": outcome.release.status,
         "is_new": outcome.is_new,
         "manifest": join(workspace.root, outcome.latest.manifest),
         "table": [join(workspace.root, path) for path in outcome.latest.topk],
         "counts": {name: metrics[name] for name in ("users", "users_personalised", "users_popular", "pairs", "items_allowed")},
-        "metrics": outcome.manifest["evaluated"]["metrics"]["quality"]["means"] | {"recall_against_exact": recall},
-        "base": outcome.manifest["base"],
+        "metrics": outcome.evaluated.quality["means"] | {"recall_against_exact": recall},
+        "base": outcome.release.written.get("base"),
         "report": join(workspace.root, workspace.release_report(outcome.latest.release)),
         "saved_model": exported(workspace, made) if "export" in made.published else None,
         "refitted": made.refitted,
-        "gates": outcome.manifest["gates"],
+        "gates": outcome.release.gates,
         "came_in": {name: each and asdict(each) for name, each in zip(("now", "last"), arrivals(made, outcome), strict=True)},
         "seconds": round(seconds, 3),
     }
@@ -207,14 +207,14 @@ def counts_line(metrics: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
-def carried_line(base: Mapping[str, Any]) -> str:
+def carried_line(base: CarriedOver) -> str:
     """Returns how many lists of a reused model were copied."""
-    if base["why_nobody"]:
-        return f"model of release {base['release']}; all lists are new: {base['why_nobody']}"
-    why = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in base["new_lists"].items() if count)
+    if base.why_nobody:
+        return f"model of release {base.release}; all lists are new: {base.why_nobody}"
+    why = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in base.new_lists.items() if count)
     return (
-        f"model of release {base['release']}; {base['carried']:,} of {counted(base['users'], 'list')} copied "
-        f"({base['share_carried']:.1%}), {base['compared']:,} of them compared with exact search"
+        f"model of release {base.release}; {base.carried:,} of {counted(base.users, 'list')} copied "
+        f"({base.share_carried:.1%}), {base.compared:,} of them compared with exact search"
         + (f"; new lists: {why}" if why else "")
     )
 

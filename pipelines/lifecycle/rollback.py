@@ -14,7 +14,6 @@ from pipelines.lifecycle.verify import verify_release
 from schemas.errors import InputError
 from schemas.forgotten import Forgotten, read_forgotten
 from schemas.release import (
-    PASSED,
     Latest,
     Withdrawal,
     find_releases,
@@ -25,6 +24,7 @@ from schemas.release import (
     write_latest,
     write_withdrawal,
 )
+from schemas.release_manifest import PASSED
 from schemas.storage import delete, join
 from schemas.words import counted
 from schemas.workspace import Workspace
@@ -78,8 +78,8 @@ def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Lease
         )
     lease.use(folders_of(workspace, read_named(workspace, name)))
     release = read_named(workspace, name)  # It might have been deleted until then.
-    if release["status"] != PASSED:
-        failed = [gate for gate, verdict in release["gates"].items() if verdict["status"] == FAILED]
+    if release.status != PASSED:
+        failed = [gate for gate, verdict in release.gates.items() if verdict["status"] == FAILED]
         raise InputError(
             f"release {name} failed its gates ({', '.join(failed)}) and may not be served: name another, or run the command "
             f"that made it with --force {(failed or ['GATE'])[0]}=REASON"
@@ -145,7 +145,7 @@ def last_good(workspace: Workspace, before: str | None) -> str:
     withdrawals = find_withdrawals(workspace)
     releases, tables = {each.release for each in withdrawals}, {each.digest for each in withdrawals}
     for found in find_releases(workspace):
-        its_table = found.manifest["stages"]["recommend"]["digest"] if found.manifest else None
+        its_table = found.manifest.stages["recommend"].digest if found.manifest else None
         is_withdrawn = found.release in releases or its_table in tables
         if found.passed and not is_withdrawn and (before is None or found.release < before):
             return found.release
@@ -176,6 +176,6 @@ def _pointer(workspace: Workspace, must_be_read: bool = False) -> Latest | None:
 
 def _digest_of(workspace: Workspace, name: str) -> str | None:
     try:
-        return str(read_named(workspace, name)["stages"]["recommend"]["digest"])
+        return read_named(workspace, name).stages["recommend"].digest
     except InputError:
         return None

@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.lifecycle.results import carried_line, gates_line, next_steps
-from pipelines.lifecycle.verify import all_stages
 from schemas.errors import InputError
 from schemas.release import FoundRelease, find_releases, find_withdrawals, read_latest, read_named
+from schemas.release_manifest import Release
 from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import NOTHING, arrivals_from, arrivals_of, lines_of, moment
@@ -36,8 +36,8 @@ def served(workspace: Workspace) -> str | None:
     return latest.release if latest else None
 
 
-def resolve(workspace: Workspace, name: str, altered: bool = False) -> dict[str, Any]:
-    """Reads the manifest of the release that a user named; with `altered`, though it is not as it was written.
+def resolve(workspace: Workspace, name: str, altered: bool = False) -> Release:
+    """Reads the release that a user named; with `altered`, though it is not as it was written.
 
     Raises:
       InputError: if there is none of that name, or it cannot be read.
@@ -64,27 +64,26 @@ def describe(found: FoundRelease, latest: str | None, withdrawn: Collection[str]
     line: dict[str, Any] = {"release": found.release, "served": found.release == latest}
     if found.manifest is None:
         return line | {"status": UNREADABLE, "problem": found.problem}
-    manifest = found.manifest
-    metrics = manifest["metrics"]
-    arrivals = arrivals_of(manifest["stages"])
+    release = found.manifest
+    arrivals = arrivals_of(release.stages)
     return line | {
-        "status": WITHDRAWN if found.release in withdrawn else manifest["status"],
-        "created_at": manifest["created_at"],
-        "users": manifest["metrics"]["users"],
-        "items": metrics["items_allowed"],
+        "status": WITHDRAWN if found.release in withdrawn else release.status,
+        "created_at": release.created_at,
+        "users": release.metrics["users"],
+        "items": release.metrics["items_allowed"],
         "ratings": arrivals.ratings,
         "newest_rating": None if arrivals.newest is None else moment(arrivals.newest),
-        "k": manifest["stages"]["recommend"]["settings"]["k"],
-        "metrics": quality_of(manifest),
-        "gates": {name: gate["status"] for name, gate in manifest["gates"].items()},
-        "bytes": sum(file["bytes"] for file in manifest["topk"]),
+        "k": release.stages["recommend"].settings["k"],
+        "metrics": quality_of(release),
+        "gates": {name: gate["status"] for name, gate in release.gates.items()},
+        "bytes": sum(file.bytes for file in release.topk),
     }
 
 
-def quality_of(manifest: Mapping[str, Any]) -> dict[str, float]:
+def quality_of(release: Release) -> dict[str, float]:
     """Returns a release's metrics, of the model that was evaluated, by their names; and the recall of its search."""
-    evaluated = (manifest["evaluated"] or {"metrics": manifest["metrics"]})["metrics"]["quality"]
-    recall = manifest["metrics"]["recall_against_exact"].get("mean")
+    evaluated = release.evaluated.quality if release.evaluated else release.metrics["quality"]
+    recall = release.metrics["recall_against_exact"].get("mean")
     return dict(evaluated["means"] if evaluated["users"] else {}) | {"recall_against_exact": recall}
 
 
@@ -140,29 +139,27 @@ def _row(line: Mapping[str, Any]) -> list[str]:
 
 def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Shows one release: what it is made of, how good it is, and what its gates found."""
-    manifest = resolve(workspace, flags.release)
+    release = resolve(workspace, flags.release)
     try:
         latest = served(workspace)
     except InputError:
         latest = None
     withdrawals = {each.release: each for each in find_withdrawals(workspace)}
-    line = describe(FoundRelease(manifest["release"], manifest), latest, withdrawals)
+    line = describe(FoundRelease(release.name, release), latest, withdrawals)
     console.soft_wrap = True
-    evaluated = manifest["evaluated"] or {}
-    compared = (manifest["compared_with"] or {}).get("release", "nothing: it was the first")
     facts = {
         "release": f"{line['release']}, {'served' if line['served'] else line['status']}",
-        "made": f"{manifest['created_at']}, judged {manifest.get('judged_at', 'never')}",
+        "made": f"{release.created_at}, judged {release.judged_at or 'never'}",
         "table": f"{counted(line['users'], 'user')}, k {line['k']}, {counted(line['items'], 'item')}, "
-        f"{counted(len(manifest['topk']), 'file')}, {counted(line['bytes'], 'byte')}",
-        "compared with": compared,
-        "evaluated": evaluated.get("model", "the published one"),
-        "gates": gates_line(manifest["gates"]),
+        f"{counted(len(release.topk), 'file')}, {counted(line['bytes'], 'byte')}",
+        "compared with": release.compared_with.release if release.compared_with else "nothing: it was the first",
+        "evaluated": release.evaluated.model if release.evaluated else "the published one",
+        "gates": gates_line(release.gates),
     }
-    if manifest.get("base"):
-        facts["kept"] = carried_line(manifest["base"])
-    then = arrivals_from((manifest.get("last") or {}).get("arrivals") or {})
-    for each in lines_of(arrivals_of(manifest["stages"]), then):
+    if release.base:
+        facts["kept"] = carried_line(release.base)
+    then = arrivals_from(release.before.arrivals if release.before else {})
+    for each in lines_of(arrivals_of(release.stages), then):
         if each.now != NOTHING or each.then != NOTHING:
             before = f" ({each.then} in the release before)" if each.then != NOTHING else ""
             facts[each.name] = f"{each.now}{before}{f', {each.change}' if each.change else ''}"
@@ -171,15 +168,15 @@ def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> d
         facts["rolled back"] = f"to {withdrawal.replaced_by}, {withdrawal.at}, {withdrawal.reason or 'no reason was given'}"
     for name, value in facts.items():
         console.print(f"[bold]{name:<16}[/] {escape(value)}")
-    for name, gate in manifest["gates"].items():
+    for name, gate in release.gates.items():
         if gate["status"] in (FAILED, FORCED):
             why = f" ({gate['forced']})" if gate["forced"] else ""
             console.print(f"  {gate['status']} [bold]{escape(name)}[/]{escape(why)}: {escape(gate['reason'])}")
     if line["status"] == FAILED:
-        for step in next_steps(workspace, manifest):
+        for step in next_steps(workspace, release):
             console.print(f"[bold]{'next':<16}[/] {escape(step)}")
     for name, value in line["metrics"].items():
         console.print(f"  {name:<22} {'' if value is None else f'{value:.4f}'}")
-    for name, stage in all_stages(manifest):
-        console.print(f"[bold]{name:<16}[/] {escape(stage['folder'])}, {stage['finished_at']}")
-    return {**line, "manifest": manifest}
+    for name, stage in release.all_stages:
+        console.print(f"[bold]{name:<16}[/] {escape(stage.folder)}, {stage.finished_at}")
+    return {**line, "manifest": release.written}

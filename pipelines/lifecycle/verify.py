@@ -11,7 +11,8 @@ from apache_beam.io.filesystem import BeamIOError
 from pipelines.job.publishing import describe_stage
 from schemas.errors import InputError
 from schemas.manifest import digest_of, read_manifest
-from schemas.release import files_of, is_altered, pointer_to, read_latest
+from schemas.release import is_altered, pointer_to, read_latest
+from schemas.release_manifest import Release, files_of
 from schemas.stage_files import SUMMARY, TENSORBOARD
 from schemas.storage import exists, join, list_files, sha256_of
 from schemas.words import counted
@@ -38,7 +39,7 @@ class Verdict:
     problems: tuple[str, ...]
 
 
-def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serving: bool = False) -> Verdict:
+def verify_release(workspace: Workspace, release: Release, before_serving: bool = False) -> Verdict:
     """Compares a release with its files.
 
     A file must be there, of its size and with its SHA-256. The manifest must be as it was written, and so must that of each
@@ -48,16 +49,16 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serv
 
     Args:
       workspace: the output.
-      release: its manifest.
+      release: which one.
       before_serving: hash the table alone, look at the sizes of all else, and leave out the pointer, which is to be written.
     """
-    problems = _problems_of_manifest(workspace, release)
+    problems, manifest = _problems_of_manifest(workspace, release), release.written
     if not before_serving:
         problems += _problems_of_pointer(workspace, release)
     files: dict[str, tuple[Mapping[str, Any], bool]] = {}
     written: dict[str, Mapping[str, Any]] = {}
-    table = {file["path"]: file for file in release["topk"]}
-    for name, stage in all_stages(release):
+    table = {file["path"]: file for file in manifest["topk"]}
+    for name, stage in _stages_written(manifest):
         stage, wrong = _compare_stage(workspace, name, stage)
         problems += wrong
         written |= {file["path"]: file for file in stage["files"]}
@@ -74,7 +75,7 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serv
         problems += [
             f"{path} was not written by the stage" for path in sizes if _is_foreign(path, join(workspace.root, folder))
         ]
-    report = release.get("report")  # Releases of earlier programs have none.
+    report = manifest.get("report")  # Releases of earlier programs have none.
     if report:
         written[report["path"]] = report
         path = join(workspace.root, report["path"])
@@ -91,7 +92,7 @@ def verify_release(workspace: Workspace, release: Mapping[str, Any], before_serv
             if found != file["sha256"]:
                 problems.append(f"{path} has other contents than were written")
     read = sum(file["bytes"] for _, file in hashed)
-    return Verdict(release["release"], len(written), read, tuple(problems))
+    return Verdict(release.name, len(written), read, tuple(problems))
 
 
 def _compare_size(path: str, size: int | None, file: Mapping[str, Any]) -> str | None:
@@ -101,30 +102,30 @@ def _compare_size(path: str, size: int | None, file: Mapping[str, Any]) -> str |
     return None if size == file["bytes"] else f"{path} has {counted(size, 'byte')}, {file['bytes']:,} were written"
 
 
-def all_stages(release: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Returns the stages that made a release, with their names: those of the table, then those of a model evaluated before."""
-    before = (release["evaluated"] or {}).get("stages", {})
-    return [*release["stages"].items(), *before.items()]
+def _stages_written(manifest: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns what a release's manifest says of its stages, with their names, as `Release.all_stages` has them."""
+    before = (manifest["evaluated"] or {}).get("stages", {})
+    return [*manifest["stages"].items(), *before.items()]
 
 
-def _problems_of_manifest(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
-    if is_altered(release):
+def _problems_of_manifest(workspace: Workspace, release: Release) -> list[str]:
+    if is_altered(release.written):
         return [f"{_manifest_of(workspace, release)} has other contents than were written"]
     return []
 
 
-def _problems_of_pointer(workspace: Workspace, release: Mapping[str, Any]) -> list[str]:
+def _problems_of_pointer(workspace: Workspace, release: Release) -> list[str]:
     try:
         latest = read_latest(workspace)
     except InputError as error:
         return [str(error)]
-    if latest and latest.release == release["release"] and latest != pointer_to(workspace, release):
-        return [f"{workspace.latest} names other files than release {release['release']} has"]
+    if latest and latest.release == release.name and latest != pointer_to(workspace, release):
+        return [f"{workspace.latest} names other files than release {release.name} has"]
     return []
 
 
-def _manifest_of(workspace: Workspace, release: Mapping[str, Any]) -> str:
-    return join(workspace.root, workspace.release_manifest(release["release"]))
+def _manifest_of(workspace: Workspace, release: Release) -> str:
+    return join(workspace.root, workspace.release_manifest(release.name))
 
 
 def _compare_stage(workspace: Workspace, name: str, stage: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:

@@ -8,7 +8,6 @@ names.
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import apache_beam as beam
 
@@ -17,6 +16,7 @@ from pipelines.stages.lists import check_same_lists, items_of, reads_of
 from pipelines.stages.outputs import IngestOutputs
 from schemas.manifest import StageManifest, fingerprint_of, users_of
 from schemas.release import read_latest, read_release
+from schemas.release_manifest import LastTable
 from schemas.storage import join, list_files
 from schemas.workspace import Workspace
 from transforms.evaluate.describe_table import DescribeTable
@@ -29,36 +29,6 @@ FOUND = "table"
 """The metric that says what was found."""
 
 
-@dataclass(frozen=True)
-class LastTable:
-    """The table that a new one would replace.
-
-    Attributes:
-      release: its name.
-      digest: of its files' contents.
-      k: items a user.
-      num_buckets: of its users.
-      topk: its files, relative to the output root.
-      users: likewise, those of the users that it was made for; none where they cannot be read any more.
-      users_digest: of their contents; None where they cannot be read.
-      users_gone: why they cannot be read.
-    """
-
-    release: str
-    digest: str
-    k: int
-    num_buckets: int
-    topk: tuple[str, ...]
-    users: tuple[str, ...] = ()
-    users_digest: str | None = None
-    users_gone: str | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What of it decides the verdict."""
-        return {"digest": self.digest, "k": self.k, "users": self.users_digest}
-
-
 def last_table(workspace: Workspace, recommended: StageManifest) -> LastTable | None:
     """Returns the table that `LATEST` names; where that is the very table in question, the one which that was compared with.
 
@@ -69,21 +39,16 @@ def last_table(workspace: Workspace, recommended: StageManifest) -> LastTable | 
     latest = read_latest(workspace)
     if latest is None:
         return None
-    manifest = read_release(workspace, latest)
-    if manifest["stages"]["recommend"]["digest"] == recommended.digest:
-        before = manifest["compared_with"]
-        if before is None:
-            return None
-        known = {name: before[name] for name in ("release", "digest", "k", "num_buckets")}
-        told = {name: before.get(name) for name in ("users_digest", "users_gone")}
-        return LastTable(**known, **told, topk=tuple(before["topk"]), users=tuple(before.get("users") or ()))
-    stages = manifest["stages"]
-    users, users_digest, users_gone = _users_of(workspace, latest.release, stages["ingest"])
+    release = read_release(workspace, latest)
+    if release.stages["recommend"].digest == recommended.digest:
+        return release.compared_with
+    ingested, table = release.stages["ingest"], release.stages["recommend"]
+    users, users_digest, users_gone = _users_of(workspace, latest.release, ingested)
     return LastTable(
         release=latest.release,
-        digest=stages["recommend"]["digest"],
-        k=stages["recommend"]["settings"]["k"],
-        num_buckets=stages["ingest"]["metrics"]["num_buckets"],
+        digest=table.digest,
+        k=table.settings["k"],
+        num_buckets=IngestOutputs.of(ingested).num_buckets,
         topk=latest.topk,
         users=users,
         users_digest=users_digest,
@@ -91,20 +56,17 @@ def last_table(workspace: Workspace, recommended: StageManifest) -> LastTable | 
     )
 
 
-def _users_of(
-    workspace: Workspace, release: str, ingested: Mapping[str, Any]
-) -> tuple[tuple[str, ...], str | None, str | None]:
+def _users_of(workspace: Workspace, release: str, ingested: StageManifest) -> tuple[tuple[str, ...], str | None, str | None]:
     """Returns the files of the users of a release and the digest of their contents, or why they cannot be read any more."""
-    folder = f"{ingested['folder']}/users"
-    files = [file for file in ingested.get("files") or () if file["path"].startswith(f"{folder}/")]
+    files = {f"{ingested.folder}/{file.path}": file for file in ingested.dataset("users")}
     if not files:
         return (), None, f"release {release} does not say where they are"
-    sizes = {found.path: found.size_in_bytes for found in list_files(join(workspace.root, folder, "*"))}
-    for file in files:
-        path = join(workspace.root, file["path"])
-        if sizes.get(path) != file["bytes"]:
+    sizes = {found.path: found.size_in_bytes for found in list_files(join(workspace.root, ingested.folder, "users", "*"))}
+    for name, file in files.items():
+        path = join(workspace.root, name)
+        if sizes.get(path) != file.bytes:
             return (), None, f"{path} is {'altered' if path in sizes else 'gone'}"
-    return tuple(file["path"] for file in files), fingerprint_of([[file["path"], file["sha256"]] for file in files]), None
+    return tuple(files), fingerprint_of([[name, file.sha256] for name, file in files.items()]), None
 
 
 def plan(chain: Chain, last: LastTable | None, evaluated: StageManifest | None = None) -> "Stage[JudgeJob]":

@@ -5,14 +5,14 @@ from dataclasses import asdict
 from pipelines.engine.stage import Kept
 from schemas.errors import InputError
 from schemas.manifest import plain
-from schemas.release import Base
+from schemas.release_manifest import Release
 from transforms.train.settings import TrainingSettings
 
 _OF_REFIT = ("validation", "validation_fraction", "max_epochs", "patience", "blend")
 """Settings of a training that a refit takes from the evaluation; how long a model that is kept was trained does not matter."""
 
 
-def kept_model(asked: TrainingSettings, base: Base) -> Kept:
+def kept_model(asked: TrainingSettings, base: Release) -> Kept:
     """Returns the training that made the model of a release, once it is sure that it is the one that was asked for.
 
     Args:
@@ -26,7 +26,7 @@ def kept_model(asked: TrainingSettings, base: Base) -> Kept:
     for name, value in plain(asdict(asked)).items():
         if name not in _OF_REFIT and name in kept and kept[name] != value:
             raise InputError(
-                f"the model of release {base.release} was trained with {name} {kept[name]!r}, these flags ask for {value!r}: "
+                f"the model of release {base.name} was trained with {name} {kept[name]!r}, these flags ask for {value!r}: "
                 "give the same as then, or leave --reuse_model_from out to train anew"
             )
-    return Kept(base.stages["train"], base.release)
+    return Kept(base.stages["train"], base.name)

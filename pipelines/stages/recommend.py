@@ -80,14 +80,14 @@ def base_lists(chain: Chain, lists: ListSettings) -> BaseLists | str:
     ingested, embedded, indexed, recommended = (base.stages[name] for name in ("ingest", "embed", "index", "recommend"))
     for name in ("k", "recommend_seen"):
         if recommended.settings[name] != getattr(lists, name):
-            return f"{name} was {recommended.settings[name]} in release {base.release}"
+            return f"{name} was {recommended.settings[name]} in release {base.name}"
     if settings_of_index(indexed) != settings_of_index(done["index"]):
-        return f"the index of release {base.release} was built in another way"
+        return f"the index of release {base.name} was built in another way"
     then, now = (IngestOutputs.of(each).num_buckets for each in (ingested, done["ingest"]))
     if then != now:
-        return f"release {base.release} has {then} buckets of users"
+        return f"release {base.name} has {then} buckets of users"
     if "lists" not in base.stages:
-        return f"release {base.release} was made by an earlier version of this program"
+        return f"release {base.name} was made by an earlier version of this program"
     lists_then, users_then = base.stages["lists"], users_of(base.stages)
     root, digests = (
         chain.settings.output,

@@ -1,6 +1,6 @@
 """What came in for a release: how many ratings, users and items, how new they are, and what of them could not be used.
 
-Plain numbers that `ingest` has found, read from what the manifest of a release says of its stages. They are shown on the
+Plain numbers that `ingest` has found, read from the manifests of the stages. They are shown on the
 terminal and first in the report, each beside the last release's, and the gates judge some of them.
 """
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+
+from schemas.manifest import StageManifest
 
 Share = tuple[int, int]
 """How many of how many."""
@@ -59,11 +61,11 @@ def share_of(share: Share) -> float:
     return share[0] / share[1] if share[1] else 0.0
 
 
-def arrivals_of(stages: Mapping[str, Mapping[str, Any]]) -> Arrivals:
-    """Returns what came in, of the stages as the manifest of a release describes them."""
+def arrivals_of(stages: Mapping[str, StageManifest]) -> Arrivals:
+    """Returns what came in, given the stages that made a table."""
     ingested = stages["ingest"]
-    metrics: Mapping[str, Any] = ingested["metrics"]
-    found_by = [stages[name]["metrics"] for name in _READERS if name in stages]
+    metrics = ingested.metrics
+    found_by = [stages[name].metrics for name in _READERS if name in stages]
     read = {name.removesuffix("_read"): value for found in found_by for name, value in found.items() if name.endswith("_read")}
     rejected = {name.replace("_", " "): rejected_of(found) for name, found in read.items()}
     reasons = {
@@ -77,14 +79,14 @@ def arrivals_of(stages: Mapping[str, Mapping[str, Any]]) -> Arrivals:
     repeated = metrics.get("rows_repeated")
     return Arrivals(
         ratings=ratings[1] + (metrics.get("ratings_forgotten") or 0) if ratings else None,
-        users=_rows(stages.get("lists", {}), "users") or _rows(ingested, "users"),
+        users=("lists" in stages and _rows(stages["lists"], "users")) or _rows(ingested, "users"),
         items=_rows(ingested, "items"),
         newest=metrics.get("newest_timestamp"),
         rejected=rejected,
         reasons=reasons,
         repeated=(repeated, usable) if ratings and repeated is not None else None,
         joined={name: (known["known"], known["ids"]) for name, known in joined},
-        forgotten=ingested.get("settings", {}).get("forgotten"),
+        forgotten=ingested.settings.get("forgotten"),
     )
 
 
@@ -113,11 +115,9 @@ def rejected_of(summary: Mapping[str, Any]) -> Share:
     return sum(reason["count"] for reason in summary["reasons"].values()), summary["rows"]
 
 
-def _rows(stage: Mapping[str, Any], dataset: str) -> int | None:
+def _rows(stage: StageManifest, dataset: str) -> int | None:
     """Returns how many rows a dataset of a stage has, or None where it has no such files."""
-    folder = f"{stage['folder']}/{dataset}/" if "folder" in stage else ""
-    rows = [file["rows"] for file in stage.get("files") or () if folder and file["path"].startswith(folder)]
-    return sum(rows) if rows else None
+    return stage.rows(dataset) if stage.dataset(dataset) else None
 
 
 class Line(NamedTuple):

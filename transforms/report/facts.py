@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from schemas.release_manifest import Release
 from transforms.report.numbers import (
     Row,
 )
@@ -15,11 +15,11 @@ class Report:
     """What a report is made from.
 
     Attributes:
-      manifest: of the release.
+      release: what its manifest says.
       curves: for each model: what it is, its curve, and its best epoch, None without validation.
       described: rows of what `DescribeTable` wrote, by dataset; empty for a release that was never described.
     """
 
-    manifest: Mapping[str, Any]
+    release: Release
     curves: Sequence[tuple[str, Sequence[CurveRow], int | None]] = ()
     described: Mapping[str, Sequence[Row]] = field(default_factory=dict)

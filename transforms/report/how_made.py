@@ -1,9 +1,9 @@
 """The sections of the page that say how a release was made: the search, the training, the stages."""
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from schemas.release_manifest import Release
 from schemas.words import counted
 from transforms.charts.markup import Html, tag
 from transforms.report.charts import (
@@ -16,8 +16,8 @@ from transforms.report.facts import Report
 from transforms.report.numbers import NOTHING, bytes_of, count_of, figure_of, number_of, numbers_of, secs, table_of, time_of
 
 
-def search(manifest: Mapping[str, Any]) -> Iterator[Html]:
-    metrics, index = manifest["metrics"], manifest["stages"]["index"]["metrics"]
+def search(release: Release) -> Iterator[Html]:
+    metrics, index = release.metrics, release.stages["index"].metrics
     recall, calibration = metrics["recall_against_exact"], index["calibration"]
     if recall["mean"] is not None:
         error = "" if recall["standard_error"] is None else f" ± {recall['standard_error']:.4f}"
@@ -59,7 +59,7 @@ def search(manifest: Mapping[str, Any]) -> Iterator[Html]:
 
 
 def training(report: Report) -> Iterator[Html]:
-    metrics = report.manifest["stages"]["train"]["metrics"]
+    metrics = report.release.stages["train"].metrics
     yield tag(
         "p",
         f"{metrics['train_rows']:,} rows of {metrics['train_users']:,} users and {metrics['train_items']:,} items, "
@@ -83,9 +83,10 @@ def training(report: Report) -> Iterator[Html]:
         yield numbers_of(["phase", "epoch", "loss", "Recall@100", "NDCG@10"], rows)
 
 
-def stages(manifest: Mapping[str, Any]) -> Iterator[Html]:
-    stages = dict(manifest["stages"])
-    stages |= {f"{name} (before the refit)": stage for name, stage in manifest["evaluated"]["stages"].items()}
+def stages(release: Release) -> Iterator[Html]:
+    stages = dict(release.stages)
+    before = release.evaluated.stages if release.evaluated else {}
+    stages |= {f"{name} (before the refit)": stage for name, stage in before.items()}
     seconds = {name: secs(stage) for name, stage in stages.items()}
     yield tag(
         "p", f"{sum(seconds.values()):,.1f} seconds in all. A stage that was done before shows the time that it took then."
@@ -95,18 +96,18 @@ def stages(manifest: Mapping[str, Any]) -> Iterator[Html]:
         [
             name,
             f"{seconds[name]:,.1f} s",
-            f"{len(stage['files']):,}",
-            f"{sum(file['rows'] for file in stage['files']):,}",
-            bytes_of(sum(file["bytes"] for file in stage["files"])),
-            tag("code", stage["fingerprint"]),
-            time_of(stage["finished_at"]),
+            f"{len(stage.files):,}",
+            f"{sum(file.rows for file in stage.files):,}",
+            bytes_of(sum(file.bytes for file in stage.files)),
+            tag("code", stage.fingerprint),
+            time_of(stage.finished_at),
         ]
         for name, stage in stages.items()
     ]
     yield table_of(["stage", "time", "files", "rows", "size", "fingerprint", "finished"], rows, "Stages", words=(5, 6))
-    read = {name: value for stage in stages.values() for name, value in stage["metrics"].items() if name.endswith("_read")}
+    read = {name: value for stage in stages.values() for name, value in stage.metrics.items() if name.endswith("_read")}
     sources: list[list[str]] = []
-    for source in manifest["sources"]:
+    for source in release.written["sources"]:
         summary = read.get(f"{source['dataset']}_read")
         rejected = sum(reason["count"] for reason in summary["reasons"].values()) if summary else None
         sources += [
@@ -124,19 +125,19 @@ def stages(manifest: Mapping[str, Any]) -> Iterator[Html]:
     yield tag(
         "details",
         tag("summary", "Settings and versions"),
-        tag("pre", json.dumps({name: stage["settings"] for name, stage in stages.items()}, indent=1, ensure_ascii=False)),
-        tag("pre", json.dumps(manifest["versions"], indent=1)),
+        tag("pre", json.dumps({name: stage.settings for name, stage in stages.items()}, indent=1, ensure_ascii=False)),
+        tag("pre", json.dumps(release.written["versions"], indent=1)),
     )
 
 
-def footer(manifest: Mapping[str, Any]) -> Html:
-    compared = manifest["compared_with"]
+def footer(release: Release) -> Html:
+    compared = release.compared_with
     return tag(
         "footer",
         tag(
             "p",
-            f"Fingerprint {manifest['fingerprint']}. ",
-            f"Compared with {compared['release']}." if compared else "",
+            f"Fingerprint {release.written['fingerprint']}. ",
+            f"Compared with {compared.release}." if compared else "",
             class_="soft",
         ),
     )

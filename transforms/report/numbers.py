@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from schemas.manifest import StageManifest
 from transforms.charts.draw import Panel, draw_panel
 from transforms.charts.markup import Html, foreign, tag
 from transforms.report.charts import (
@@ -89,8 +90,8 @@ def median_of(rows: Sequence[Row]) -> int:
     return 0
 
 
-def secs(stage: Mapping[str, Any]) -> float:
-    start, end = (datetime.fromisoformat(stage[name]) for name in ("started_at", "finished_at"))
+def secs(stage: StageManifest) -> float:
+    start, end = map(datetime.fromisoformat, (stage.started_at, stage.finished_at))
     return max(0.0, (end - start).total_seconds())
 
 

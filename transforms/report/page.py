@@ -5,9 +5,9 @@ page, byte for byte. Each chart has its numbers beside it as a table. The colour
 those of a chart stay apart for colour-blind readers; on paper it is black on white.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from schemas.release_manifest import CarriedOver, Release
 from schemas.words import counted
 from transforms.charts.markup import Html, foreign, join, tag
 from transforms.evaluate.arrivals import arrivals_from, arrivals_of, lines_of, moment
@@ -62,18 +62,17 @@ _TOP_SHARES = (0.001, 0.01, 0.1, 0.5)
 
 def render(report: Report) -> str:
     """Returns the page."""
-    manifest = report.manifest
-    name = manifest["release"]
+    release = report.release
     bodies = {
-        "arrivals": _arrivals(manifest),
-        "quality": _quality(manifest),
-        "past": _past(manifest),
-        "gates": _gates(manifest),
+        "arrivals": _arrivals(release),
+        "quality": _quality(release),
+        "past": _past(release),
+        "gates": _gates(release),
         "items": _items(report),
         "users": _users(report),
-        "search": search(manifest),
+        "search": search(release),
         "training": training(report),
-        "stages": stages(manifest),
+        "stages": stages(release),
     }
     links = [tag("a", heading, href=f"#{anchor}") for anchor, heading in SECTIONS.items()]
     sections = [
@@ -93,39 +92,40 @@ def render(report: Report) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"Release {name}"),
+        tag("title", f"Release {release.name}"),
         tag("style", Html(STYLE)),
     )
-    body = tag("body", _header(manifest), tag("nav", *links, aria_label="Sections"), tag("main", *sections), footer(manifest))
+    body = tag("body", _header(release), tag("nav", *links, aria_label="Sections"), tag("main", *sections), footer(release))
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _header(manifest: Mapping[str, Any]) -> Html:
-    status = manifest["status"]
+def _header(release: Release) -> Html:
+    status = release.status
     word = {"passed": "passed its gates", "failed": "failed its gates"}.get(status, status)
     lines = [
-        f"{counted(manifest['rows'], 'user')}, made {time_of(manifest['created_at'])}, judged {time_of(manifest['judged_at'])}"
+        f"{counted(release.rows, 'user')}, made {time_of(release.created_at)}, "
+        f"judged {time_of(release.judged_at) if release.judged_at else NOTHING}"
     ]
-    if manifest.get("last"):
-        lines.append(f", beside release {manifest['last']['release']}")
-    if manifest.get("base"):
-        lines.append(f". {_kept(manifest['base'])}")
+    if release.before:
+        lines.append(f", beside release {release.before.release}")
+    if release.base:
+        lines.append(f". {_kept(release.base)}")
     return tag(
         "header",
-        tag("h1", "Release ", tag("span", manifest["release"], class_="name"), " ", tag("span", word, class_=f"chip {status}")),
+        tag("h1", "Release ", tag("span", release.name, class_="name"), " ", tag("span", word, class_=f"chip {status}")),
         tag("p", *lines, class_="soft"),
-        *_failed(manifest),
-        tag("div", *_tiles(manifest), class_="tiles"),
+        *_failed(release),
+        tag("div", *_tiles(release), class_="tiles"),
     )
 
 
-def _failed(manifest: Mapping[str, Any]) -> Iterator[Html]:
+def _failed(release: Release) -> Iterator[Html]:
     """Yields what kept the release from being served, and what to run next; nothing where nothing did."""
-    failed = {name: gate for name, gate in manifest["gates"].items() if gate["status"] == "failed"}
+    failed = {name: gate for name, gate in release.gates.items() if gate["status"] == "failed"}
     if not failed:
         return
-    last = (manifest["compared_with"] or {}).get("release")
-    diff = f"python -m pipelines.releases diff {last} {manifest['release']} --output DIR"
+    last = release.compared_with.release if release.compared_with else None
+    diff = f"python -m pipelines.releases diff {last} {release.name} --output DIR"
     steps = [
         tag("li", "If the data is wrong, correct it and run the same command again: different data makes a new run."),
         tag("li", "If all is as it should be, run the same command again with ", tag("code", " ".join(ways_on(failed))), "."),
@@ -134,7 +134,7 @@ def _failed(manifest: Mapping[str, Any]) -> Iterator[Html]:
         steps.insert(0, tag("li", "Look what has changed: ", tag("code", diff)))
     yield tag(
         "div",
-        tag("strong", f"It is not served: {len(failed)} of {len(manifest['gates'])} gates failed."),
+        tag("strong", f"It is not served: {len(failed)} of {len(release.gates)} gates failed."),
         tag("ul", *(tag("li", tag("strong", name), ": ", gate["reason"]) for name, gate in failed.items())),
         tag("strong", "What to run next"),
         tag("ul", *steps),
@@ -142,23 +142,23 @@ def _failed(manifest: Mapping[str, Any]) -> Iterator[Html]:
     )
 
 
-def _arrivals(manifest: Mapping[str, Any]) -> Iterator[Html]:
-    last = manifest.get("last")
-    then = arrivals_from(last.get("arrivals") or {}) if last else None
-    rows = [[each.name, each.now, each.then, each.change] for each in lines_of(arrivals_of(manifest["stages"]), then)]
+def _arrivals(release: Release) -> Iterator[Html]:
+    last = release.before
+    then = arrivals_from(last.arrivals) if last else None
+    rows = [[each.name, each.now, each.then, each.change] for each in lines_of(arrivals_of(release.stages), then)]
     if last:
-        yield tag("p", f"Beside release {last['release']}, which was served when this one was judged.", class_="soft")
+        yield tag("p", f"Beside release {last.release}, which was served when this one was judged.", class_="soft")
     else:
         yield tag("p", "This is the first release: there is nothing to compare it with.", class_="soft")
     yield table_of(["what", "this release", "last", "change"], rows, "What came in", words=(3,))
 
 
-def _past(manifest: Mapping[str, Any]) -> Iterator[Html]:
-    rows = [*((manifest.get("last") or {}).get("past") or ()), row_of(manifest)]
+def _past(release: Release) -> Iterator[Html]:
+    rows = [*(release.before.past if release.before else ()), row_of(release)]
     if len(rows) < 2:
         yield tag("p", "Nothing is known of releases before this one.")
         return
-    k = (manifest["evaluated"] or {}).get("split", {}).get("k")
+    k = release.evaluated.split.get("k") if release.evaluated else None
     metrics = {name: named(name) for name in (compared_metrics(k) if k else ())}
     yield tag("p", f"The last of {len(rows):,} releases is this one; the others were served before it, one after the other.")
     panels = past_panels(rows, metrics, next(iter(metrics), ""))
@@ -177,27 +177,28 @@ def _past(manifest: Mapping[str, Any]) -> Iterator[Html]:
     yield numbers_of(heads, table)
 
 
-def _kept(base: Mapping[str, Any]) -> str:
+def _kept(base: CarriedOver) -> str:
     """Returns what was kept of the release that this one builds on."""
-    model = f"The model is that of release {base['release']}"
-    if base["why_nobody"]:
-        return f"{model}; all lists are new, since {base['why_nobody']}."
-    why = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in base["new_lists"].items() if count)
-    return f"{model}; {base['carried']:,} of {base['users']:,} lists were copied from it" + (
+    model = f"The model is that of release {base.release}"
+    if base.why_nobody:
+        return f"{model}; all lists are new, since {base.why_nobody}."
+    why = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in base.new_lists.items() if count)
+    return f"{model}; {base.carried:,} of {base.users:,} lists were copied from it" + (
         f", the others are new ({why})." if why else "."
     )
 
 
-def _tiles(manifest: Mapping[str, Any]) -> Iterator[Html]:
-    table, quality = manifest["stages"]["judge"]["metrics"]["table"], manifest["evaluated"]["metrics"]["quality"]
-    if quality["users"]:
-        for metric in compared_metrics(manifest["evaluated"]["split"]["k"]):
+def _tiles(release: Release) -> Iterator[Html]:
+    table, evaluated = release.stages["judge"].metrics["table"], release.evaluated
+    if evaluated and evaluated.quality["users"]:
+        quality = evaluated.quality
+        for metric in compared_metrics(evaluated.split["k"]):
             note = ""
-            popular = manifest["evaluated"]["metrics"]["popularity"]["means"][metric]
+            popular = evaluated.metrics["popularity"]["means"][metric]
             if popular:
                 note = f"{quality['means'][metric] / popular:.2f} times popularity"
             yield tile(named(metric), f"{quality['means'][metric]:.3f}", note)
-    recall = manifest["metrics"]["recall_against_exact"]
+    recall = release.metrics["recall_against_exact"]
     if recall["mean"] is not None:
         yield tile("Recall of the index", f"{recall['mean']:.3f}", "against exact search")
     eligible = table["items_eligible"]
@@ -209,22 +210,21 @@ def _tiles(manifest: Mapping[str, Any]) -> Iterator[Html]:
         yield tile("Same as last time", NOTHING, "nothing to compare with")
 
 
-def _quality(manifest: Mapping[str, Any]) -> Iterator[Html]:
-    evaluated = manifest["evaluated"]
-    metrics = evaluated["metrics"]
-    quality, last = metrics["quality"], manifest.get("last")
-    if not quality["users"]:
+def _quality(release: Release) -> Iterator[Html]:
+    evaluated, last = release.evaluated, release.before
+    if evaluated is None or not evaluated.quality["users"]:
         yield tag("p", "Nothing is held out, so nothing is measured here: see --split and --refit.")
         return
-    about = f"Mean over {counted(quality['users'], 'user')} with held-out items ({split_in_words(evaluated['split'])})."
-    refitted = evaluated.get("refitted", bool(evaluated["stages"]))
+    metrics, quality = evaluated.metrics, evaluated.quality
+    about = f"Mean over {counted(quality['users'], 'user')} with held-out items ({split_in_words(evaluated.split)})."
+    refitted = bool(evaluated.stages) if evaluated.refitted is None else evaluated.refitted
     if refitted:
         about += " They are those of the model before the refit, which has not learned from what is held out."
-    if refitted and manifest.get("base"):
+    if refitted and release.base:
         about += " It was evaluated when the model that is kept was trained."
     yield tag("p", about)
-    then = last["evaluation"] if last and last["evaluation"]["quality"]["users"] else None
-    same = then is not None and then["split"] == evaluated["split"]
+    then = last.evaluation if last and last.evaluation["quality"]["users"] else None
+    same = then is not None and then["split"] == evaluated.split
     if then and not same:
         yield tag("p", "The last release was evaluated in another way, so its numbers are not comparable.", class_="soft")
     scored = [Scores("this release", quality["means"], quality["standard_errors"])]
@@ -257,8 +257,8 @@ def _quality(manifest: Mapping[str, Any]) -> Iterator[Html]:
     yield tag("div", chart, table_of(heads, rows, "Held-out metrics"), class_="figures")
 
 
-def _gates(manifest: Mapping[str, Any]) -> Iterator[Html]:
-    gates = manifest["gates"]
+def _gates(release: Release) -> Iterator[Html]:
+    gates = release.gates
     counts = {
         status: sum(gate["status"] == status for gate in gates.values()) for status in ("passed", "failed", "forced", "skipped")
     }
@@ -315,7 +315,7 @@ def _items(report: Report) -> Iterator[Html]:
         [
             item_of(row),
             f"{row['listings']:,}",
-            f"{100 * row['listings'] / max(1, report.manifest['rows']):.0f} %",
+            f"{100 * row['listings'] / max(1, report.release.rows):.0f} %",
             f"{row['train_count']:,}",
         ]
         for row in report.described["top_items"]

@@ -4,9 +4,10 @@ So a report can show how quality and volume went without reading any other manif
 release knows those that were served before it, one after the other; what was rolled back is not among them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from schemas.release_manifest import Release
 from transforms.evaluate.arrivals import arrivals_of
 
 NUM_RELEASES = 30
@@ -15,14 +16,14 @@ NUM_RELEASES = 30
 Row = Mapping[str, Any]
 
 
-def row_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what there is to remember of a release, given its manifest."""
-    arrivals = arrivals_of(manifest["stages"])
-    evaluated = (manifest.get("evaluated") or {}).get("metrics", {})
+def row_of(release: Release) -> dict[str, Any]:
+    """Returns what there is to remember of a release."""
+    arrivals = arrivals_of(release.stages)
+    evaluated = release.evaluated.metrics if release.evaluated else {}
     has_holdout = bool(evaluated.get("quality", {}).get("users"))
     return {
-        "release": manifest["release"],
-        "created_at": manifest["created_at"],
+        "release": release.name,
+        "created_at": release.created_at,
         "ratings": arrivals.ratings,
         "users": arrivals.users,
         "items": arrivals.items,
@@ -32,7 +33,6 @@ def row_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def past_of(manifest: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of a release and of those before it, oldest first, given its manifest."""
-    before: Sequence[Row] = (manifest.get("last") or {}).get("past") or ()
-    return [*before, row_of(manifest)][-NUM_RELEASES:]
+def past_of(release: Release) -> list[Row]:
+    """Returns the rows of a release and of those before it, oldest first."""
+    return [*(release.before.past if release.before else ()), row_of(release)][-NUM_RELEASES:]
