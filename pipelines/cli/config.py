@@ -6,16 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
-from apache_beam.io.filesystem import BeamIOError
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, WorkerOptions
 from apache_beam.runners.runner import create_runner
 
+from pipelines.cli.given_yaml import read_given_yaml
 from pipelines.cli.options import OneLineParser, ShortlistOptions
 from pipelines.cli.read_flags import settings_of
 from pipelines.cli.settings import Settings
 from schemas.errors import InputError
-from schemas.storage import exists, read_bytes
-from schemas.yaml_text import read_yaml
 
 LOCAL_RUNNER = "FnApiRunner"
 """Beam's in-process runner: what no --runner, or --runner DirectRunner, means here. Beam's own DirectRunner would first
@@ -105,13 +103,7 @@ def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
     Raises:
       InputError: if there is no such file, or it is no mapping of flags to plain values.
     """
-    if not exists(path):
-        raise InputError(f"the config {path} does not exist: check --config")
-    try:
-        text = read_bytes(path)
-    except (OSError, BeamIOError) as error:
-        raise InputError(f"the config {path} cannot be read ({error}): check --config") from error
-    config = read_yaml(text, f"the config {path}")
+    config = read_given_yaml("--config", "the config", path)
     if not isinstance(config, dict):
         raise InputError(f"the config {path} must be a mapping of flags to values, got {type(config).__name__}: repair it")
     actions = {option: action for action in parser._actions for option in action.option_strings}

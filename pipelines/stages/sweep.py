@@ -9,17 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 
 import apache_beam as beam
-from apache_beam.io.filesystem import BeamIOError
 
+from pipelines.cli.given_yaml import read_given_yaml
 from pipelines.cli.settings import SweepSettings
 from pipelines.engine.fingerprint import code_version
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages import train
 from schemas.errors import InputError
 from schemas.manifest import fingerprint_of
-from schemas.storage import exists, read_bytes
 from schemas.workspace import Workspace
-from schemas.yaml_text import read_yaml
 from transforms.train.rows import TrainingPaths
 from transforms.train.search_space import SPACE, trials_of
 from transforms.train.settings import TrainingSettings
@@ -85,13 +83,7 @@ def read_trials(ask: SweepSettings, base: TrainingSettings) -> list[TrainingSett
     path = ask.trials
     if path is None:
         return trials_of(SPACE, base, ask.num_trials or DEFAULT_NUM_TRIALS, "the space of settings")
-    if not exists(path):
-        raise InputError(f"the trials {path} do not exist: check --trials")
-    try:
-        text = read_bytes(path)
-    except (OSError, BeamIOError) as error:
-        raise InputError(f"the trials {path} cannot be read ({error}): check --trials") from error
-    declared = read_yaml(text, f"the trials {path}", many=True)
+    declared = read_given_yaml("--trials", "the trials", path, many=True)
     return trials_of(declared, base, ask.num_trials, PurePath(path).name)
 
 
