@@ -131,7 +131,7 @@ def damage_of(root: str, manifest: StageManifest, datasets: Sequence[str] = ()) 
     return None
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Returns a JSON-like value as it is when it has been written and read again: tuples are lists."""
     return json.loads(json.dumps(value))
 

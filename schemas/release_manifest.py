@@ -184,7 +184,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class CarriedOver:
+class CarriedLists:
     """What was copied from the release whose model was kept.
 
     Attributes:
@@ -258,7 +258,7 @@ class Release:
     gates: Mapping[str, Mapping[str, Any]]
     compared_with: LastTable | None
     before: Before | None
-    base: CarriedOver | None
+    base: CarriedLists | None
     job: Mapping[str, Any] | None
     report: WrittenFile | None
     written: Mapping[str, Any] = field(repr=False)
@@ -303,7 +303,7 @@ def release_in(manifest: Mapping[str, Any]) -> Release:
         gates=manifest["gates"],
         compared_with=table and _table_in(table),
         before=last and _before_in(last),
-        base=base and CarriedOver(**{each.name: base[each.name] for each in fields(CarriedOver)}),
+        base=base and CarriedLists(**{each.name: base[each.name] for each in fields(CarriedLists)}),
         job=manifest.get("job"),
         report=WrittenFile(**manifest["report"]) if manifest.get("report") else None,
         written=manifest,

@@ -29,10 +29,10 @@ from transforms.lists.by_shard import RecommendByShard
 from transforms.lists.carry_over import (
     LISTS,
     REASONS,
+    BaseFiles,
     CarryOver,
     CarryRules,
     KeptItems,
-    LastRelease,
     SomeItems,
     carry_over,
     nothing_carried,
@@ -263,7 +263,7 @@ def test_both_plans_serve_carried_lists_as_they_are(tmp_path: Path) -> None:
         with parquet_writer(root, part_path(name, 0), block.schema, []) as writer:
             writer.write_batch(block)
     paths = {name: [join(root, part_path(name, 0))] for name in stored}
-    last = LastRelease({0: paths["users"]}, {0: paths["topk"]}, paths["embeddings"], [])
+    last = BaseFiles({0: paths["users"]}, {0: paths["topk"]}, paths["embeddings"], [])
     rules = CarryRules(by_history=False, recommend_seen=False, checked_fraction=0.3)
     summaries = []
     for name, plan in (

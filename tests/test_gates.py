@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schemas.errors import InputError
 from transforms.evaluate.arrivals import Arrivals
 from transforms.evaluate.findings import FAULTS
-from transforms.evaluate.gates import as_json, failures, judge_release
+from transforms.evaluate.gates import failures, gates_as_json, judge_release
 from transforms.evaluate.verdicts import GATES, Evaluation, GateInputs, GateSettings, LastRelease, down, up
 
 SPLIT = {"split": "temporal", "holdout": 0.1, "min_rating": None, "k": 50, "recommend_seen": False}
@@ -84,7 +84,7 @@ def test_a_good_table_passes_every_gate_and_json_holds_the_verdicts() -> None:
     assert tuple(gate.name for gate in gates) == GATES
     assert {gate.status for gate in gates} == {"passed"}
     assert failures(gates) == []
-    kept = json.loads(json.dumps(as_json(gates)))
+    kept = json.loads(json.dumps(gates_as_json(gates)))
     assert kept["overlap"] == {
         "status": "passed",
         "value": 0.6,

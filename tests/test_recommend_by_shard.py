@@ -273,8 +273,8 @@ def test_popular_lists_ask_for_as_much_of_the_ranking_as_they_need() -> None:
 
 def test_a_block_with_a_list_missing_is_a_fault() -> None:
     block = users_block(make_users(make_items(5), 2))
-    heads = by_shard_plan.heads_of(block, np.array([True, True]))
+    user_rows = by_shard_plan.user_rows_of(block, np.array([True, True]))
     lists = requests.lists_block(np.array([1]), np.full((1, 3), PAD))
     nothing = pa.RecordBatch.from_pylist([], requests.ITEMS)
     with pytest.raises(RuntimeError, match="2 users must have a list each, got 1 lists"):
-        finish_pieces([(0, heads, nothing), (1, lists, nothing)], 3)
+        finish_pieces([(0, user_rows, nothing), (1, lists, nothing)], 3)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from schemas.manifest import plain
-from schemas.release_manifest import CarriedOver, LastTable, release_in
+from schemas.manifest import as_json
+from schemas.release_manifest import CarriedLists, LastTable, release_in
 from schemas.storage import WrittenFile
 from tests.made_releases import write_release
 
@@ -15,7 +15,7 @@ TABLE = {"u1": ["a"], "u2": ["b"]}
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> dict[str, Any]:
-    return plain(write_release(str(tmp_path), 3, TABLE))
+    return as_json(write_release(str(tmp_path), 3, TABLE))
 
 
 def test_a_manifest_is_read_as_values(manifest: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ def test_what_may_be_missing_is_none_and_what_is_there_is_typed(manifest: dict[s
     known = manifest["evaluated"] | {"refitted": False, "stages": {"train": manifest["stages"]["train"]}}
     more = manifest | {"base": {"release": "r", "items_gained": 4, **carried}, "compared_with": table, "evaluated": known}
     release = release_in(more)
-    assert release.base == CarriedOver("r", 2, 1, 0.5, 1, {"history": 1}, "")
+    assert release.base == CarriedLists("r", 2, 1, 0.5, 1, {"history": 1}, "")
     assert release.compared_with == LastTable("r", "d", 3, 2, (manifest["topk"][0]["path"],))
     assert release.can_be_kept
     assert not release.refitted

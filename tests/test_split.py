@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from schemas.interactions import VALID
-from transforms.ingest.histories import MILLION, Times, latest_of_each_pair, sorted_unique, split_bucket
+from transforms.ingest.histories import MILLION, SplitTimes, latest_of_each_pair, sorted_unique, split_bucket
 from transforms.ingest.split import FindCut, FindLatest, SplitSettings, split_rows, user_rows
 
 ROWS = st.lists(
@@ -27,7 +27,7 @@ ROWS = st.lists(
     max_size=40,
 )
 Row = tuple[str, str, float | None, int]
-NOW = Times(None, 10, 1.0)
+NOW = SplitTimes(None, 10, 1.0)
 
 
 def block_of(rows: list[Row]) -> pa.RecordBatch:
@@ -81,7 +81,7 @@ def test_last_holds_out_the_last_positives_and_nothing_later_leaks(rows: list[Ro
 
 @given(ROWS, st.integers(0, 7), st.sampled_from([None, 3.0]))
 def test_temporal_holds_out_everything_from_the_cut_on(rows: list[Row], cut: int, minimum: float | None) -> None:
-    bucket = split_bucket([block_of(rows)], SplitSettings("temporal", 0.1, minimum), Times(cut, 0, 1.0))
+    bucket = split_bucket([block_of(rows)], SplitSettings("temporal", 0.1, minimum), SplitTimes(cut, 0, 1.0))
     expected = [row for history in deduplicated(rows, cut).values() for row in history]
     train = [(r["user_id"], r["item_id"]) for b in bucket.train for r in b.to_pylist()]
     holdout = [(r["user_id"], r["item_id"]) for b in bucket.holdout for r in b.to_pylist()]
@@ -115,9 +115,9 @@ def test_random_is_about_the_fraction_and_does_not_depend_on_the_order_of_rows()
 @settings(deadline=None)
 def test_a_split_ignores_how_users_fall_into_buckets(rows: list[Row], split: str, parts: int) -> None:
     how = SplitSettings(split, 1 if split == "last" else 0.3)
-    whole = split_bucket([block_of(rows)], how, Times(3, 0, 1.0))
+    whole = split_bucket([block_of(rows)], how, SplitTimes(3, 0, 1.0))
     pieces = [
-        split_bucket([block_of([row for row in rows if hash(row[0]) % parts == part])], how, Times(3, 0, 1.0))
+        split_bucket([block_of([row for row in rows if hash(row[0]) % parts == part])], how, SplitTimes(3, 0, 1.0))
         for part in range(parts)
         if any(hash(row[0]) % parts == part for row in rows)
     ]
@@ -176,7 +176,7 @@ def test_bad_settings_are_named(arguments: dict, message: str) -> None:
 @given(ROWS, st.sampled_from([None, 3, 9]))
 def test_recent_counts_halve_with_every_half_life_before_the_end(rows: list[Row], cut: int | None) -> None:
     how = SplitSettings("none", 0) if cut is None else SplitSettings("temporal", 0.5)
-    bucket = split_bucket([block_of(rows)], how, Times(cut, 6, 2.0))
+    bucket = split_bucket([block_of(rows)], how, SplitTimes(cut, 6, 2.0))
     end = 6 if cut is None else cut
     expected: dict[str, float] = defaultdict(float)
     for history in deduplicated(rows, cut).values():
@@ -195,6 +195,6 @@ def test_find_latest_is_the_maximum_however_merged(blocks: list[list[Row]]) -> N
 
 def test_what_is_bought_again_after_the_cut_stays_in_training_and_is_nothing_to_find() -> None:
     rows: list[Row] = [("a", "x", 1.0, 1), ("a", "x", 5.0, 2), ("a", "x", 3.0, 9), ("a", "y", 4.0, 8), ("a", "y", 5.0, 9)]
-    bucket = split_bucket([block_of(rows)], SplitSettings("temporal", 0.5), Times(5, 9, 1.0))
+    bucket = split_bucket([block_of(rows)], SplitSettings("temporal", 0.5), SplitTimes(5, 9, 1.0))
     assert [(r["item_id"], r["rating"]) for b in bucket.train for r in b.to_pylist()] == [("x", 5.0)]
     assert [(r["item_id"], r["rating"]) for b in bucket.holdout for r in b.to_pylist()] == [("y", 5.0)]

@@ -93,7 +93,7 @@ TEXTS = pa.list_(pa.string())
 
 def split_as(split: str, holdout: float) -> Callable[[Block], Any]:
     """Returns what splits one block of ratings by user."""
-    return lambda block: histories.split_bucket([block], SplitSettings(split, holdout), histories.Times(5, 9, 1.0))[:4]
+    return lambda block: histories.split_bucket([block], SplitSettings(split, holdout), histories.SplitTimes(5, 9, 1.0))[:4]
 
 
 FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {

@@ -21,7 +21,7 @@ from pipelines.stages.ingest import FORGOTTEN, check_forgotten, rows_read
 from pipelines.stages.judge import FOUND, last_table
 from pipelines.stages.outputs import IngestOutputs
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, check_complete, fingerprint_of, plain
+from schemas.manifest import StageManifest, as_json, check_complete, fingerprint_of
 from schemas.release import (
     SCHEMA_VERSION,
     Latest,
@@ -39,7 +39,7 @@ from schemas.topk import VERSION
 from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import arrivals_of, rejected_of
-from transforms.evaluate.gates import as_json, failures, judge_release
+from transforms.evaluate.gates import failures, gates_as_json, judge_release
 from transforms.evaluate.verdicts import Evaluation, Gate, GateInputs, GateSettings, LastRelease
 from transforms.report.past import past_of
 
@@ -127,7 +127,7 @@ def evaluation_of(made: JobStages) -> dict[str, Any]:
     }
 
 
-def facts_of(made: JobStages, last: LastRelease | None, withdrawals: Sequence[Withdrawal] = ()) -> GateInputs:
+def gate_inputs_of(made: JobStages, last: LastRelease | None, withdrawals: Sequence[Withdrawal] = ()) -> GateInputs:
     """Returns what the stages found, as the gates need it."""
     readers = [made.published[name] for name in READERS]
     evaluated = evaluation_of(made)
@@ -242,7 +242,7 @@ def release_manifest(
         "metrics": table.metrics,
         "evaluated": evaluated,
         "base": {"release": made.base.name, **table.metrics["carried_over"]} if made.base else None,
-        "gates": as_json(gates),
+        "gates": gates_as_json(gates),
         "gate_settings": asdict(settings),
         "compared_with": asdict(last) if last else None,
         "last": asdict(before) if before else None,
@@ -292,7 +292,7 @@ def publish(
         check_complete(workspace.root, stage, ["topk"] if stage.stage == "recommend" else [])
     seen = Seen(served, withdrawals_of(workspace, release_of(table), table.digest))
     before = last_release(workspace, last)
-    gates = judge_release(facts_of(made, before, seen.withdrawals), settings)
+    gates = judge_release(gate_inputs_of(made, before, seen.withdrawals), settings)
     failed = failures(gates)
     manifest = release_manifest(release_of(table), made, gates, settings, last, before, job)
     # The same table, made without others, takes the place of what is served, which must not name what was read of them.
@@ -303,7 +303,7 @@ def publish(
         lease.use([workspace.release(release)])
     path = join(workspace.root, workspace.release_manifest(release))
     if kept is None or not exists(path):  # It might have been deleted until then.
-        described = release_in(plain(manifest))
+        described = release_in(as_json(manifest))
         page, curves = report_of(workspace, described).encode(), curves_of(workspace, described).encode()
         check_nothing_happened(workspace, made, seen)
         manifest |= {"report": asdict(write_file(workspace.root, workspace.release_report(release), page))}
@@ -316,7 +316,7 @@ def publish(
         write_latest(workspace, latest)
         for each in seen.withdrawals:
             delete(join(workspace.root, workspace.withdrawal(each.release)))
-    return Outcome(latest, kept or release_in(plain(manifest)), not failed, failed)
+    return Outcome(latest, kept or release_in(as_json(manifest)), not failed, failed)
 
 
 def say_of_other_ratings(release: Release, made: JobStages) -> None:
@@ -411,7 +411,7 @@ def _passed_at(workspace: Workspace, name: str) -> Release | None:
 
 def verdict_in(manifest: Mapping[str, Any]) -> Any:
     """Returns what the manifest of a release says, but for its name, for when it was said, and for the report on it."""
-    return plain(
+    return as_json(
         {name: value for name, value in manifest.items() if name not in ("release", "judged_at", "report", "checksum")}
     )
 

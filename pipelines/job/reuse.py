@@ -18,7 +18,7 @@ from pipelines.engine.stage import Chain
 from pipelines.job.refit import settings_of_refit
 from pipelines.stages import ingest
 from schemas.errors import InputError
-from schemas.manifest import damage_of, plain
+from schemas.manifest import as_json, damage_of
 from schemas.release import find_withdrawals, read_latest, read_named, read_release
 from schemas.release_manifest import Release
 from schemas.stage_files import ITEM_TOWER, USER_TOWER
@@ -74,7 +74,7 @@ def check_split(settings: Settings, base: Release) -> None:
     Raises:
       InputError: if other ratings are to be held out, or counted as positives, than when the model was trained.
     """
-    asked, then = plain(asdict(settings.ingest.split)), base.evaluated.split if base.evaluated else {}
+    asked, then = as_json(asdict(settings.ingest.split)), base.evaluated.split if base.evaluated else {}
     for name, value in asked.items():
         if name in then and then[name] != value:
             raise InputError(

@@ -15,7 +15,7 @@ from rich.table import Table
 from pipelines.cli.command import GATE_FAILED, OK, this_python
 from pipelines.job.publishing import JobStages, Outcome
 from pipelines.lifecycle.lookup import Published, list_of, open_release
-from schemas.release_manifest import CarriedOver, Release
+from schemas.release_manifest import CarriedLists, Release
 from schemas.storage import join
 from schemas.words import counted
 from schemas.workspace import Workspace
@@ -207,7 +207,7 @@ def counts_line(metrics: Mapping[str, Any]) -> str:
     return "; ".join(words)
 
 
-def carried_line(base: CarriedOver) -> str:
+def carried_line(base: CarriedLists) -> str:
     """Returns how many lists of a reused model were copied."""
     if base.why_nobody:
         return f"model of release {base.release}; all lists are new: {base.why_nobody}"

@@ -14,7 +14,7 @@ from pipelines.stages.lists import items_of
 from pipelines.stages.outputs import EmbedOutputs, IndexOutputs
 from schemas.embeddings import ID_MAP
 from schemas.errors import InputError
-from schemas.manifest import StageManifest, plain
+from schemas.manifest import StageManifest, as_json
 from schemas.stage_files import USER_TOWER
 from schemas.storage import WrittenFile, join
 from schemas.stored import StoredFolder
@@ -142,7 +142,7 @@ def kept_index(chain: Chain, embedded: StageManifest, described: Mapping[str, An
         return None
     kept = chain.base.stages["index"]
     then, now = (EmbedOutputs.of(each).vectors for each in (chain.base.stages["embed"], embedded))
-    same = then == now and settings_of_index(kept) == plain(described)
+    same = then == now and settings_of_index(kept) == as_json(described)
     return kept if same else None
 
 

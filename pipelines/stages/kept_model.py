@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from pipelines.engine.stage import Kept
 from schemas.errors import InputError
-from schemas.manifest import plain
+from schemas.manifest import as_json
 from schemas.release_manifest import Release
 from transforms.train.settings import TrainingSettings
 
@@ -23,7 +23,7 @@ def kept_model(asked: TrainingSettings, base: Release) -> Kept:
       InputError: naming a flag that asks for another model.
     """
     kept = base.stages["train"].settings
-    for name, value in plain(asdict(asked)).items():
+    for name, value in as_json(asdict(asked)).items():
         if name not in _OF_REFIT and name in kept and kept[name] != value:
             raise InputError(
                 f"the model of release {base.name} was trained with {name} {kept[name]!r}, these flags ask for {value!r}: "

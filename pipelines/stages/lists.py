@@ -63,7 +63,7 @@ _KINDS = {
 _OF_ITEMS = ("block_items", "allow_items")
 
 
-class Lists(NamedTuple):
+class GivenLists(NamedTuple):
     """The lists that were asked for, by their flags."""
 
     users: Source | None
@@ -77,13 +77,13 @@ class Lists(NamedTuple):
         return {flag: source for flag, source in self._asdict().items() if source}
 
 
-def resolve_lists(ask: ListsSettings) -> Lists:
+def resolve_lists(ask: ListsSettings) -> GivenLists:
     """Finds the lists that were asked for.
 
     Raises:
       InputError: if one cannot be read.
     """
-    return Lists(
+    return GivenLists(
         *(
             resolve_list(uri, roles, ask.columns, ask.tfds_data_dir) if (uri := getattr(ask, flag)) else None
             for flag, (roles, _) in _KINDS.items()
@@ -134,7 +134,7 @@ def plan(chain: Chain) -> "Stage[ListsJob]":
 class ListsJob:
     """Which lists there are, and what they are compared with."""
 
-    lists: Lists
+    lists: GivenLists
     users: dict[int, str]
     items: list[str]
     num_buckets: int
@@ -197,7 +197,7 @@ def build(root: beam.Pipeline, attempt: str, job: ListsJob) -> Reports:
     return reports
 
 
-def check_rows(lists: Lists, metrics: Mapping[str, Any], ask: ListsSettings, folder: str) -> None:
+def check_rows(lists: GivenLists, metrics: Mapping[str, Any], ask: ListsSettings, folder: str) -> None:
     """Raises InputError if a list has too many rows that cannot be used, or an allow list none that can; warns of odd ids.
 
     Of lists of items every row must name one: what should be blocked must not slip through.
@@ -245,7 +245,7 @@ _JOINS = {
 """What is looked for: in which list, what it is called, and where it should be."""
 
 
-def check_joined(lists: Lists, metrics: Mapping[str, Any]) -> None:
+def check_joined(lists: GivenLists, metrics: Mapping[str, Any]) -> None:
     """Says how many ids of each list are known.
 
     Users who are to be served may all be new, so that none of them is known is a mistake only where they are spelled otherwise.

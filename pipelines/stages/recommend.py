@@ -27,7 +27,7 @@ from transforms.io.read import ReadParts
 from transforms.io.write import part_of
 from transforms.lists.by_shard import RecommendByShard
 from transforms.lists.canaries import NUM_CANARIES, JudgeRun, Listed
-from transforms.lists.carry_over import CarryOver, CarryRules, LastRelease, nothing_carried
+from transforms.lists.carry_over import BaseFiles, CarryOver, CarryRules, nothing_carried
 from transforms.lists.fused import RecommendFused
 from transforms.lists.recall_segments import RecallBySegment
 from transforms.lists.table import FOLDER, DateRows, WriteTable
@@ -67,7 +67,7 @@ class BaseLists:
       described: what they are, for the fingerprint.
     """
 
-    last: LastRelease
+    last: BaseFiles
     rules: CarryRules
     described: Mapping[str, Any]
 
@@ -95,7 +95,7 @@ def base_lists(chain: Chain, lists: ListSettings) -> BaseLists | str:
     )
     by_bucket = {name: _by_bucket(digests[name].paths(root, name)) for name in ("users", FOLDER)}
     return BaseLists(
-        last=LastRelease(
+        last=BaseFiles(
             by_bucket["users"], by_bucket[FOLDER], embedded.paths(root, "embeddings"), lists_then.paths(root, BLOCKED)
         ),
         rules=CarryRules(

@@ -46,7 +46,7 @@ def judge_release(facts: GateInputs, settings: GateSettings) -> list[Gate]:
     ]
 
 
-def as_json(gates: list[Gate]) -> dict[str, dict[str, Any]]:
+def gates_as_json(gates: list[Gate]) -> dict[str, dict[str, Any]]:
     """Returns gates as a manifest keeps them, by name."""
     return {gate.name: {name: value for name, value in asdict(gate).items() if name != "name"} for gate in gates}
 

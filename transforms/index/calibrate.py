@@ -23,8 +23,8 @@ from transforms.index.calibration import (
     ROUNDS,
     CalibrationSettings,
     ExactLists,
+    SearchTrial,
     ShardAnswers,
-    Trial,
     TrialResult,
     Truth,
     UserSample,
@@ -120,20 +120,20 @@ def _shard_of(file: WrittenFile) -> int:
 
 def _choose(
     tried: Sequence[TrialResult], phase: int, truth: Truth, sample: UserSample, ask: CalibrationSettings
-) -> list[Trial]:
+) -> list[SearchTrial]:
     return new_trials(phase, truth, sample, tried, ask)
 
 
 def _settle(
-    trials: Sequence[Trial], answers: Sequence[tuple[int, ShardAnswers]], truth: Truth, sample: UserSample
-) -> list[Trial]:
+    trials: Sequence[SearchTrial], answers: Sequence[tuple[int, ShardAnswers]], truth: Truth, sample: UserSample
+) -> list[SearchTrial]:
     return [
         settle_trial(trial, [of_shard for at, of_shard in answers if at == number], truth, sample)
         for number, trial in enumerate(trials)
     ]
 
 
-def _add(tried: Sequence[TrialResult], trials: Sequence[Trial], truth: Truth) -> list[TrialResult]:
+def _add(tried: Sequence[TrialResult], trials: Sequence[SearchTrial], truth: Truth) -> list[TrialResult]:
     return [*tried, *(judge_trial(trial, truth) for trial in trials)]
 
 
@@ -183,7 +183,7 @@ class _AnswerTrials(_OnShard):
     """Yields what a shard answers to each trial that still asks something, and the place of that trial."""
 
     def process(
-        self, element: tuple[int, Iterable[WrittenFile]], trials: Sequence[Trial]
+        self, element: tuple[int, Iterable[WrittenFile]], trials: Sequence[SearchTrial]
     ) -> Iterator[tuple[int, ShardAnswers]]:
         number, files = element
         asking = [(at, trial) for at, trial in enumerate(trials) if trial.requests]

@@ -145,7 +145,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Trial:
+class SearchTrial:
     """Settings that are being tried."""
 
     settings: SearchSettings
@@ -246,7 +246,7 @@ def truth_of(of_shards: Iterable[ExactLists], k: int) -> Truth:
 
 def new_trials(
     phase: int, truth: Truth, sample: UserSample, tried: Sequence[TrialResult], ask: CalibrationSettings
-) -> list[Trial]:
+) -> list[SearchTrial]:
     """Chooses what to try next, in a fixed order.
 
     Recall grows with the number of leaves, and with the reorder size. So nothing is tried that costs as much as what is known
@@ -270,7 +270,7 @@ def new_trials(
     too_little = [each.settings for each in tried if not is_enough(each, ask)]
     done = {each.settings for each in tried}
 
-    def promising(leaves: int | None) -> list[Trial]:
+    def promising(leaves: int | None) -> list[SearchTrial]:
         """Returns trials of so many leaves, the largest reorder size first."""
         settings = [SearchSettings(leaves, factor) for factor in reversed(ask.reorder_factors)]
         chosen = [each for each in settings if each not in done and not any(_is_within(each, other) for other in too_little)]
@@ -296,13 +296,13 @@ def _is_within(settings: SearchSettings, other: SearchSettings) -> bool:
     )
 
 
-def start_trial(settings: SearchSettings, truth: Truth, sample: UserSample, k: int) -> Trial:
+def start_trial(settings: SearchSettings, truth: Truth, sample: UserSample, k: int) -> SearchTrial:
     """Returns a trial with the requests that serving would begin with."""
     requests = first_requests(sample.queries, sample.excluded, k, truth.plans, settings.exact)
-    return _ask(Trial(settings, (), np.ones(len(sample)), SearchCounters()), requests, truth, is_first=True)
+    return _ask(SearchTrial(settings, (), np.ones(len(sample)), SearchCounters()), requests, truth, is_first=True)
 
 
-def _ask(trial: Trial, requests: Sequence[Request], truth: Truth, is_first: bool) -> Trial:
+def _ask(trial: SearchTrial, requests: Sequence[Request], truth: Truth, is_first: bool) -> SearchTrial:
     """Adds what some requests cost, and leaves those to be answered that are not exact: of the others the answer is known."""
     counters, cost, seconds = replace(trial.counters), trial.cost, trial.seconds
     for request in requests:
@@ -314,7 +314,7 @@ def _ask(trial: Trial, requests: Sequence[Request], truth: Truth, is_first: bool
     return replace(trial, requests=waiting, counters=counters, cost=cost, seconds=seconds)
 
 
-def answer_trial(number: int, shard: Shard, trial: Trial) -> ShardAnswers:
+def answer_trial(number: int, shard: Shard, trial: SearchTrial) -> ShardAnswers:
     """Answers the requests of a trial from one shard; quick searches are timed a few times."""
     seconds: list[float] = []
     while len(seconds) < _REPEATS and sum(seconds) < _REPEATED_BELOW_SEC:
@@ -324,7 +324,7 @@ def answer_trial(number: int, shard: Shard, trial: Trial) -> ShardAnswers:
     return ShardAnswers(number, answers, statistics.median(seconds))
 
 
-def settle_trial(trial: Trial, of_shards: Iterable[ShardAnswers], truth: Truth, sample: UserSample) -> Trial:
+def settle_trial(trial: SearchTrial, of_shards: Iterable[ShardAnswers], truth: Truth, sample: UserSample) -> SearchTrial:
     """Judges the rows that the answers of all shards make certain; what is asked for the others is left to be answered."""
     of_shards = list(of_shards)
     recalls = trial.recalls.copy()
@@ -340,7 +340,7 @@ def settle_trial(trial: Trial, of_shards: Iterable[ShardAnswers], truth: Truth, 
     return _ask(replace(trial, recalls=recalls, seconds=seconds), following, truth, is_first=False)
 
 
-def judge_trial(trial: Trial, truth: Truth) -> TrialResult:
+def judge_trial(trial: SearchTrial, truth: Truth) -> TrialResult:
     """Returns what a trial has found, when nothing is left to be answered."""
     mean = MeanOfRows()
     estimate = mean.extract_output(mean.add_input(mean.create_accumulator(), trial.recalls[truth.counted]))

@@ -35,8 +35,8 @@ from transforms.index.calibration import (
     REORDER_FACTORS,
     CalibrationSettings,
     ExactLists,
+    SearchTrial,
     ShardAnswers,
-    Trial,
     TrialResult,
     Truth,
     UserSample,
@@ -212,7 +212,7 @@ def answer_alone(shard: Shard, requests: Sequence[Request], settings: SearchSett
     return answers
 
 
-def try_search(shards: Sequence[Shard], trial: Trial, truth: Truth, sample: UserSample) -> TrialResult:
+def try_search(shards: Sequence[Shard], trial: SearchTrial, truth: Truth, sample: UserSample) -> TrialResult:
     """Searches for the sample as it would be served, and judges what is found."""
     for _ in range(MAX_ROUNDS - 1):  # The last round is exact, and the exact lists are known.
         answers = []

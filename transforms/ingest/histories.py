@@ -36,7 +36,7 @@ ITEM_COUNTS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Times:
+class SplitTimes:
     """Moments that the whole of the ratings decides, in seconds.
 
     Attributes:
@@ -55,7 +55,7 @@ class Times:
         return np.rint(MILLION * 0.5 ** ((end - np.minimum(timestamp, end)) / self.half_life)).astype(np.int64)
 
 
-class Bucket(NamedTuple):
+class BucketParts(NamedTuple):
     """What one bucket of users becomes."""
 
     users: list[Block]
@@ -110,7 +110,7 @@ def places_of(ids: pa.Array, users: pa.Array) -> np.ndarray:
     return places[encoded.indices.to_numpy()]
 
 
-def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: Times) -> Bucket:
+def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: SplitTimes) -> BucketParts:
     """Deduplicates, sorts and splits the rows of a bucket of users.
 
     Args:
@@ -125,7 +125,7 @@ def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: Times)
     parts = split_rows(rows, settings, times.cut)
     train = parts.train & rows.positive
     interactions = block.select(INTERACTIONS.names)
-    return Bucket(
+    return BucketParts(
         users=list(in_blocks(_users(users, block, rows, parts), USERS_A_BLOCK)),
         train=list(in_blocks(interactions.filter(pa.array(train)))),
         holdout=list(in_blocks(interactions.filter(pa.array(parts.holdout)))),
@@ -182,7 +182,7 @@ class _SplitBucket(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[Block]], latest: int, cut: int | None) -> Iterator[Any]:
         key, blocks = element
-        bucket = split_bucket(blocks, self._settings, Times(cut, latest, self._half_life))
+        bucket = split_bucket(blocks, self._settings, SplitTimes(cut, latest, self._half_life))
         yield beam.pvalue.TaggedOutput("users", (key, bucket.users))
         yield beam.pvalue.TaggedOutput("train", (key, bucket.train))
         yield beam.pvalue.TaggedOutput("holdout", (key, bucket.holdout))

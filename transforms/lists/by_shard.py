@@ -45,16 +45,16 @@ from transforms.lists.fused import (
     asked_of,
     effort_of,
     finish_block,
-    heads_of,
     report_lists,
     unwanted_of,
+    user_rows_of,
 )
 from transforms.lists.requests import (
     CHECKS,
-    HEADS,
     ITEMS,
     LISTS,
     NOTHING,
+    ROWS,
     SHARDS,
     Question,
     Reply,
@@ -90,7 +90,7 @@ _SLICES_A_LATER_SLICE = 16
 Piece = tuple[int, tuple[int, int, Block, Block]]
 """What meets at a part: the ordinal of a block, a kind, and two blocks.
 
-HEADS: rows of HEADS, and nothing. LISTS and CHECKS: rows of LISTS, and the ITEMS that are in them.
+ROWS: rows of USER_ROWS, and nothing. LISTS and CHECKS: rows of LISTS, and the ITEMS that are in them.
 """
 
 
@@ -128,15 +128,15 @@ def finish_pieces(pieces: Iterable[tuple[int, Block, Block]], k: int) -> Finishe
       pieces: kinds and blocks, as in Piece, of all of the block's rows, in any order.
       k: how many items each row wants.
     """
-    of_kind: dict[int, list[tuple[Block, Block]]] = {HEADS: [], LISTS: [], CHECKS: []}
+    of_kind: dict[int, list[tuple[Block, Block]]] = {ROWS: [], LISTS: [], CHECKS: []}
     for kind, block, items in pieces:
         of_kind[kind].append((block, items))
-    ((heads, _),) = of_kind[HEADS]
+    ((user_rows, _),) = of_kind[ROWS]
     rows, keys = _in_order([lists for lists, _ in of_kind[LISTS]], k)
-    if not np.array_equal(rows, np.arange(heads.num_rows)):
-        raise RuntimeError(f"{heads.num_rows} users must have a list each, got {len(rows)} lists")
+    if not np.array_equal(rows, np.arange(user_rows.num_rows)):
+        raise RuntimeError(f"{user_rows.num_rows} users must have a list each, got {len(rows)} lists")
     checked, exact = _in_order([lists for lists, _ in of_kind[CHECKS]], k)
-    return finish_block(heads, keys, checked, exact, id_map_of(items for _, items in of_kind[LISTS] + of_kind[CHECKS]))
+    return finish_block(user_rows, keys, checked, exact, id_map_of(items for _, items in of_kind[LISTS] + of_kind[CHECKS]))
 
 
 def _in_order(blocks: Sequence[Block], k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +192,7 @@ class _AskShards(beam.DoFn):
             ranking = max(rankings[by], self._longest.get(by, rankings[by]), key=lambda block: block.num_rows)
             popular, id_map, self._longest[by] = popular_lists(unwanted, settings.k, ranking, num_items, rank, by)
             yield TaggedOutput(by, (codes_of(popular), id_map.lists_of(block["holdout"])))
-        yield place.part, (place.ordinal, HEADS, heads_of(block, asked.known), NOTHING)
+        yield place.part, (place.ordinal, ROWS, user_rows_of(block, asked.known), NOTHING)
         unasked = [(LISTS, np.flatnonzero(~asked.known))]
         if not num_items:
             # There is nothing to ask for, and all lists are empty.

@@ -244,7 +244,7 @@ def same_lists(one: pa.ListArray, other: pa.ListArray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class LastRelease:
+class BaseFiles:
     """Where everything is of the release whose lists are carried over.
 
     Attributes:
@@ -268,7 +268,7 @@ class CarriedOver(NamedTuple):
 
 
 class _CarryBlock(beam.DoFn):
-    def __init__(self, last: LastRelease, rules: CarryRules) -> None:
+    def __init__(self, last: BaseFiles, rules: CarryRules) -> None:
         super().__init__()
         self._last = last
         self._rules = rules
@@ -297,7 +297,7 @@ class CarryOver(beam.PTransform):
       rules: what else decides.
     """
 
-    last: LastRelease
+    last: BaseFiles
     embeddings: list[str]
     lists: ItemLists
     rules: CarryRules

@@ -30,7 +30,7 @@ from transforms.search.ranking_metrics import JudgedBlock, JudgeRankings, MeanOf
 from transforms.search.search import SearchCounters, TopK, search_block, top_k_of
 from transforms.search.top_k import Lists, codes_of
 
-HEADS = pa.schema(
+USER_ROWS = pa.schema(
     [
         pa.field("user_id", pa.string(), nullable=False),
         pa.field("known", pa.bool_(), nullable=False),
@@ -96,18 +96,18 @@ def _vectors_at(block: Block, rows: np.ndarray) -> np.ndarray:
     return vectors_of(block["vector"].take(pa.array(rows)))
 
 
-def heads_of(block: Block, known: np.ndarray) -> Block:
-    """Returns what the table says of each user beside the list, and the held-out items: rows of HEADS.
+def user_rows_of(block: Block, known: np.ndarray) -> Block:
+    """Returns what the table says of each user beside the list, and the held-out items: rows of USER_ROWS.
 
     Args:
       block: rows of USERS, with `scored_at` where that is known.
       known: [num_rows] bool: whose list is their own.
     """
     history_lengths = list_lengths(block["history"]).astype(np.int32)
-    kind = HEADS.field("scored_at").type
+    kind = USER_ROWS.field("scored_at").type
     dates = block["scored_at"] if "scored_at" in block.schema.names else pa.nulls(len(block), kind)
     return pa.RecordBatch.from_arrays(
-        [block["user_id"], pa.array(known), pa.array(history_lengths), block["holdout"], dates], schema=HEADS
+        [block["user_id"], pa.array(known), pa.array(history_lengths), block["holdout"], dates], schema=USER_ROWS
     )
 
 
@@ -137,26 +137,26 @@ class Recommended(Finished):
     """For each of RANKINGS: [num_rows, k] int64 codes."""
 
 
-def finish_block(heads: Block, keys: np.ndarray, checked: np.ndarray, exact: np.ndarray, id_map: IdMap) -> Finished:
+def finish_block(user_rows: Block, keys: np.ndarray, checked: np.ndarray, exact: np.ndarray, id_map: IdMap) -> Finished:
     """Makes the table's rows of settled lists, and compares them with what they are judged by.
 
     Args:
-      heads: rows of HEADS.
+      user_rows: rows of USER_ROWS.
       keys: [num_rows, k] uint64: the lists; of what is popular lately where a row is not known.
       checked: [num_checked] int64: the rows that were searched exactly, too.
       exact: [num_checked, k] uint64: what that found.
       id_map: of the items in all these lists, at least.
     """
-    known = heads["known"].to_numpy(zero_copy_only=False)
+    known = user_rows["known"].to_numpy(zero_copy_only=False)
     codes = codes_of(keys)
     lists = top_k_of(keys)
     return Finished(
-        topk=topk_block(heads, lists, id_map),
+        topk=topk_block(user_rows, lists, id_map),
         lists=codes,
-        holdout=id_map.lists_of(heads["holdout"]),
+        holdout=id_map.lists_of(user_rows["holdout"]),
         recalls=recall_of_rows(codes[checked], codes_of(exact)),
         exact=pa.RecordBatch.from_arrays(
-            [heads["user_id"].take(pa.array(checked)), lists_column(top_k_of(exact), id_map)], schema=EXACT_LISTS
+            [user_rows["user_id"].take(pa.array(checked)), lists_column(top_k_of(exact), id_map)], schema=EXACT_LISTS
         ),
         counts={
             "users": len(known),
@@ -168,21 +168,21 @@ def finish_block(heads: Block, keys: np.ndarray, checked: np.ndarray, exact: np.
     )
 
 
-def topk_block(heads: Block, lists: TopK, id_map: IdMap) -> Block:
+def topk_block(user_rows: Block, lists: TopK, id_map: IdMap) -> Block:
     """Returns rows of TOPK.
 
     Args:
-      heads: rows of HEADS.
+      user_rows: rows of USER_ROWS.
       lists: their lists.
       id_map: of the items in them, at least.
     """
     return pa.RecordBatch.from_arrays(
         [
-            heads["user_id"],
-            pc.if_else(heads["known"], "personalised", "popular"),
-            heads["history_length"],
+            user_rows["user_id"],
+            pc.if_else(user_rows["known"], "personalised", "popular"),
+            user_rows["history_length"],
             lists_column(lists, id_map),
-            heads["scored_at"],
+            user_rows["scored_at"],
         ],
         schema=TOPK,
     )
@@ -221,7 +221,7 @@ def recommend_block(block: Block, index: LoadedIndex, settings: ListSettings) ->
     exact, _ = search_block(
         index.shards, asked.checked_queries, excluded.take(asked.checked), settings.k, settings.search, exact=True
     )
-    finished = finish_block(heads_of(block, asked.known), keys, asked.checked, exact, index.id_map)
+    finished = finish_block(user_rows_of(block, asked.known), keys, asked.checked, exact, index.id_map)
     return Recommended(
         topk=finished.topk,
         lists=finished.lists,

@@ -35,7 +35,7 @@ Question = tuple[ShardKey, tuple[RequestKey, Block]]
 """A request for one shard: rows of REQUEST."""
 Reply = tuple[RequestKey, tuple[bool, Block, Block]]
 """What meets at a request: (True, REQUEST, what its users must not get), and from each shard (False, ANSWER, ITEMS)."""
-HEADS, LISTS, CHECKS = range(3)
+ROWS, LISTS, CHECKS = range(3)
 
 ITEMS = pa.schema([ID_MAP.field("item_id"), ID_MAP.field("code")])
 """Items that turn ids into codes and back."""

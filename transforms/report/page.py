@@ -7,7 +7,7 @@ those of a chart stay apart for colour-blind readers; on paper it is black on wh
 
 from collections.abc import Iterator
 
-from schemas.release_manifest import CarriedOver, Release
+from schemas.release_manifest import CarriedLists, Release
 from schemas.words import counted
 from transforms.charts.markup import Html, foreign, join, tag
 from transforms.evaluate.arrivals import arrivals_from, arrivals_of, lines_of, moment
@@ -177,7 +177,7 @@ def _past(release: Release) -> Iterator[Html]:
     yield numbers_of(heads, table)
 
 
-def _kept(base: CarriedOver) -> str:
+def _kept(base: CarriedLists) -> str:
     """Returns what was kept of the release that this one builds on."""
     model = f"The model is that of release {base.release}"
     if base.why_nobody:
