@@ -34,7 +34,7 @@ from transforms.index.load import load_index
 from transforms.index.popular import RANKINGS
 from transforms.io.write import part_path
 from transforms.lists import recall_segments
-from transforms.lists.canaries import NUM_CANARIES, MergeMeasured, canary_users, join_canaries, report, served_lists
+from transforms.lists.canaries import NUM_CANARIES, MergeMeasured, canary_users, join_canaries, report
 from transforms.lists.canaries import measure as measure_block
 from transforms.lists.fused import recommend_block
 from transforms.lists.table import dated, row_groups
@@ -54,7 +54,7 @@ def bare_loop(job: recommend.RecommendJob, attempt: str, lists: ListSettings) ->
     popular = {by: judge.create_accumulator() for by in RANKINGS}
     written: list[WrittenFile] = []
     fraction = lists.checked_fraction * NUM_CANARIES / recommend.CHECKED_USERS
-    users, served, exact, compared = [], [], [], []
+    users, served, exact = [], [], []
     for part, path in job.users.items():
         with parquet_writer(attempt, part_path("topk", part), TOPK, written) as writer:
             for block in read_parquet_blocks(path):
@@ -66,25 +66,20 @@ def bare_loop(job: recommend.RecommendJob, attempt: str, lists: ListSettings) ->
                 popular = {by: judge.add_input(popular[by], (made.popular[by], made.holdout)) for by in RANKINGS}
                 recalls = mean.add_input(recalls, made.recalls)
                 users.append(canary_users(known, lists, fraction))
-                served.append(served_lists(made.topk, fraction))
                 exact.append(made.exact)
-                compared.append(recall_segments.served_lists(made.topk, lists.checked_fraction))
+                served.append(recall_segments.served_lists(made.topk, lists.checked_fraction))
     for each in (sums, *popular.values()):
         judge.extract_output(each)
     mean.extract_output(recalls)
     canaries = join_canaries(users, served, exact, job.dim)
-    merge, verdict = MergeMeasured(lists.k), None
+    items = recall_segments.compare(served, exact)
+    merge, verdict, found = MergeMeasured(lists.k), None, []
     for path in job.embeddings:
         for block in read_parquet_blocks(path):
             verdict = merge.add_input(verdict, measure_block(block, canaries, lists.k))
+            found.append(recall_segments.sums_by_popularity(block, items))
     report(verdict, canaries)
-    items = recall_segments.compare(compared, exact)
-    found = sum(
-        recall_segments.sums_by_popularity(block, items)
-        for path in job.embeddings
-        for block in read_parquet_blocks(path, ["item_id", "train_count"])
-    )
-    recall_segments.report(np.asarray(found), items)
+    recall_segments.report(np.sum(found, axis=0), items)
     return time.perf_counter() - started
 
 

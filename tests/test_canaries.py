@@ -12,14 +12,13 @@ from apache_beam.testing.util import assert_that
 
 from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
-from schemas.parquet_files import parquet_writer
-from schemas.storage import join
 from schemas.topk import RECOMMENDATION, TOPK
 from schemas.users import USERS
 from transforms.index.embed import vector_column
 from transforms.index.item_lists import ItemLists
 from transforms.io.read import Place
 from transforms.lists.canaries import JudgeRun, Listed, MergeMeasured, canaries_schema, join_canaries, judge, measure, report
+from transforms.lists.recall_segments import served_lists
 from transforms.search.list_settings import ListSettings
 from transforms.search.search import SearchSettings
 
@@ -173,10 +172,7 @@ def table_of(block: Block) -> Block:
 
 
 @pytest.mark.parametrize("change", [same, swap_ids])
-def test_the_verdict_comes_out_of_a_pipeline(root: str, change: Change) -> None:
-    with parquet_writer(root, "e.parquet", embeddings_schema(DIM), []) as writer:
-        for block in in_blocks(embeddings(), 9):
-            writer.write_batch(block)
+def test_the_verdict_comes_out_of_a_pipeline(change: Change) -> None:
     block = canaries(change(right_lists()), right_lists())
 
     def check(reports: list[dict[str, Any]]) -> None:
@@ -190,10 +186,11 @@ def test_the_verdict_comes_out_of_a_pipeline(root: str, change: Change) -> None:
     with TestPipeline("FnApiRunner") as pipeline:
         listed = Listed(
             pipeline | "Users" >> beam.Create(placed(users_of(block))),
-            pipeline | "Table" >> beam.Create(placed(table_of(block))),
+            pipeline | "Served" >> beam.Create([served_lists(each, 1.0) for each in in_blocks(table_of(block), 2)]),
             pipeline | "Exact" >> beam.Create(list(in_blocks(block.select(["user_id", "exact"]), 3))),
+            pipeline | "Embeddings" >> beam.Create(list(in_blocks(embeddings(), 9))),
         )
-        found = listed | JudgeRun([join(root, "e.parquet")], DIM, 1.0, SETTINGS, ItemLists())
+        found = listed | JudgeRun(DIM, 1.0, SETTINGS, ItemLists())
         assert_that(found, check)
 
 

@@ -1,7 +1,6 @@
 """Recall by segment against a count in plain Python."""
 
 from collections import defaultdict
-from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
@@ -11,11 +10,17 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
 from schemas.blocks import Block, in_blocks
-from schemas.parquet_files import parquet_writer
 from schemas.topk import TOPK
-from transforms.io.read import Place
 from transforms.lists.fused import EXACT_LISTS
-from transforms.lists.recall_segments import RecallBySegment, compare, report, segment_names, served_lists, sums_by_popularity
+from transforms.lists.recall_segments import (
+    Compared,
+    RecallBySegment,
+    compare,
+    report,
+    segment_names,
+    served_lists,
+    sums_by_popularity,
+)
 
 NUM_USERS, NUM_ITEMS, K = 60, 90, 8
 RNG = np.random.default_rng(0)
@@ -80,18 +85,17 @@ def test_segments_equal_a_count_however_blocks_are_cut(rows_a_block: int) -> Non
     assert found_of(report(np.asarray(sums), items)) == expected()
 
 
-def test_segments_come_out_of_a_pipeline(tmp_path: Path) -> None:
-    with parquet_writer(str(tmp_path), "e.parquet", embeddings().schema, []) as writer:
-        for block in in_blocks(embeddings(), 20):
-            writer.write_batch(block)
-
+def test_segments_come_out_of_a_pipeline() -> None:
     def check(reports: list[dict]) -> None:
         assert [found_of(each) for each in reports] == [expected()]
 
     with TestPipeline("FnApiRunner") as pipeline:
-        placed = [(Place(0, at, False), block) for at, block in enumerate(in_blocks(table(), 25))]
-        lists = (pipeline | "Table" >> beam.Create(placed), pipeline | "Exact" >> beam.Create([exact_lists()]))
-        assert_that(lists | RecallBySegment([str(tmp_path / "e.parquet")], 1.0), check)
+        lists = Compared(
+            pipeline | "Served" >> beam.Create([served_lists(block, 1.0) for block in in_blocks(table(), 25)]),
+            pipeline | "Exact" >> beam.Create([exact_lists()]),
+            pipeline | "Embeddings" >> beam.Create(list(in_blocks(embeddings(), 20))),
+        )
+        assert_that(lists | RecallBySegment(), check)
 
 
 def test_without_users_there_is_nothing_to_tell() -> None:

@@ -188,7 +188,7 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
         lambda block: judge_bucket(_empty_bucket(), [[block]], KNOWN, TableRules(2, False, 3, layout=LONG)).faults,
     ),
     "canary_users": (WITH_VECTORS, lambda block: canaries.canary_users(block, SETTINGS, 1.0)),
-    "served_lists": (TOPK, lambda block: canaries.served_lists(block, 1.0)),
+    "served_lists": (TOPK, lambda block: recall_segments.served_lists(block, 1.0)),
     "measure": (EMBEDDINGS, lambda block: canaries.measure(block, none_of(canaries.canaries_schema(DIM)), 2)[1:3]),
     "judge_canaries": (
         canaries.canaries_schema(DIM),

@@ -19,17 +19,16 @@ from schemas.manifest import StageManifest, users_of
 from schemas.stage_files import BLOCKED, USER_TOWER
 from schemas.stored import StoredFolder
 from transforms.index.embed import EmbedUsers
-from transforms.index.item_lists import CountItems
 from transforms.index.load import IndexFiles
 from transforms.index.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
 from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParts
 from transforms.io.write import part_of
+from transforms.lists.audit import AuditLists, Made
 from transforms.lists.by_shard import RecommendByShard
-from transforms.lists.canaries import NUM_CANARIES, JudgeRun, Listed
+from transforms.lists.canaries import NUM_CANARIES
 from transforms.lists.carry_over import BaseFiles, CarryOver, CarryRules, nothing_carried
 from transforms.lists.fused import RecommendFused
-from transforms.lists.recall_segments import RecallBySegment
 from transforms.lists.table import FOLDER, DateRows, WriteTable
 from transforms.search.list_settings import ListSettings
 
@@ -201,16 +200,13 @@ def build(root: beam.Pipeline, attempt: str, job: RecommendJob) -> Reports:
         reports.append(root | "ReportCarried" >> beam.Create([nothing_carried(job.base, job.num_users)]))
     known = blocks | "EmbedUsers" >> EmbedUsers(job.tower)
     made = known | "Recommend" >> recommend
-    judge = JudgeRun(
-        job.embeddings, job.dim, job.lists.checked_fraction * NUM_CANARIES / CHECKED_USERS, job.lists, job.index.lists
-    )
+    canaries = job.lists.checked_fraction * NUM_CANARIES / CHECKED_USERS
     return [
         made.topk | "WriteTable" >> WriteTable(attempt, job.lists.k, job.layout),
         made.reports,
         *reports,
-        Listed(known, made.topk, made.exact) | "JudgeRun" >> judge,
-        (made.topk, made.exact) | "RecallBySegment" >> RecallBySegment(job.embeddings, job.lists.checked_fraction),
-        root | "CountItems" >> CountItems(job.embeddings, job.index.lists),
+        Made(known, made.topk, made.exact)
+        | "AuditLists" >> AuditLists(job.embeddings, job.dim, canaries, job.lists, job.index.lists),
         root | "ReportPlan" >> beam.Create([{"plan": job.plan.plan, "plan_reason": job.plan.why}]),
     ]
 

@@ -23,7 +23,6 @@ from schemas.parquet_files import read_parquet_blocks
 from schemas.stage_files import BLOCKED
 from schemas.storage import WrittenFile
 from transforms.io.partition import key_by_shard
-from transforms.io.read import ReadParquet
 from transforms.io.write import Counts, Part, WriteParts
 
 _LOADING = threading.Lock()
@@ -128,21 +127,19 @@ def _part_of_blocked(part: int, found: dict[str, Iterable[Block]]) -> Iterator[P
 
 @dataclass
 class CountItems(beam.PTransform):
-    """Reports how many items the index has, and how many of them may be recommended.
+    """Reports how many items the index has, and how many of them may be recommended, given blocks of all that is indexed.
 
     Attributes:
-      embeddings: paths of the stored embeddings: all that is indexed.
       lists: which items may be recommended at all.
     """
 
-    embeddings: list[str]
     lists: ItemLists
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[Counts]:
-        return root | "ReadItems" >> ReadParquet(self.embeddings, ["code"]) | "CountBlock" >> beam.Map(self._count)
+    def expand(self, embeddings: beam.PCollection[Block]) -> beam.PCollection[Counts]:
+        return embeddings | "CountBlock" >> beam.Map(self._count)
 
     def _count(self, block: Block) -> Counts:
         may = ~self.lists.blocked(block["code"].to_numpy())

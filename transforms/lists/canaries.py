@@ -24,7 +24,7 @@ from schemas.topk import RECOMMENDATION
 from transforms.index.build import vectors_of
 from transforms.index.item_lists import ItemLists
 from transforms.io.partition import is_sampled
-from transforms.io.read import PlacedBlock, ReadParquet
+from transforms.io.read import PlacedBlock
 from transforms.search.id_map import list_lengths
 from transforms.search.list_settings import ListSettings, unwanted_of
 
@@ -182,18 +182,12 @@ def joined_lists(columns: Sequence[pa.ListArray]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items)
 
 
-def served_lists(block: Block, fraction: float) -> Block:
-    """Returns what canaries are served: user_id and list, of a block of the table."""
-    own = block.filter(pa.array(is_sampled(block["user_id"], fraction)))
-    return pa.RecordBatch.from_arrays([own["user_id"], own["recommendations"]], schema=_part_of(1, "served"))
-
-
 def join_canaries(users: Sequence[Block], served: Sequence[Block], exact: Sequence[Block], dim: int) -> Block:
     """Brings together what is known of each canary.
 
     Args:
       users: from `canary_users`.
-      served: from `served_lists`.
+      served: rows of SERVED_LISTS, other users' among them.
       exact: rows of EXACT_LISTS, other users' among them.
       dim: of the vectors.
 
@@ -204,7 +198,7 @@ def join_canaries(users: Sequence[Block], served: Sequence[Block], exact: Sequen
     known = known.take(pc.sort_indices(known["user_id"]))
     columns = list(known.columns)
     for blocks, name in ((served, "served"), (exact, "exact")):
-        lists = one_block(blocks, _part_of(dim, name))
+        lists = one_block((block.select(["user_id", name]) for block in blocks), _part_of(dim, name))
         columns.append(lists[name].take(pc.index_in(known["user_id"], lists["user_id"])))
     return pa.RecordBatch.from_arrays(columns, schema=canaries_schema(dim))
 
@@ -226,14 +220,16 @@ def report(measured: Measured | None, canaries: Block) -> dict[str, Any]:
 
 
 class Listed(NamedTuple):
-    """What canaries are taken from."""
+    """What canaries are taken from, and what they are measured by."""
 
     users: beam.PCollection[PlacedBlock]
     """Rows of USERS with their vectors."""
-    topk: beam.PCollection[PlacedBlock]
-    """Rows of TOPK."""
+    served: beam.PCollection[Block]
+    """Rows of SERVED_LISTS, at least those of all canaries."""
     exact: beam.PCollection[Block]
     """Rows of EXACT_LISTS."""
+    embeddings: beam.PCollection[Block]
+    """All that is indexed."""
 
 
 @dataclass
@@ -241,14 +237,12 @@ class JudgeRun(beam.PTransform):
     """Measures every embedding against the canaries, and reports the verdict.
 
     Attributes:
-      embeddings: paths of the stored embeddings.
       dim: of the vectors.
       fraction: of all users that are canaries; not more than those that are searched for exactly.
       settings: what a list holds.
       lists: which items may be recommended at all.
     """
 
-    embeddings: list[str]
     dim: int
     fraction: float
     settings: ListSettings
@@ -260,15 +254,13 @@ class JudgeRun(beam.PTransform):
     def expand(self, listed: Listed) -> beam.PCollection[dict[str, Any]]:
         fraction, settings = self.fraction, self.settings
         users = listed.users | "PickUsers" >> beam.MapTuple(lambda _, block: canary_users(block, settings, fraction))
-        served = listed.topk | "PickServed" >> beam.MapTuple(lambda _, block: served_lists(block, fraction))
         canaries = AsSingleton(
             listed.users.pipeline
             | "Once" >> beam.Create([self.dim])
-            | "JoinCanaries" >> beam.Map(_join, AsList(users), AsList(served), AsList(listed.exact))
+            | "JoinCanaries" >> beam.Map(_join, AsList(users), AsList(listed.served), AsList(listed.exact))
         )
         return (
-            listed.users.pipeline
-            | "ReadEmbeddings" >> ReadParquet(self.embeddings)
+            listed.embeddings
             | "MeasureBlock" >> beam.ParDo(_MeasureBlock(settings.k, self.lists), canaries)
             | "Merge" >> beam.CombineGlobally(MergeMeasured(settings.k))
             | "Verdict" >> beam.Map(report, canaries)

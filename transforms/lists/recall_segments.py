@@ -7,7 +7,6 @@ exact lists ─────────┘                  (popularity: from th
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -19,7 +18,6 @@ from apache_beam.pvalue import AsList, AsSingleton
 from schemas.blocks import Block, joined, one_block
 from schemas.topk import RECOMMENDATION
 from transforms.io.partition import is_sampled
-from transforms.io.read import PlacedBlock, ReadParquet
 from transforms.lists.fused import EXACT_LISTS
 from transforms.search.id_map import list_lengths
 
@@ -137,33 +135,28 @@ def _add(sums: Iterable[np.ndarray]) -> np.ndarray:
     return np.sum(list(sums), axis=0)
 
 
-@dataclass
+class Compared(NamedTuple):
+    """What is compared, and what tells how popular an item is."""
+
+    served: beam.PCollection[Block]
+    """Rows of SERVED_LISTS."""
+    exact: beam.PCollection[Block]
+    """Rows of EXACT_LISTS."""
+    embeddings: beam.PCollection[Block]
+    """All that is indexed, with at least item_id and train_count."""
+
+
 class RecallBySegment(beam.PTransform):
-    """Reports the recall of the table against exact search by segment.
+    """Reports the recall of the table against exact search by segment."""
 
-    Attributes:
-      embeddings: paths of the stored embeddings.
-      fraction: of all users that are compared.
-    """
-
-    embeddings: list[str]
-    fraction: float
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, lists: tuple[beam.PCollection[PlacedBlock], beam.PCollection[Block]]) -> beam.PCollection[dict[str, Any]]:
-        topk, exact = lists
-        fraction = self.fraction
-        served = topk | "PickServed" >> beam.MapTuple(lambda _, block: served_lists(block, fraction))
+    def expand(self, lists: Compared) -> beam.PCollection[dict[str, Any]]:
         items = AsSingleton(
-            topk.pipeline
+            lists.served.pipeline
             | "Once" >> beam.Create([None])
-            | "Compare" >> beam.Map(lambda _, served, exact: compare(served, exact), AsList(served), AsList(exact))
+            | "Compare" >> beam.Map(lambda _, served, exact: compare(served, exact), AsList(lists.served), AsList(lists.exact))
         )
         return (
-            topk.pipeline
-            | "ReadItems" >> ReadParquet(self.embeddings, ["item_id", "train_count"])
+            lists.embeddings
             | "SumBlock" >> beam.ParDo(_SumBlock(), items)
             | "Add" >> beam.CombineGlobally(_add)
             | "Report" >> beam.Map(report, items)
