@@ -27,7 +27,7 @@ Reports = Sequence[beam.PCollection]
 """What a stage's `build` returns: collections of WrittenFile and of dicts of metrics."""
 
 
-Job = TypeVar("Job")
+StageJob = TypeVar("StageJob")
 """What a stage works on: a frozen dataclass, each stage's own."""
 
 ManifestsByName = dict[str, StageManifest]
@@ -76,7 +76,7 @@ class StageDefinition:
 
 
 @dataclass(frozen=True)
-class Stage(Generic[Job]):
+class Stage(Generic[StageJob]):
     """Everything that decides what a stage makes.
 
     Attributes:
@@ -92,7 +92,7 @@ class Stage(Generic[Job]):
     definition: StageDefinition
     settings: Mapping[str, Any]
     inputs: Mapping[str, StageManifest]
-    job: Job
+    job: StageJob
     reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sources: Sequence[Mapping[str, Any]] = ()
     check: Callable[[Mapping[str, Any], str], None] = field(default=lambda metrics, folder: None)
