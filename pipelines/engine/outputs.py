@@ -7,6 +7,7 @@ from typing import Any, Self
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from schemas.shape import Shape, check_shape
+from schemas.workspace import Workspace
 
 
 def output(shape: Shape, read: Callable[[Any], Any] = lambda value: value) -> Any:
@@ -37,7 +38,7 @@ class Outputs:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{manifest.stage} {manifest.fingerprint} does not say what later stages go by ({error}): delete "
-                f"{manifest.folder.rpartition('/')[0]} and run the same command again, to make it anew"
+                f"{Workspace.stage_of(manifest.folder)} and run the same command again, to make it anew"
             ) from error
 
     @classmethod

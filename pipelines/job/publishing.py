@@ -182,7 +182,7 @@ def describe_stage(manifest: StageManifest) -> dict[str, Any]:
     return {
         "fingerprint": manifest.fingerprint,
         "digest": manifest.digest,
-        "manifest": f"{manifest.folder.rpartition('/')[0]}/manifest.json",
+        "manifest": f"{Workspace.stage_of(manifest.folder)}/manifest.json",
         "folder": manifest.folder,
         "settings": manifest.settings,
         "inputs": manifest.inputs,
