@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
         if not output:
             output = join(folder, "output")
             ratings = make_ratings(Path(folder, "ratings.parquet"), NUM_USERS, NUM_ITEMS, RATINGS_A_USER)
-            run.main([f"--ratings={ratings}", f"--output={output}", "--max_epochs=1", "--num_shards=4", "--num_buckets=8"])
+            run.main([f"--ratings={ratings}", f"--output={output}", "--epochs=1", "--num_shards=4", "--num_buckets=8"])
         print(json.dumps(measure(output, flags.repeats)))
 
 

@@ -107,7 +107,7 @@ def epoch_of_tutorial(ratings: Ratings, batch_size: int) -> Callable[[], float]:
 
 def epoch_of_shortlist(rows: TrainingRows, batch_size: int) -> float:
     """Returns the seconds of an epoch of Shortlist's."""
-    return epoch_seconds(rows, replace(SETTINGS, batch_size=batch_size, validation_fraction=0, max_epochs=2))[0]
+    return epoch_seconds(rows, replace(SETTINGS, batch_size=batch_size, validation_fraction=0, epochs=2))[0]
 
 
 def epoch_seconds(rows: TrainingRows, settings: TrainingSettings) -> list[float]:
@@ -132,7 +132,7 @@ def compare_quality(ratings: Ratings, training_rows: Path, output: str) -> dict[
 def measure_catalogue(num_items: int, num_rows: int, repeats: int) -> dict[str, Any]:
     """Returns Shortlist's speed on made ratings of a catalogue."""
     rows = made_rows(num_items, num_rows)
-    settings = replace(SETTINGS, validation_fraction=0, max_epochs=repeats + 1)
+    settings = replace(SETTINGS, validation_fraction=0, epochs=repeats + 1)
     seconds = statistics.median(epoch_seconds(rows, settings))
     return {"items": num_items, "rows": num_rows, "examples_per_second": round(num_rows / seconds)}
 

@@ -45,7 +45,7 @@ from transforms.search.top_k import Lists
 
 NUM_ITEMS, DIM, K = 30_000, 16, 20
 ASK = CalibrationSettings(K, target_recall=0.95)
-SMALL = ["--dim=8", "--max_epochs=1", "--min_lift=0", "--k=3", "--num_shards=1"]
+SMALL = ["--dim=8", "--l2=0.1", "--epochs=1", "--min_lift=0", "--k=3", "--num_shards=1"]
 
 
 def around(centres: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -362,7 +362,7 @@ def test_the_stage_calibrates_trees_and_says_so_in_its_manifest(tmp_path: Path, 
 
 
 def test_the_stage_leaves_small_indexes_alone(tmp_path: Path) -> None:
-    flags = ["--dim=8", "--max_epochs=1", "--min_lift=0", "--k=5000", f"--output={tmp_path / 'out'}"]
+    flags = ["--dim=8", "--l2=0.1", "--epochs=1", "--min_lift=0", "--k=5000", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
     (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
     assert manifest.metrics["calibration"]["k"] == 40

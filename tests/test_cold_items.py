@@ -91,7 +91,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         *(
             "--features=shelf=category",
             "--dim=4",
-            "--max_epochs=1",
+            "--epochs=1",
             "--repeats=1",
             "--cold_fraction=0.3",
             f"--save={tmp_path / 'found.json'}",

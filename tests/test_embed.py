@@ -66,7 +66,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     from transforms.train.towers import IdTower
 
     folder = tmp_path_factory.mktemp("towers") / "tower"
-    tower = IdTower(5, 3, 0.1, seed=0)
+    tower = IdTower(5, 3, seed=0)
     bias = np.arange(5, dtype=np.float32)
     tower.save(pa.array([f"x{i}" for i in range(5)]), folder, 1.0, bias)
     return folder, lift_items(tower.vectors, 1.0, bias)
@@ -117,7 +117,7 @@ def test_no_tower_at_the_path(root: str) -> None:
 def test_a_vector_that_is_not_finite_names_its_item(tmp_path: Path) -> None:
     from transforms.train.towers import IdTower
 
-    tower = IdTower(3, 2, 0.1, seed=0)
+    tower = IdTower(3, 2, seed=0)
     tower.embeddings.assign([[0, 1], [np.nan, 0], [0, np.inf]])
     tower.save(pa.array(["a", "b", "c"]), tmp_path / "tower", 1.0, np.zeros(3, np.float32))
     with pytest.raises(InputError, match="vectors must be finite, got nan or inf for item 'b': train again with a lower"):

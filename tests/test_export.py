@@ -21,7 +21,7 @@ from tests.test_run import topk_of
 pytestmark = pytest.mark.slow
 """These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
 
-FLAGS = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--k=10", "--num_shards=2", "--num_buckets=2", "--seed=7"]
+FLAGS = ["--dim=8", "--l2=0.1", "--epochs=2", "--batch_size=64", "--k=10", "--num_shards=2", "--num_buckets=2", "--seed=7"]
 
 
 @pytest.fixture(scope="module", params=[["--user_tower=id"], ["--user_tower=history", "--leaves=4", "--target_recall=0.8"]])

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 """These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
 
 QUICK = [
-    *("--dim=8", "--max_epochs=12", "--batch_size=64", "--learning_rate=0.02"),
+    *("--dim=8", "--l2=0.1", "--epochs=12", "--batch_size=64", "--learning_rate=0.02"),
     *("--k=42", "--num_shards=3", "--seed=7", "--split=none", "--recency_half_life_days=365"),
 ]
 CONFIG = """
@@ -141,7 +141,7 @@ def test_a_sweep_tries_item_towers(job: tuple[list[str], Path], tmp_path: Path) 
     trials = tmp_path / "trials.yaml"
     trials.write_text("[{item_tower: id}, {item_tower: id+features}, {item_tower: id+features, id_dropout: 0.5}]")
     flags = [flag for flag in job[0] if not flag.startswith(("--k", "--num_shards"))]
-    assert run_command(sweep.main, [*flags, "--max_epochs=2", f"--trials={trials}"]) == OK
+    assert run_command(sweep.main, [*flags, "--epochs=2", f"--trials={trials}"]) == OK
     (swept,) = Workspace(str(job[1])).finished("sweep")
     (rows,) = (_rows(path) for path in swept.paths(str(job[1]), "trials"))
     assert {(row["setting_item_tower"], row["setting_id_dropout"], row["status"]) for row in rows} == {

@@ -22,7 +22,7 @@ from tests.made_data import write_items, write_ratings
 pytestmark = pytest.mark.slow
 """These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
 
-QUICK = ["--dim=8", "--max_epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--min_lift=0", "--k=10"]
+QUICK = ["--dim=8", "--l2=0.1", "--epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--min_lift=0", "--k=10"]
 PAGE_BYTES = 4096
 NUM_USERS = 60
 

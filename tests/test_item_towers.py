@@ -1,5 +1,6 @@
 """Item towers: vectors and gradients against NumPy, dropout of ids, SavedModels, and items that nobody has rated."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from transforms.train.item_towers import FeatureTower, make_item_tower
 from transforms.train.recency import lift_items, lift_users
 from transforms.train.rows import TrainingRows
 from transforms.train.settings import TrainingSettings
-from transforms.train.towers import IdTower, SparseAdam
+from transforms.train.spectral import Start
+from transforms.train.towers import Batch, IdTower, SparseAdam, TwoTowers
 from transforms.train.training import train
+from transforms.train.user_towers import UserIdTower
 
 TAGS = [["a", "b"], ["b"], None, ["a", "c"], ["c", "b", "a"], ["a"]]
 PRICES = [1.0, None, 5.0, 2.0, 2.0, 2.0]
@@ -48,9 +51,9 @@ def features_of_catalogue() -> ItemFeatures:
     return ItemFeatures(encoder, encode_rated([CATALOGUE], encoder, CATALOGUE["item_id"]))
 
 
-def tower_of(id_dropout: float = 0.5, l2: float = 0.0) -> FeatureTower:
+def tower_of(id_dropout: float = 0.5) -> FeatureTower:
     """Returns a tower of the catalogue with vectors that are not zero."""
-    tower = FeatureTower(features_of_catalogue(), 3, id_dropout, l2, seed=0)
+    tower = FeatureTower(features_of_catalogue(), 3, id_dropout, seed=0)
     tower.of_codes.assign(np.random.default_rng(0).normal(size=tower.of_codes.shape).astype(np.float32))
     return tower
 
@@ -91,16 +94,40 @@ def test_gradients_touch_what_is_in_the_batch() -> None:
     np.add.at(expected, items, direction)
     np.testing.assert_allclose(tf.convert_to_tensor(own), expected, rtol=1e-5)
     before = tower.of_codes.numpy()
-    SparseAdam(0.1).apply_gradients(zip((own, of_codes), variables, strict=True))
+    SparseAdam(0.1, 10).apply_gradients(zip((own, of_codes), variables, strict=True))
     touched = (tower.of_codes.numpy() != before).any(axis=1)
     np.testing.assert_array_equal(touched, dense(encoder, bags)[[1, 3]].any(axis=0))
 
 
 def test_l2_is_that_of_the_sums() -> None:
-    tower = tower_of(l2=0.3)
-    vectors = tower(np.array([0, 4], np.int32)).numpy()
-    assert tower.losses[0].numpy() == pytest.approx(0.3 / 2 * (vectors**2).sum() / 2)
-    assert len(tower.losses) == 1
+    """The penalty is on the vectors that scores are made of, not on their parts."""
+    model = TwoTowers(UserIdTower(3, 3, seed=1), tower_of(id_dropout=0.0), np.full(6, -np.log(6)))
+    users, items = np.array([2, 0], np.int32), np.array([0, 4, 4], np.int32)
+    whose = np.array([0, 0, 1], np.int32)
+    batch = Batch(users, items, whose, np.arange(3, dtype=np.int32), np.array([1, 2], np.int32), DRAW)
+    losses = []
+    for l2 in (0.0, 0.3):
+        model.l2.assign(l2)
+        losses.append(float(model.compute_loss(batch)))
+    squares = (model.item_tower.vectors[items] ** 2).sum() + (model.user_tower.own.vectors[users[whose]] ** 2).sum()
+    assert losses[1] - losses[0] == pytest.approx(0.3 / 2 * squares / 3, rel=1e-5)
+
+
+def test_what_was_rated_and_the_candidates_are_looked_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one draw, so that an item that comes up twice in a step is not updated twice; users and negatives draw otherwise."""
+    asked: list[tuple[list[int], list[int]]] = []
+    call = FeatureTower.call
+
+    def call_and_tell(tower: FeatureTower, items: tf.Tensor, draw: tf.Tensor | None = None) -> tf.Tensor:
+        asked.append((np.array(items).tolist(), np.array(draw).tolist()))
+        return call(tower, items, draw)
+
+    monkeypatch.setattr(FeatureTower, "call", call_and_tell)
+    model = TwoTowers(UserIdTower(3, 3, seed=1), tower_of(id_dropout=0.5), np.full(6, -np.log(6)))
+    zero, rated = np.zeros(1, np.int32), np.array([4, 2, 1], np.int32)
+    candidates = np.array([5, 2], np.int32)
+    model.compute_loss(Batch(zero, rated, rated * 0, rated, candidates, DRAW))
+    assert asked == [([4, 2, 1, 5, 2], [DRAW[0] + 2, DRAW[1]])]
 
 
 def test_a_part_of_the_rows_trains_without_own_vectors() -> None:
@@ -116,13 +143,20 @@ def test_a_part_of_the_rows_trains_without_own_vectors() -> None:
 
 
 def test_features_begin_with_nothing_to_say() -> None:
-    tower = FeatureTower(features_of_catalogue(), 4, 0.1, 0.1, seed=3)
-    np.testing.assert_array_equal(tower.vectors, IdTower(6, 4, 0.1, seed=3).vectors)
+    tower = FeatureTower(features_of_catalogue(), 4, 0.1, seed=3)
+    np.testing.assert_array_equal(tower.vectors, IdTower(6, 4, seed=3).vectors)
+
+
+def test_own_vectors_begin_with_those_of_a_start() -> None:
+    start = Start(*(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) for _ in range(3)))
+    tower = FeatureTower(features_of_catalogue(), 4, 0.1, seed=3)
+    tower.begin(start)
+    np.testing.assert_array_equal(tower.vectors, start.items)
 
 
 def test_without_features_the_tower_is_by_id() -> None:
-    assert isinstance(make_item_tower(None, 5, 4, 0.1, 0.1, 0), IdTower)
-    assert isinstance(make_item_tower(features_of_catalogue(), 6, 4, 0.1, 0.1, 0), FeatureTower)
+    assert isinstance(make_item_tower(None, 5, 4, 0.1, 0), IdTower)
+    assert isinstance(make_item_tower(features_of_catalogue(), 6, 4, 0.1, 0), FeatureTower)
 
 
 def test_a_saved_tower_knows_items_by_their_ids_or_their_features(tmp_path: Path) -> None:
@@ -174,9 +208,10 @@ SETTINGS = TrainingSettings(
     item_tower="id+features",
     features=features_of("tags=categories"),
     dim=8,
+    l2=0.1,
     batch_size=64,
     learning_rate=0.01,
-    max_epochs=6,
+    epochs=6,
     seed=3,
 )
 
@@ -199,8 +234,10 @@ def test_items_that_nobody_rated_go_to_those_who_like_their_kind(tmp_path: Path)
 
 @pytest.mark.parametrize("after", [2, 8])
 def test_training_with_features_goes_on_to_the_same_bits(tmp_path: Path, after: int) -> None:
-    rows = taste_rows(leave_out=set())
-    whole = train(rows, SETTINGS)
+    """After 2 of 6 epochs, or, where L2 is chosen by several trainings, in the second of them."""
+    rows, settings = taste_rows(leave_out=set()), SETTINGS if after == 2 else replace(SETTINGS, l2=None)
+    whole = train(rows, settings)
+    assert len(whole.curve) > after
     told: list[CurveRow] = []
 
     def tell(curve: list[CurveRow]) -> None:
@@ -212,8 +249,8 @@ def test_training_with_features_goes_on_to_the_same_bits(tmp_path: Path, after: 
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(rows, SETTINGS, str(tmp_path), checkpoint_secs=0, on_epoch=interrupt)
-    resumed = train(rows, SETTINGS, str(tmp_path), checkpoint_secs=0, on_epoch=tell)
+        train(rows, settings, str(tmp_path), checkpoint_secs=0, on_epoch=interrupt)
+    resumed = train(rows, settings, str(tmp_path), checkpoint_secs=0, on_epoch=tell)
     assert len(told) == len(whole.curve)
     assert weights_of(resumed, rows) == weights_of(whole, rows)
     assert resumed.model.item_tower.own.vectors.tobytes() == whole.model.item_tower.own.vectors.tobytes()

@@ -51,8 +51,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         f"--ratings={write_ratings(folder)}",
         f"--items={write_items(folder)}",
         "--dim=8",
-        "--max_epochs=12",
-        "--patience=12",
+        "--epochs=12",
+        "--l2=0.1",
         "--checkpoint_secs=0",
         "--batch_size=16",
         "--k=10",
@@ -231,7 +231,7 @@ def draw_steps(chance: random.Random, count: int) -> list[str | None]:
 def yesterday(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output with a release to serve while the job is killed; the job shares none of its stages."""
     output = tmp_path_factory.mktemp("yesterday") / "out"
-    assert run_command(whole_job.main, [*flags, f"--output={output}", "--seed=1", "--k=8", "--max_epochs=2"]) == OK
+    assert run_command(whole_job.main, [*flags, f"--output={output}", "--seed=1", "--k=8", "--epochs=2"]) == OK
     return output
 
 

@@ -14,7 +14,16 @@ from pipelines.lifecycle import lookup
 from pipelines.lifecycle.why import BELOW, EXCLUDED, LISTED, SEEN, UNKNOWN, WITHHELD
 from tests.made_data import ODD_IDS, ratings, write_csv, write_ratings
 
-QUICK = ["--dim=8", "--max_epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--seed=7", "--min_lift=0"]
+QUICK = [
+    "--dim=8",
+    "--l2=0.1",
+    "--epochs=1",
+    "--batch_size=64",
+    "--num_shards=2",
+    "--num_buckets=2",
+    "--seed=7",
+    "--min_lift=0",
+]
 BLOCKED, EXCLUDED_PAIRS = ["i1", "007"], [("u1", "i5"), ("u2", "i6")]
 ODD_TITLE = "[bold red]Title[/] \x1b[2J\x07 of\u202e 7 [/nonsense]"
 NUM_ITEMS = 40

@@ -30,9 +30,11 @@ def test_manifests_of_earlier_programs_have_them_among_their_metrics() -> None:
 
 def test_what_may_be_missing_has_a_value_all_the_same() -> None:
     manifest = told({"dim": 65, "epochs": 4, "recency": asdict(Blend(0.5, 1.0, 7.0))}, {})
-    assert TrainOutputs.of(manifest) == TrainOutputs(65, 4, Blend(0.5, 1.0, 7.0), ())
+    assert TrainOutputs.of(manifest) == TrainOutputs(65, 4, Blend(0.5, 1.0, 7.0), (), {})
     with_features = replace(manifest, outputs={**manifest.outputs, "feature_columns": ["genres"]})
     assert TrainOutputs.of(with_features).feature_columns == ("genres",)
+    with_settings = replace(manifest, outputs={**manifest.outputs, "settings": {"dim": 64, "l2": 0.12}})
+    assert TrainOutputs.of(with_settings).settings == {"dim": 64, "l2": 0.12}
     assert IngestOutputs.of(told({"num_buckets": 2, "newest_timestamp": None}, {})).newest_timestamp is None
 
 

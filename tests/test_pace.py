@@ -1,70 +1,98 @@
 """What those who wait are told is true of trainings whose lengths are known."""
 
+import math
 from dataclasses import replace
+from itertools import groupby
 
-import numpy as np
 import pytest
 
 from schemas.words import about, counted
-from tests.test_training import SMALL, clustered_pairs, rows_of
+from tests.test_training import CHOOSING, SMALL, clustered_pairs, rows_of
 from transforms.train.curves import CurveRow
 from transforms.train.pace import Pace, Standing, describe
 from transforms.train.settings import TrainingSettings
 from transforms.train.training import train
-from transforms.train.validation import validation_rows
 
-ROW: CurveRow = {"phase": "search", "epoch": 1, "loss": 4.5, "recall_at_100": 0.5, "ndcg_at_10": 0.25}
+ROW: CurveRow = {"phase": "dim 8, L2 0.12", "epoch": 1, "loss": 4.5, "recall_at_100": 0.5, "ndcg_at_10": 0.25}
 
 
-def standings_of(settings: TrainingSettings) -> tuple[list[Standing], int, int]:
-    """Trains; returns all that was told, how many rows the first phase had, and how many all have."""
-    rows = rows_of(clustered_pairs())
+def standings_of(settings: TrainingSettings) -> list[Standing]:
+    """Trains; returns all that was told."""
     told: list[Standing] = []
-    train(rows, settings, on_steps=told.append)
-    _, trained_on = validation_rows(rows, settings)
-    return told, int(np.count_nonzero(trained_on)), len(rows.user)
+    train(rows_of(clustered_pairs()), settings, on_steps=told.append)
+    return told
+
+
+def steps_of_epoch(settings: TrainingSettings) -> int:
+    """Returns how many steps an epoch of all rows has: 120 users of 12 rows, four of which are taken at once."""
+    num_groups = 120 * math.ceil(12 / settings.group_of(120 * 12, 120))
+    return num_groups // settings.batch_of(num_groups)
 
 
 def test_a_training_of_known_length_is_counted_down_to_nothing() -> None:
-    told, _, num_rows = standings_of(replace(SMALL, validation_fraction=0.0))
-    total = SMALL.max_epochs * (num_rows // SMALL.batch_size)
+    told = standings_of(SMALL)
+    assert SMALL.epochs is not None
+    total = SMALL.epochs * steps_of_epoch(SMALL)
     assert [now.steps_done + now.steps_left for now in told] == [total] * len(told)
     assert told[-1].steps_left == 0
     assert [now.epoch for now in told] == sorted(now.epoch for now in told)
-    assert (told[-1].epoch, told[-1].num_epochs, told[-1].step) == (SMALL.max_epochs, SMALL.max_epochs, told[-1].num_steps)
-    assert not any(now.may_end_sooner for now in told)
+    assert (told[-1].epoch, told[-1].num_epochs, told[-1].step) == (SMALL.epochs, SMALL.epochs, told[-1].num_steps)
+    assert {now.phase for now in told} == {"full"}
+    assert not any(now.more_may_follow for now in told)
 
 
-def test_what_is_left_of_a_search_is_so_if_it_gets_no_better_and_the_last_training_is_part_of_it() -> None:
-    told, num_searched, num_rows = standings_of(replace(SMALL, max_epochs=40, patience=2))
-    searched = [now for now in told if now.may_end_sooner]
-    full = [now for now in told if not now.may_end_sooner]
-    num_epochs, best = searched[-1].epoch, full[-1].num_epochs
-    assert 0 < best < num_epochs < 40
-    steps = num_epochs * (num_searched // SMALL.batch_size), best * (num_rows // SMALL.batch_size)
-    assert searched[-1].steps_done == steps[0]
-    assert searched[-1].steps_left == steps[1]
-    assert [now.steps_done + now.steps_left for now in full] == [sum(steps)] * len(full)
+def searched_and_full() -> tuple[list[Standing], list[Standing]]:
+    told = standings_of(CHOOSING)
+    searched = [now for now in told if now.more_may_follow]
+    return searched, told[len(searched) :]
+
+
+def test_what_is_left_of_a_search_is_so_if_no_other_settings_are_tried_and_the_last_training_is_part_of_it() -> None:
+    searched, full = searched_and_full()
+    assert {now.phase for now in full} == {"full"}
+    assert "full" not in {now.phase for now in searched}
+    phases = [list(group) for _, group in groupby(searched, key=lambda now: now.phase)]
+    assert len(phases) >= 3
+    done = 0
+    for told in phases:
+        # Each training is counted down, with what follows it.
+        assert len({now.steps_done + now.steps_left for now in told}) == 1
+        assert told[-1].steps_left > 0
+        assert told[-1].steps_done == done + told[0].num_epochs * told[0].num_steps
+        done = told[-1].steps_done
+    total = done + full[0].num_epochs * steps_of_epoch(CHOOSING)
+    assert [now.steps_done + now.steps_left for now in full] == [total] * len(full)
     assert full[-1].steps_left == 0
-    after_best = [now for now in searched if len(now.curve) >= best and now.steps_done > best * searched[0].num_steps]
-    assert {now.steps_done + now.steps_left for now in after_best} == {sum(steps)}
 
 
-def standing(done: int, left: int, may_end_sooner: bool = False, curve: list[CurveRow] | None = None) -> Standing:
-    return Standing("search", 2, 50, may_end_sooner, done, 10_000, done, left, curve or [])
+def test_what_follows_a_search_is_as_many_steps_as_are_said() -> None:
+    searched, full = searched_and_full()
+    assert searched[-1].steps_left == full[0].num_epochs * full[0].num_steps
+
+
+def test_a_trial_of_a_sweep_is_the_only_training() -> None:
+    assert not any(now.more_may_follow for now in standings_of(replace(SMALL, include_validation=False)))
+
+
+def standing(done: int, left: int, more_may_follow: bool = False, curve: list[CurveRow] | None = None) -> Standing:
+    return Standing("full", 2, 50, more_may_follow, done, 10_000, done, left, curve or [])
 
 
 def test_the_line_says_where_it_is_and_how_long_it_takes() -> None:
     pace = Pace()
-    assert pace.describe(standing(32, 9_968), 100.0) == "search: epoch 2 of 50, step 32 of 10,000"
+    assert pace.describe(standing(32, 9_968), 100.0) == "full: epoch 2 of 50, step 32 of 10,000"
     # 1,000 steps took 30 seconds since, so 6,000 take 180.
-    assert pace.describe(standing(1_032, 6_000), 130.0) == "search: epoch 2 of 50, step 1,032 of 10,000, about 3 minutes left"
-    line = pace.describe(standing(1_032, 6_000, may_end_sooner=True, curve=[ROW]), 130.0)
+    assert pace.describe(standing(1_032, 6_000), 130.0) == "full: epoch 2 of 50, step 1,032 of 10,000, about 3 minutes left"
+    line = pace.describe(standing(1_032, 6_000, more_may_follow=True, curve=[ROW]), 130.0)
     assert line == (
-        "search: epoch 2 of at most 50, step 1,032 of 10,000, about 3 minutes left if it gets no better; "
-        "search: epoch 1, loss 4.5000, Recall@100 0.5000, NDCG@10 0.2500"
+        "full: epoch 2 of 50, step 1,032 of 10,000, about 3 minutes left if no other settings are tried; "
+        "dim 8, L2 0.12: epoch 1, loss 4.5000, Recall@100 0.5000, NDCG@10 0.2500"
     )
     assert line.endswith(describe(ROW))
+
+
+def test_what_was_not_measured_is_not_said() -> None:
+    assert describe({**ROW, "recall_at_100": None, "ndcg_at_10": None}) == "dim 8, L2 0.12: epoch 1, loss 4.5000"
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_the_installed_program_knows_its_commands_and_its_version(installed: Pat
 def test_the_installed_program_runs_the_whole_job_from_another_folder(installed: Path, tmp_path: Path) -> None:
     write_ratings(tmp_path)
     write_items(tmp_path)
-    (tmp_path / "job.yaml").write_text("dim: 8\nmax_epochs: 2\nk: 5\nnum_shards: 2\nnum_buckets: 2\nmin_lift: 0\n")
+    (tmp_path / "job.yaml").write_text("dim: 8\nepochs: 2\nk: 5\nnum_shards: 2\nnum_buckets: 2\nmin_lift: 0\n")
     job = ["shortlist", "run", "--config=job.yaml", "--ratings=ratings.csv", "--items=items.csv", "--output=out"]
     made = run_installed(installed, tmp_path, *job)
     assert made.returncode == OK, made.stderr

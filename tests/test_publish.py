@@ -29,7 +29,8 @@ from transforms.train.recency import Blend
 
 QUICK = [
     "--dim=8",
-    "--max_epochs=12",
+    "--l2=0.1",
+    "--epochs=12",
     "--learning_rate=0.03",
     "--batch_size=64",
     "--k=10",
@@ -108,7 +109,7 @@ def test_the_manifest_of_a_release_reaches_every_file_and_says_what_it_was_made_
         "curves.svg",
     }
     curves = read(output / release["stages"]["train"]["folder"] / "curves.json")
-    drawn = draw_curves(curves["epochs"], curves["num_epochs"])
+    drawn = draw_curves(curves["epochs"])
     assert (output / "releases" / release["release"] / "curves.svg").read_text(encoding="utf-8") == drawn
     page = (output / release["report"]["path"]).read_bytes()
     assert release["report"]["path"] == f"releases/{release['release']}/report.html"
@@ -359,7 +360,7 @@ def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evalua
     assert release["gates"]["quality"]["status"] == "passed"
     # It is the table of a run that holds nothing out and trains for as many epochs.
     epochs = plain["stages"]["train"]["metrics"]["epochs"]
-    alone = [*flags, f"--output={tmp_path}/alone", "--split=none", "--validation_fraction=0", f"--max_epochs={epochs}"]
+    alone = [*flags, f"--output={tmp_path}/alone", "--split=none", "--validation_fraction=0", f"--epochs={epochs}"]
     assert run_command(run.main, alone) == OK
     assert [file["sha256"] for file in release["topk"]] == [file["sha256"] for file in release_of(tmp_path / "alone")["topk"]]
     rated = {(user, item) for user, item, *_ in ratings()}
@@ -388,7 +389,7 @@ def test_a_refit_keeps_the_blend_that_was_chosen(job: tuple[Path, list[str]]) ->
     chosen = {"taste": 0.5, "recency": 1.0, "half_life_days": 3.5, "why": "it is better"}
     evaluated = {"train": replace(train, outputs={**train.outputs, "recency": chosen, "epochs": 3})}
     training = chains.settings_of_refit(settings, evaluated).training
-    assert (training.blend, training.max_epochs, training.validation_fraction) == (Blend(0.5, 1.0, 3.5), 3, 0)
+    assert (training.blend, training.epochs, training.validation_fraction) == (Blend(0.5, 1.0, 3.5), 3, 0)
 
 
 def test_a_refit_needs_a_holdout_and_sources_that_stay(

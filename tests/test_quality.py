@@ -191,7 +191,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         f"--items={write_items(folder)}",
         "--features=title=text",
         f"--output={folder}/out",
-        *("--dim=8", "--max_epochs=2", "--batch_size=64", "--k=40", "--num_shards=2", "--num_buckets=2", "--seed=7"),
+        *("--dim=8", "--l2=0.1", "--epochs=2", "--batch_size=64", "--k=40", "--num_shards=2", "--num_buckets=2", "--seed=7"),
     ]
     assert run_command(run.main, flags) == OK
     own = Workspace(f"{folder}/out").finished("recommend")[-1].metrics

@@ -35,7 +35,7 @@ from transforms.train.validation import validation_rows
 DAYS = [0, 30, 30, 58, 60, 60, 59, 1, 2]
 ITEMS = [0, 0, 1, 1, 1, 2, 2, 3, 3]
 RATED = RatedItems(np.array(ITEMS, np.int32), np.array(DAYS, np.int64) * DAY_SECONDS, 5)
-QUICK = TrainingSettings(dim=8, batch_size=256, learning_rate=0.02, max_epochs=8, validation="temporal", seed=0)
+QUICK = TrainingSettings(dim=8, l2=0.1, batch_size=256, learning_rate=0.02, epochs=8, validation="temporal", seed=0)
 
 
 @pytest.mark.parametrize("blend", [PLAIN, Blend(0.5, 1.0, 7.0), Blend(1.0, 0.5, 30.0)])
@@ -192,7 +192,7 @@ def test_recency_is_chosen_where_popularity_drifts(drifting: TrainingRows) -> No
 
 def test_a_blend_that_is_given_is_kept(drifting: TrainingRows) -> None:
     given = Blend(0.5, 1.0, 3.0)
-    trained = train(drifting, replace(QUICK, max_epochs=1, validation_fraction=0.0, blend=given))
+    trained = train(drifting, replace(QUICK, epochs=1, validation_fraction=0.0, blend=given))
     assert (trained.blend, trained.recency, trained.quality) == (given, None, None)
 
 
@@ -203,7 +203,7 @@ def test_choosing_is_deterministic(drifting: TrainingRows) -> None:
 
 
 def test_what_is_written_gives_the_score(drifting: TrainingRows, tmp_path: Path) -> None:
-    trained = train(drifting, replace(QUICK, max_epochs=2))._replace(blend=Blend(0.5, 1.0, 7.0))
+    trained = train(drifting, replace(QUICK, epochs=2))._replace(blend=Blend(0.5, 1.0, 7.0))
     write_towers(str(tmp_path), drifting, trained)
     users, known = UserTower(stored_folder(str(tmp_path / "user_tower"))).embed(pa.record_batch({"user_id": drifting.user_ids}))
     assert known.all()
@@ -215,7 +215,7 @@ def test_what_is_written_gives_the_score(drifting: TrainingRows, tmp_path: Path)
 
 def test_off_is_a_weight_of_zero(drifting: TrainingRows) -> None:
     """With the same rows but no times nothing can be recent: the same towers and scores come out."""
-    settings = replace(QUICK, max_epochs=2, validation="random")
+    settings = replace(QUICK, epochs=2, validation="random")
     off = train(drifting, replace(settings, recency="off"))
     timeless = train(drifting._replace(timestamp=None), settings)
     assert off.blend == timeless.blend == PLAIN
@@ -224,7 +224,7 @@ def test_off_is_a_weight_of_zero(drifting: TrainingRows) -> None:
 
 
 def test_on_needs_times(drifting: TrainingRows) -> None:
-    assert train(drifting, replace(QUICK, max_epochs=1, recency="on")).blend == Blend(1.0, 1.0, 7.0)
+    assert train(drifting, replace(QUICK, epochs=1, recency="on")).blend == Blend(1.0, 1.0, 7.0)
     with pytest.raises(InputError) as error:
         train(drifting._replace(timestamp=None), replace(QUICK, recency="on"))
     assert str(error.value) == (
@@ -286,7 +286,7 @@ def test_when_all_happened_at_once_the_slice_is_random(drifting: TrainingRows) -
     np.testing.assert_array_equal(
         validation_rows(rows, QUICK)[0], validation_rows(rows, replace(QUICK, validation="random"))[0]
     )
-    trained = train(rows, replace(QUICK, max_epochs=2))
+    trained = train(rows, replace(QUICK, epochs=2))
     assert trained.blend.recency == 0
 
 

@@ -78,7 +78,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Two releases of odd users and items, the second beside the first, and the flags that made it."""
     folder = tmp_path_factory.mktemp("report")
     flags = [f"--ratings={write_ratings(folder)}", f"--items={write_items(folder)}", f"--output={folder / 'out'}"]
-    flags += ["--dim=8", "--max_epochs=12", "--learning_rate=0.03", "--batch_size=64", "--num_buckets=2", "--report_users=60"]
+    flags += [
+        "--dim=8",
+        "--l2=0.1",
+        "--epochs=12",
+        "--learning_rate=0.03",
+        "--batch_size=64",
+        "--num_buckets=2",
+        "--report_users=60",
+    ]
     assert run_command(run.main, [*flags, "--k=9"]) == OK
     assert run_command(run.main, [*flags, "--k=10"]) == OK
     return folder / "out", [*flags, "--k=10"]
@@ -282,9 +290,7 @@ def test_the_page_says_what_the_manifest_says(made: Job, path: str, value: Any, 
         manifest["stages"]["judge"]["metrics"]["table"]["overlap"] = None
     for gate in manifest["gates"].values():
         gate["status"] = "passed"
-    assert (
-        words in Page(render(Report(release_in(changed(manifest, path, value)), [("x", CURVE, 2)], described_of(made[0])))).text
-    )
+    assert words in Page(render(Report(release_in(changed(manifest, path, value)), [("x", CURVE)], described_of(made[0])))).text
 
 
 def test_what_came_in_is_first_and_what_failed_is_before_it_with_what_to_run_next(made: Job) -> None:
@@ -326,7 +332,7 @@ def test_what_is_not_known_is_said_to_be_unknown(made: Job) -> None:
 def test_a_refit_shows_both_trainings(made: Job) -> None:
     manifest = release_of(made[0])
     manifest["evaluated"] |= {"stages": manifest["stages"], "refitted": True}
-    page = Page(render(Report(release_in(manifest), [("evaluated", CURVE, 2), ("published", CURVE, None)])))
+    page = Page(render(Report(release_in(manifest), [("evaluated", CURVE), ("published", CURVE)])))
     assert {"evaluated", "published", "train (before the refit)"} <= set(page.texts)
     assert "the model before the refit" in page.text
 

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.slow
 
 QUICK = [
     "--dim=8",
-    "--max_epochs=2",
+    "--l2=0.1",
+    "--epochs=2",
     "--batch_size=64",
     "--k=6",
     "--num_shards=2",

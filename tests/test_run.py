@@ -33,7 +33,8 @@ from transforms.index import build as build_indexes
 
 QUICK = [
     "--dim=8",
-    "--max_epochs=2",
+    "--l2=0.1",
+    "--epochs=2",
     "--batch_size=64",
     "--k=10",
     "--num_shards=3",
@@ -298,7 +299,7 @@ def test_users_exclusions_and_item_lists_are_obeyed_before_k_is_counted(tmp_path
 def test_users_who_came_after_training_get_lists_of_their_own_by_what_they_rated(tmp_path: Path, user_tower: str) -> None:
     """Towers of yesterday serve the users of today; one with a vector for each id can only give newcomers what is popular."""
     output = f"--output={tmp_path}/out"
-    learn = [f"--user_tower={user_tower}", "--max_epochs=20", "--learning_rate=0.03", "--split=none", "--k=8", output]
+    learn = [f"--user_tower={user_tower}", "--epochs=20", "--learning_rate=0.03", "--split=none", "--k=8", output]
     yesterday = [*QUICK, f"--ratings={write_ratings(tmp_path)}", *learn]
     assert run_command(run.main, yesterday) == OK
     done = finished.finished_before("publish", Job(parse_command(yesterday, "")[0])).published

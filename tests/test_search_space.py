@@ -43,24 +43,25 @@ def test_draws_begin_with_the_flags_own_settings_and_more_draws_begin_with_fewer
     assert len(set(many)) == 30
     assert few != trials_of(SPACE, replace(BASE, seed=6), 5, "space")
     for each in many[1:]:
-        assert 0.001 <= each.learning_rate <= 0.01
+        assert 0.003 <= each.learning_rate <= 0.03
+        assert each.candidates in (1024, 2048, 4096)
         assert 0.02 <= each.l2_weight <= 0.5
         assert each.dim in (32, 64, 128)
         assert float(f"{each.l2_weight:.3g}") == each.l2_weight
     # Half of the draws lie below the geometric mean of a logarithmic range, not below its middle.
-    below = sum(each.learning_rate < 10**-2.5 for each in trials_of(SPACE, BASE, 200, "space"))
+    below = sum(each.learning_rate < 0.003 * 10**0.5 for each in trials_of(SPACE, BASE, 200, "space"))
     assert 75 <= below <= 125
 
 
 def test_a_small_space_is_drawn_empty_and_whole_numbers_stay_whole() -> None:
-    assert sorted(each.dim for each in asked("{dim: [48, 49, 50]}", 10)) == [48, 49, 50]
+    assert sorted(each.dimensions for each in asked("{dim: [48, 49, 50]}", 10)) == [48, 49, 50]
     drawn = {each.dim for each in asked("{dim: {low: 1, high: 4}}", 50)}
     assert drawn == {1, 2, 3, 4, 48}
     assert all(type(each) is int for each in drawn)
 
 
 def test_every_setting_of_training_is_known_but_those_that_all_share() -> None:
-    assert {"user_tower", "dim", "learning_rate", "batch_size", "l2", "max_epochs", "patience"} <= set(varied_settings())
+    assert {"user_tower", "dim", "learning_rate", "batch_size", "l2", "epochs", "candidates"} <= set(varied_settings())
     assert not {"seed", "validation_fraction", "include_validation"} & set(varied_settings())
 
 

@@ -56,7 +56,7 @@ def made(
     """Returns a model, the shards that it holds, and its users' vectors; the last user has none."""
     rng = np.random.default_rng(0)
     items, users = vectors(rng, NUM_ITEMS), vectors(rng, NUM_USERS - 1)
-    tower = IdTower(NUM_USERS - 1, DIM, 0.0, 0)
+    tower = IdTower(NUM_USERS - 1, DIM, 0)
     tower.embeddings.assign(users)
     save_served(lambda scratch: ServedVectors(USERS[:-1], tower.vectors, scratch), folder / "tower")
     of_item = rng.integers(0, num_shards, NUM_ITEMS)

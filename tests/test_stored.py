@@ -21,7 +21,7 @@ from tests.made_data import write_ratings
 from tests.made_stored import stored_folder
 from transforms.index.embed import ItemTower
 
-FLAGS = ["--dim=8", "--max_epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--min_lift=0"]
+FLAGS = ["--dim=8", "--l2=0.1", "--epochs=1", "--batch_size=64", "--num_shards=2", "--num_buckets=2", "--min_lift=0"]
 
 
 def put(path: str, data: bytes) -> None:
@@ -42,7 +42,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("saved")
     for seed, name in enumerate(["tower", "other"]):
-        tower = IdTower(5, 3, 0.1, seed=seed)
+        tower = IdTower(5, 3, seed=seed)
         tower.save(pa.array([f"x{i}" for i in range(5)]), folder / name, 1.0, tower.vectors[:, 0])
     return folder
 

@@ -25,7 +25,7 @@ from transforms.train.trials import Result, Trial, ranked, row_of
 pytestmark = pytest.mark.slow
 """These run whole jobs, or programs of their own: `make test-slow` runs them, and so does CI."""
 
-QUICK = ["--dim=8", "--max_epochs=2", "--batch_size=64", "--num_buckets=2", "--seed=7"]
+QUICK = ["--dim=8", "--l2=0.1", "--epochs=2", "--batch_size=64", "--num_buckets=2", "--seed=7"]
 TRIALS = "[{dim: 4}, {learning_rate: 1e30}, {dim: 12, l2: 0.01}]"
 
 
@@ -56,7 +56,7 @@ def test_trials_are_ranked_and_a_diverging_one_is_recorded_with_the_reason(job: 
     assert "must be finite" in rows[2]["reason"]
     assert "lower --learning_rate, which is 1e+30" in rows[2]["reason"]
     assert rows[2]["quality"] is rows[2]["epochs"] is None
-    assert {(row["setting_dim"], row["setting_l2"], row["setting_max_epochs"]) for row in rows} == {
+    assert {(row["setting_dim"], row["setting_l2"], row["setting_epochs"]) for row in rows} == {
         (4, 0.1, 2),
         (8, 0.1, 2),
         (12, 0.01, 2),
@@ -127,7 +127,7 @@ def test_the_table_is_printed_with_the_settings_that_differ_and_the_commands_to_
     assert "3 trials by Recall@100 + NDCG@10 on the validation slice" in out
     assert "learning_rate 1e+30" in " ".join(out.replace("│", " ").split())
     assert "trial 2 failed: the " in out
-    assert "max_epochs" not in out
+    assert "epochs" not in out
     assert "-m pipelines.run --output" in out
     assert "winner.yaml" in out
 
@@ -137,15 +137,15 @@ def test_the_chart_shows_every_trial_in_a_panel_a_differing_setting(job: tuple[P
     root = ET.parse(job[0] / "out" / "stages" / f"sweep-{manifest.fingerprint}" / "trials.svg").getroot()
     texts = [each.text for each in root.iter() if each.text]
     assert {"dim", "l2", "learning_rate"} <= set(texts)
-    assert "max_epochs" not in texts
+    assert "epochs" not in texts
     assert len([each for each in texts if each.startswith("trial ")]) == 3 * 3
 
 
 def test_without_a_file_settings_are_drawn_and_the_first_trial_is_the_flags_own(tmp_path: Path) -> None:
-    flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out", "--num_trials=2", "--max_epochs=1"]
+    flags = [f"--ratings={write_ratings(tmp_path)}", f"--output={tmp_path}/out", "--num_trials=2", "--epochs=1"]
     assert run_sweep(*flags) == OK
     first, second = sorted(swept(tmp_path / "out"), key=lambda row: row["trial"])
-    assert (first["setting_dim"], first["setting_learning_rate"]) == (8, 0.003)
+    assert (first["setting_dim"], first["setting_learning_rate"]) == (8, 0.01)
     assert first["setting_learning_rate"] != second["setting_learning_rate"]
 
 

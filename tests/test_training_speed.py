@@ -27,7 +27,7 @@ def test_made_rows_have_every_item_and_popular_ones() -> None:
 
 
 def test_every_epoch_but_the_first_is_timed() -> None:
-    settings = replace(SETTINGS, validation_fraction=0, max_epochs=4, batch_size=64)
+    settings = replace(SETTINGS, validation_fraction=0, epochs=4, batch_size=64)
     seconds = epoch_seconds(made_rows(20, 300), settings)
     assert len(seconds) == 3
     assert min(seconds) > 0

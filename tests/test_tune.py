@@ -325,7 +325,7 @@ def test_a_trial_takes_as_many_shards_as_fit_a_worker() -> None:
     assert tune.shards_to_try(100_000_000, 64, 4, 1 << 20) == 1
 
 
-FLAGS = ["--dim=8", "--max_epochs=1", "--min_lift=0", "--k=3", "--num_shards=2", "--num_buckets=3"]
+FLAGS = ["--dim=8", "--l2=0.1", "--epochs=1", "--min_lift=0", "--k=3", "--num_shards=2", "--num_buckets=3"]
 
 
 @pytest.fixture(scope="module")

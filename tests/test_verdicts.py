@@ -34,7 +34,7 @@ Job = tuple[Path, list[str]]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Sources, and an output where A was published and then B; the flags of both but for --k and --output."""
     folder = tmp_path_factory.mktemp("verdicts")
-    flags = [*QUICK, "--max_epochs=3", "--min_lift=0", f"--ratings={write_ratings(folder)}", f"--items={write_items(folder)}"]
+    flags = [*QUICK, "--epochs=3", "--min_lift=0", f"--ratings={write_ratings(folder)}", f"--items={write_items(folder)}"]
     for k in (A, B):
         assert run_command(run.main, [*flags, k, f"--output={folder / 'out'}"]) == OK
     return folder, flags

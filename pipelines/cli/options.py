@@ -53,8 +53,8 @@ _GROUPS = {
     ),
     "split": "split holdout min_rating",
     "train": (
-        "user_tower mixed_negatives history_sample item_tower features id_dropout dim learning_rate batch_size l2 "
-        "validation_fraction recency max_epochs patience checkpoint_secs"
+        "user_tower mixed_negatives history_sample item_tower features id_dropout dim l2 learning_rate batch_size candidates "
+        "validation_fraction recency epochs checkpoint_secs"
     ),
     "sweep": "trials num_trials",
     "index": (

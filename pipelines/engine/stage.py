@@ -41,11 +41,13 @@ class Chain:
       settings: what was asked for.
       done: those that are finished, by name; each that is made is added.
       base: the release whose model is kept, if one is.
+      last: the release that is served, if there is one.
     """
 
     settings: Settings
     done: ManifestsByName = field(default_factory=dict)
     base: Release | None = None
+    last: Release | None = None
 
 
 @dataclass(frozen=True)

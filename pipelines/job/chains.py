@@ -30,9 +30,9 @@ def chains(job: Job, made: JobStages) -> Iterator[Chain]:
     Where a model is kept that was refitted, it has been evaluated, and the second is all there is.
     """
     if not (job.base and job.settings.refit):
-        yield Chain(job.settings, made.evaluated, job.base)
+        yield Chain(job.settings, made.evaluated, job.base, job.last)
     if job.settings.refit:
-        yield Chain(settings_of_refit(job.settings, made.evaluated), made.published, job.base)
+        yield Chain(settings_of_refit(job.settings, made.evaluated), made.published, job.base, job.last)
 
 
 def judges(job: Job, made: JobStages) -> Iterator[tuple[ManifestsByName, Stage]]:

@@ -45,7 +45,7 @@ def check_job(job: Job, options: PipelineOptions) -> None:
     with LeaseHolder(workspace, "check") as lease:
         # A job that refits reads all twice, in two splits; the first time tells what came in.
         first = next(chains(job, made))
-        once = Job(replace(first.settings, refit=False), job.base)
+        once = Job(replace(first.settings, refit=False), job.base, job.last)
         run_stages(READERS, once, JobStages(first.done, first.done, job.base), options, lease)
         plan = {model: dict(stages) for model, stages in plan_of(job, made, workspace)}
     found = what_came_in(first.done)

@@ -10,8 +10,10 @@ from pipelines.cli.config import parse_command
 from pipelines.cli.settings import Settings
 from pipelines.job.reuse import find_base
 from schemas.errors import InputError
+from schemas.release import read_latest, read_release
 from schemas.release_manifest import Release
 from schemas.storage import check_writable
+from schemas.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,12 @@ class Job:
     Attributes:
       settings: as the flags say.
       base: the release whose model is kept, read from where it lies; None trains.
+      last: the release that is served; None where there is none.
     """
 
     settings: Settings
     base: Release | None = None
+    last: Release | None = None
 
 
 def check_ratings(settings: Settings) -> None:
@@ -36,4 +40,6 @@ def prepare(argv: Sequence[str], description: str) -> tuple[Job, PipelineOptions
     settings, options = parse_command(argv, description)
     logs.configure(settings.verbose)
     check_writable(settings.output)
-    return Job(settings, find_base(settings)), options
+    workspace = Workspace(settings.output)
+    latest = read_latest(workspace)
+    return Job(settings, find_base(settings), read_release(workspace, latest) if latest else None), options

@@ -1,14 +1,14 @@
 """Publishes a table of a model that has learned from everything, once the same recipe has been evaluated: `--refit`.
 
     ingest, holding out ── train ── embed ── index ── recommend     evaluated: its metrics are the release's quality
-                             │ how many epochs
+                             │ which settings
     ingest, with all ────── train ── embed ── index ── recommend    published: histories and seen items include the holdout
 
 The second chain is the same stages with other settings: `--split none`, exactly as many epochs as the evaluated training
-took, without a validation slice, and the taste and recency that it chose. So there is one definition of a history, of which of
-two ratings of a pair counts, and of what is recent. It costs a second reading of the source, which is little beside a second
-training; putting the holdout back into the users of the first reading could not do the same: of an item that was rated before
-the cut and again after it, a temporal split keeps only the first.
+took, without a validation slice, and the dimensions, L2, taste and recency that it chose. So there is one definition of a
+history, of which of two ratings of a pair counts, and of what is recent. It costs a second reading of the source, which is
+little beside a second training; putting the holdout back into the users of the first reading could not do the same: of an item
+that was rated before the cut and again after it, a temporal split keeps only the first.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,9 @@ def settings_of_refit(settings: Settings, evaluated: Mapping[str, StageManifest]
     training = settings.training
     if "train" in evaluated:
         found = TrainOutputs.of(evaluated["train"])
-        training = replace(training, validation_fraction=0.0, max_epochs=found.epochs, blend=found.recency)
+        training = replace(
+            training, validation_fraction=0.0, epochs=found.epochs, blend=found.recency, chosen_by=None, **found.settings
+        )
     return replace(settings, ingest=ingest, training=training, refit=False)
 
 

@@ -44,8 +44,8 @@ def curves_of(workspace: Workspace, release: Release) -> str:
     Raises:
       InputError: if the curve that it needs is gone.
     """
-    _, curve, best_epoch = _curve(workspace, "the published model", release.stages["train"])
-    return draw_curves(curve, best_epoch)
+    _, curve = _curve(workspace, "the published model", release.stages["train"])
+    return draw_curves(curve)
 
 
 def _rows(workspace: Workspace, stage: StageManifest, dataset: str) -> list[dict[str, Any]] | None:
@@ -56,12 +56,10 @@ def _rows(workspace: Workspace, stage: StageManifest, dataset: str) -> list[dict
     return [row for path in paths for block in read_parquet_blocks(path) for row in block.to_pylist()]
 
 
-def _curve(workspace: Workspace, name: str, trained: StageManifest) -> tuple[str, list[Any], int | None]:
+def _curve(workspace: Workspace, name: str, trained: StageManifest) -> tuple[str, list[Any]]:
     path = join(workspace.root, trained.folder, CURVES_FILE)
     try:
-        curves = read_json(path)
-        has_quality = any(row["recall_at_100"] is not None for row in curves["epochs"])
-        return name, curves["epochs"], curves["num_epochs"] if has_quality else None
+        return name, list(read_json(path)["epochs"])
     except (ValueError, KeyError, TypeError, FileNotFoundError, IsADirectoryError) as error:
         raise InputError(
             f"{path} is gone or damaged ({error!r}): delete the folder of its stage and run the same command again"

@@ -3,13 +3,18 @@
 from dataclasses import asdict
 
 from pipelines.engine.stage import Kept
+from pipelines.stages.outputs import TrainOutputs
 from schemas.errors import InputError
 from schemas.manifest import as_json
 from schemas.release_manifest import Release
 from transforms.train.settings import TrainingSettings
 
-_OF_REFIT = ("validation", "validation_fraction", "max_epochs", "patience", "blend")
+_OF_REFIT = ("validation", "validation_fraction", "epochs", "blend", "chosen_by")
 """Settings of a training that a refit takes from the evaluation; how long a model that is kept was trained does not matter."""
+
+
+_CHOSEN = ("dim", "l2")
+"""Settings that a training chooses where none is asked for."""
 
 
 def kept_model(asked: TrainingSettings, base: Release) -> Kept:
@@ -22,8 +27,11 @@ def kept_model(asked: TrainingSettings, base: Release) -> Kept:
     Raises:
       InputError: naming a flag that asks for another model.
     """
-    kept = base.stages["train"].settings
+    trained = base.stages["train"]
+    kept = {**trained.settings, **TrainOutputs.of(trained).settings}
     for name, value in as_json(asdict(asked)).items():
+        if name in _CHOSEN and value is None:
+            continue
         if name not in _OF_REFIT and name in kept and kept[name] != value:
             raise InputError(
                 f"the model of release {base.name} was trained with {name} {kept[name]!r}, these flags ask for {value!r}: "

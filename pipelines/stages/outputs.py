@@ -1,6 +1,8 @@
 """What later stages go by, of what a stage found: the `outputs` of its manifest, checked as they are read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.engine.outputs import Outputs, output
 from schemas.shape import AtLeast, Maybe
@@ -25,11 +27,13 @@ class TrainOutputs(Outputs):
     dim: int = output(AtLeast(1))
     """Of the vectors that the towers give."""
     epochs: int = output(AtLeast(0))
-    """How many were best."""
+    """How many passes over the ratings it took."""
     recency: Blend = output(dict, blend_of)
     """How scores are made."""
     feature_columns: tuple[str, ...] = output(Maybe([str]), lambda columns: tuple(columns or ()))
     """What the item tower looks at."""
+    settings: Mapping[str, Any] = output(Maybe({"dim": AtLeast(1), "l2": float}), lambda settings: settings or {})
+    """The dimensions and the weight of L2 that were given, or chosen; empty in releases of earlier programs."""
 
 
 @dataclass(frozen=True)

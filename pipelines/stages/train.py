@@ -10,6 +10,7 @@ from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Chain, Kept, Reports, Stage, StageDefinition
 from pipelines.stages.kept_model import kept_model
+from pipelines.stages.kept_settings import with_kept_settings
 from pipelines.stages.outputs import TrainOutputs
 from schemas.manifest import StageManifest
 from schemas.workspace import Workspace
@@ -26,7 +27,7 @@ VALIDATION = {"random": "random", "temporal": "temporal", "last": "last", "none"
 def plan(chain: Chain) -> "Stage[TrainJob] | Kept":
     """Returns the stage, which reads the training interactions, and the catalogue where the item tower looks at features.
 
-    Where a release's model is kept, that is returned instead.
+    Where a release's model is kept, that is returned instead; where it is only its settings, these are part of the stage's.
 
     Raises:
       InputError: if the catalogue lacks a feature's column, or another model is kept than the settings describe.
@@ -36,11 +37,13 @@ def plan(chain: Chain) -> "Stage[TrainJob] | Kept":
     if chain.base:
         return kept_model(training, chain.base)
     paths = paths_of(settings.output, ingested, [training])
+    reads = ["interactions/train", *(["items"] if paths.items else [])]
+    training = with_kept_settings(training, ingested, ingested.digest_of_datasets(reads), chain.last)
     return Stage(
         STAGE,
         settings=asdict(training),
         inputs={"ingest": ingested},
-        reads={"ingest": ["interactions/train", *(["items"] if paths.items else [])]},
+        reads={"ingest": reads},
         job=TrainJob(paths, training, settings.checkpoint_secs),
         check=lambda metrics, folder: warn_of_features(metrics),
     )

@@ -16,10 +16,10 @@ class Report:
 
     Attributes:
       release: what its manifest says.
-      curves: for each model: what it is, its curve, and its best epoch, None without validation.
+      curves: for each model: what it is, and its curve.
       described: rows of what `DescribeTable` wrote, by dataset; empty for a release that was never described.
     """
 
     release: Release
-    curves: Sequence[tuple[str, Sequence[CurveRow], int | None]] = ()
+    curves: Sequence[tuple[str, Sequence[CurveRow]]] = ()
     described: Mapping[str, Sequence[Row]] = field(default_factory=dict)

@@ -65,8 +65,8 @@ def training(report: Report) -> Iterator[Html]:
         f"{metrics['train_rows']:,} rows of {metrics['train_users']:,} users and {metrics['train_items']:,} items, "
         f"{counted(metrics['epochs'], 'epoch')}, vectors of {metrics['dim']:,} numbers.",
     )
-    for name, curve, best in report.curves:
-        panels = curve_panels(curve, best)
+    for name, curve in report.curves:
+        panels = curve_panels(curve)
         if len(report.curves) > 1:
             yield tag("h3", name)
         yield tag("div", *(figure_of(panel, 215, 160) for panel in panels), class_="figures")

@@ -21,19 +21,17 @@ from transforms.train.settings import TrainingSettings
 class TrainingState:
     """Where a training stands. With the weights, it is all that a restarted one needs: every epoch's order has its own seed."""
 
-    phase: int = 0
-    """0: the search for the best epoch (or the only fit); 1: the full training on every row; see PHASES."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Of the settings that have been tried, as `transforms.train.choose_settings.CandidateResult` tells of them."""
     epoch: int = 0
-    """How many epochs of this phase are done."""
+    """How many epochs of the training under way are done."""
     step: int = 0
     """How many steps of the epoch under way are done."""
     loss: float = 0.0
     """The sum over those steps."""
-    best_quality: float = -1.0
-    best_epoch: int = 0
     curve: list[CurveRow] = field(default_factory=list)
     recency: dict[str, Any] | None = None
-    """What was chosen after the search, as `transforms.train.recency.Choice` reports it."""
+    """What was chosen after that, as `transforms.train.recency.Choice` reports it."""
 
 
 class Checkpoint(NamedTuple):
@@ -43,7 +41,7 @@ class Checkpoint(NamedTuple):
     variables: list[np.ndarray]
     """Weights, then what the optimizer keeps."""
     best: list[np.ndarray]
-    """The weights of the best epoch."""
+    """The weights that the best settings so far have led to."""
 
 
 def write_checkpoint(path: str, checkpoint: Checkpoint) -> None:

@@ -13,14 +13,14 @@ class CurveRow(TypedDict):
     """One epoch."""
 
     phase: str
-    """'search' for the best epoch, or 'full': training anew on every training row."""
+    """'full' for the training on every row; the settings that were tried for one on all but the validation slice."""
     epoch: int
-    """Of the phase, from 1."""
+    """From 1."""
     loss: float
     """The mean over the epoch's steps, L2 terms included."""
     recall_at_100: float | None
     ndcg_at_10: float | None
-    """On the validation slice; None without one."""
+    """On the validation slice; None where it was not measured."""
 
 
 MEASURES = (("loss", "loss"), ("recall_at_100", "Recall@100"), ("ndcg_at_10", "NDCG@10"))
@@ -58,7 +58,11 @@ class TensorBoardLogs:
                 writer.close()
                 (events,) = Path(folder).iterdir()
                 # TensorBoard reads a run's files in the order of their names.
-                path = join(self._root, row["phase"], f"events.out.tfevents.{row['epoch']:06d}")
+                path = join(self._root, _folder_of(row["phase"]), f"events.out.tfevents.{row['epoch']:06d}")
                 with replacing(path) as file:
                     file.write(events.read_bytes())
         self._num_rows = len(curve)
+
+
+def _folder_of(phase: str) -> str:
+    return phase.replace(", ", "-").replace(" ", "")

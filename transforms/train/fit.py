@@ -1,4 +1,4 @@
-"""Fits a model, epoch by epoch, validates it after each, and stops when it gets no better.
+"""Fits a model: a given number of passes over the training rows, with a learning rate that falls to nothing.
 
 TensorFlow is imported when a fit is made, not before.
 """
@@ -11,119 +11,117 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from schemas.errors import InputError
+from transforms.train.batches import group_starts, shuffled_groups, steps_of
 from transforms.train.checkpoints import Checkpoint, TrainingState
 from transforms.train.pace import Standing
 from transforms.train.recency import PLAIN, TASTES, Blend, BlendResult, blends_to_try, choose, item_bias, lift_items, lift_users
 from transforms.train.rows import TrainingRows
 from transforms.train.settings import TrainingSettings
+from transforms.train.spectral import spectral_start
 from transforms.train.validation import Quality, Validation, qualities_of
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PHASES = ("search", "full")
+FULL = "full"
+"""The phase that trains on every row."""
+
 _SCORES_TO_CHOOSE_BY = 1 << 24
 
 _FEWEST_TO_CHOOSE_BY = 300
 """A blend is chosen by no more users than give so many scores each time, but not by fewer than so many."""
 
+_SCORES_AN_EPOCH = 1 << 22
+"""Quality is measured after each epoch where that takes no more scores than these, else after the last one."""
+
 _STEPS_A_CALL = 64
 
-_ROWS_TOGETHER = 4
-"""Rows of a user that stay together in an epoch, where the user's history is looked at."""
-
-
-def epoch_order(user: np.ndarray, rows_together: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns the order in which an epoch takes the training rows: at random, but for some rows of a user that stay together.
-
-    What is computed once for each user of a batch then costs less.
-
-    Args:
-      user: [n] int32, ascending.
-      rows_together: so many rows of the same user stand side by side, fewer where its rows run out.
-      rng: what decides.
-
-    Returns:
-      [n] int32.
-    """
-    order = rng.permutation(len(user)).astype(np.int32)
-    if rows_together == 1:
-        return order
-    order = order[np.argsort(user[order], kind="stable")]
-    starts = np.searchsorted(user, user)
-    group = np.cumsum((np.arange(len(user)) - starts) % rows_together == 0) - 1
-    place = rng.permutation(group[-1] + 1)
-    return order[np.argsort(place[group], kind="stable")]
+_FEWEST_GROUPS_OF_HISTORIES = 4
+"""Where the vectors of users are made of their histories, a step learns from no more than a part of one, and sees the rest."""
 
 
 class Fit:
-    """A model under training, its optimizer, and its best weights so far.
+    """A model under training, and its optimizer. It can begin again, with another weight of L2: what was compiled is kept.
 
     Args:
       rows: what it is trained on.
       settings: how.
-      progress: where it stands.
-      validation: what it is validated on, if anything.
-      blends: ways to make scores; an epoch is as good as the best of them.
+      dim: of the vectors.
+      num_epochs: passes over the rows.
     """
 
-    def __init__(
-        self,
-        rows: TrainingRows,
-        settings: TrainingSettings,
-        progress: TrainingState,
-        validation: Validation | None,
-        blends: Sequence[Blend] = (PLAIN,),
-    ) -> None:
+    def __init__(self, rows: TrainingRows, settings: TrainingSettings, dim: int, num_epochs: int) -> None:
         from transforms.train import item_towers, towers, user_towers
 
-        seed = 8 * settings.seed + 4 * progress.phase
-        num_items = len(rows.item_ids)
+        seed = 4 * settings.seed
+        num_users, num_items = len(rows.user_ids), len(rows.item_ids)
         with np.errstate(divide="ignore"):  # What is in no row is never drawn from them.
             log_probability = np.log(rows.rated.counts) - np.log(len(rows.item))
-        histories = user_towers.Histories(rows.user, rows.item, len(rows.user_ids))
+        histories = user_towers.Histories(rows.user, rows.item, num_users)
         self.model = towers.TwoTowers(
             user_towers.make_user_tower(
-                settings.user_tower,
-                histories,
-                num_items,
-                settings.dim,
-                settings.history_sample,
-                settings.id_dropout,
-                settings.l2_weight,
-                seed,
+                settings.user_tower, histories, num_items, dim, settings.history_sample, settings.id_dropout, seed
             ),
             item_towers.make_item_tower(
-                rows.features if settings.looks_at_features else None,
-                num_items,
-                settings.dim,
-                settings.id_dropout,
-                settings.l2_weight,
-                seed + 1,
+                rows.features if settings.looks_at_features else None, num_items, dim, settings.id_dropout, seed + 1
             ),
             log_probability,
             settings.mixed_negatives,
             seed,
             item_bias(rows.rated, PLAIN),
         )
-        self.model.optimizer = towers.SparseAdam(settings.learning_rate)
+        self._starts = starts_of_groups(rows, settings)
+        self._batch = settings.batch_of(len(self._starts) - 1)
+        self.num_steps = steps_an_epoch(rows, settings)
+        self.num_epochs = num_epochs
+        self.dim = dim
+        self.model.optimizer = towers.SparseAdam(
+            settings.learning_rate, num_epochs * self.num_steps, self.model.user_tower.seldom
+        )
         self.model.optimizer.build(self.model.trainable_variables)
-        self.best = self._weights()
         self.steps_done = 0
-        self._rows, self._settings, self._progress, self._validation = rows, settings, progress, validation
-        self._blends = blends
+        self._rows, self._settings = rows, settings
+        self._start = spectral_start(rows, dim, settings.seed)
+        self._first = [variable.numpy() for variable in self.model.trainable_variables]
 
-    def _weights(self) -> list[np.ndarray]:
+    def begin(self, l2: float, phase: str, progress: TrainingState) -> None:
+        """Begins anew.
+
+        Args:
+          l2: the weight of the penalty.
+          phase: what this training is called.
+          progress: where it stands.
+        """
+        self.restore(self._first)
+        for variable in self.model.optimizer.variables:
+            # The learning rate is one of them: the optimizer sets it by the number of steps.
+            variable.assign(np.zeros(variable.shape, variable.dtype.as_numpy_dtype))
+        for tower in (self.model.user_tower, self.model.item_tower):
+            tower.begin(self._start)
+        self.model.l2.assign(l2)
+        self._phase, self._progress = phase, progress
+
+    def weights(self) -> list[np.ndarray]:
+        """Returns what the model has learned."""
         return [variable.numpy() for variable in self.model.trainable_variables]
+
+    def restore(self, weights: Sequence[np.ndarray]) -> None:
+        """Goes back to what `weights` returned."""
+        for variable, value in zip(self.model.trainable_variables, weights, strict=True):
+            variable.assign(value)
 
     def _variables(self) -> list["tf.Variable"]:
         return [*self.model.trainable_variables, *self.model.optimizer.variables]
 
-    def checkpoint(self) -> Checkpoint:
-        """Returns where the training stands; one that has failed never takes the place of a good one."""
+    def checkpoint(self, best: list[np.ndarray]) -> Checkpoint:
+        """Returns where the training stands; one that has failed never takes the place of a good one.
+
+        Args:
+          best: the weights of the best of the trainings before.
+        """
         variables = [variable.numpy() for variable in self._variables()]
         self._check(variables)
-        return Checkpoint(self._progress, variables, self.best)
+        return Checkpoint(self._progress, variables, best)
 
     def _check(self, variables: list[np.ndarray]) -> None:
         if not all(np.isfinite(variable).all() for variable in variables):
@@ -133,87 +131,78 @@ class Fit:
         """Takes over the weights and the optimizer of an earlier attempt."""
         for variable, value in zip(self._variables(), checkpoint.variables, strict=True):
             variable.assign(value)
-        self.best = checkpoint.best
 
-    def restore_best(self) -> None:
-        """Goes back to the weights of the best epoch."""
-        for variable, value in zip(self.model.trainable_variables, self.best, strict=True):
-            variable.assign(value)
+    def run(self, validation: Validation | None, blends: Sequence[Blend] = (PLAIN,)) -> Iterator[None]:
+        """Trains; yields wherever it could go on from a checkpoint.
 
-    def run(self, num_epochs: int) -> Iterator[None]:
-        """Trains for `num_epochs`, or until validation gets no better; yields wherever it could go on from a checkpoint."""
+        Args:
+          validation: what it is validated on, if anything.
+          blends: ways to make scores; an epoch is as good as the best of them.
+        """
         progress = self._progress
-        while progress.epoch < num_epochs and not self._is_out_of_patience():
+        while progress.epoch < self.num_epochs:
             for losses in self._steps():
                 progress.loss += float(losses.sum(dtype=np.float64))
                 progress.step += len(losses)
                 self.steps_done += len(losses)
                 yield
-            self._end_epoch()
+            self._end_epoch(validation, blends)
             yield
 
-    def _is_out_of_patience(self) -> bool:
-        return self._validation is not None and self._progress.epoch >= self._end_of_patience
-
-    @property
-    def _end_of_patience(self) -> int:
-        """How many epochs are done when training ends, if none that is yet to come is better."""
-        # Vectors begin near zero, where a list is what is popular, and the first that they learn may be worse than that.
-        return max(self._progress.best_epoch, self._settings.patience) + self._settings.patience
-
-    def standing(self, num_epochs: int, done_before: int, rows_later: int) -> Standing:
+    def standing(self, done_before: int, later: int, more_may_follow: bool) -> Standing:
         """Returns how far training has come.
 
         Args:
-          num_epochs: of this phase, at most.
-          done_before: steps of this attempt in phases before.
-          rows_later: of the phase that follows, which takes as many epochs as the best one took; 0 if none does.
+          done_before: steps of this attempt in other fits.
+          later: steps that follow after this training.
+          more_may_follow: whether other settings may be tried after these.
         """
-        progress, num_steps = self._progress, steps_an_epoch(len(self._rows.user), self._settings)
-        validates = self._validation is not None
-        last = min(num_epochs, self._end_of_patience) if validates else num_epochs
-        later = max(1, progress.best_epoch) * steps_an_epoch(rows_later, self._settings) if rows_later else 0
+        progress = self._progress
         return Standing(
-            phase=PHASES[progress.phase],
+            phase=self._phase,
             epoch=progress.epoch + (progress.step > 0 or not progress.epoch),
-            num_epochs=num_epochs,
-            may_end_sooner=validates,
-            step=progress.step if progress.step or not progress.epoch else num_steps,
-            num_steps=num_steps,
+            num_epochs=self.num_epochs,
+            more_may_follow=more_may_follow,
+            step=progress.step if progress.step or not progress.epoch else self.num_steps,
+            num_steps=self.num_steps,
             steps_done=done_before + self.steps_done,
-            steps_left=max(0, (last - progress.epoch) * num_steps - progress.step) + later,
+            steps_left=max(0, (self.num_epochs - progress.epoch) * self.num_steps - progress.step) + later,
             curve=progress.curve,
         )
 
     def _steps(self) -> Iterator[np.ndarray]:
-        """Does what is left of the epoch; yields [num_steps] float32, the losses, some steps at a time.
-
-        An epoch leaves out the few rows that do not fill a batch: others each time.
-        """
+        """Does what is left of the epoch; yields [num_steps] float32, the losses, some steps at a time."""
         settings, progress, rows = self._settings, self._progress, self._rows
-        num_rows = len(rows.user)
-        batch_size = min(settings.batch_size, num_rows)
-        num_steps = steps_an_epoch(num_rows, settings)
-        rng = np.random.default_rng([settings.seed, progress.phase, progress.epoch])
-        order = epoch_order(rows.user, 1 if settings.user_tower == "id" else _ROWS_TOGETHER, rng)
-        batches = order[: num_steps * batch_size].reshape(num_steps, batch_size)
-        while progress.step < num_steps:
-            chosen = batches[progress.step : progress.step + _STEPS_A_CALL]
-            losses = self.model.train_steps(rows.user[chosen], rows.item[chosen], chosen).numpy()
+        num_candidates = settings.candidates_of(len(rows.item_ids))
+        # All fits of a training take the rows in the same order: settings are compared, not luck.
+        groups = shuffled_groups(rows.user, self._starts, np.random.default_rng([settings.seed, progress.epoch]))
+        while progress.step < self.num_steps:
+            numbers = range(progress.step, min(progress.step + _STEPS_A_CALL, self.num_steps))
+            steps = steps_of(groups, self._batch, numbers.start, len(numbers))
+            candidates = np.stack(
+                [
+                    np.random.default_rng([settings.seed, progress.epoch, step]).integers(0, len(rows.item), num_candidates)
+                    for step in numbers
+                ]
+            )
+            losses = self.model.train_steps(
+                rows.user[steps.first], rows.item[steps.rows], steps.group, steps.rows, steps.bounds, rows.item[candidates]
+            ).numpy()
             if not np.isfinite(losses).all():
                 self._fail(progress.step + int(np.argmin(np.isfinite(losses))), "loss")
             yield losses
 
-    def _end_epoch(self) -> None:
-        """Validates, and adds a row to the curve."""
-        progress, variables = self._progress, [variable.numpy() for variable in self._variables()]
-        self._check(variables)
+    def _end_epoch(self, validation: Validation | None, blends: Sequence[Blend]) -> None:
+        """Adds a row to the curve, with the quality where that is measured."""
+        progress = self._progress
+        self._check([variable.numpy() for variable in self._variables()])
         quality = None
-        if self._validation is not None:
-            quality = max((Quality(**each.means) for each in self.values_of(self._blends, self._validation)), key=sum)
+        is_last = progress.epoch + 1 == self.num_epochs
+        if validation is not None and (is_last or len(validation.users) * len(self._rows.item_ids) <= _SCORES_AN_EPOCH):
+            quality = max((Quality(**each.means) for each in self.values_of(blends, validation)), key=sum)
         progress.curve.append(
             {
-                "phase": PHASES[progress.phase],
+                "phase": self._phase,
                 "epoch": progress.epoch + 1,
                 "loss": progress.loss / progress.step,
                 "recall_at_100": quality.recall_at_100 if quality else None,
@@ -222,9 +211,6 @@ class Fit:
         )
         progress.epoch += 1
         progress.step, progress.loss = 0, 0.0
-        if quality and sum(quality) > progress.best_quality:
-            progress.best_quality, progress.best_epoch = sum(quality), progress.epoch
-            self.best = variables[: len(self.model.trainable_variables)]
 
     def values_of(self, blends: Iterable[Blend], validation: Validation) -> list[BlendResult]:
         """Returns what each of `blends` is worth with the weights as they are."""
@@ -237,12 +223,11 @@ class Fit:
             for blend in blends
         ]
 
-    def choose_blend(self) -> dict[str, Any]:
+    def choose_blend(self, validation: Validation) -> dict[str, Any]:
         """Returns how scores are best made with the weights as they are."""
-        assert self._validation is not None
         num_users = max(_FEWEST_TO_CHOOSE_BY, _SCORES_TO_CHOOSE_BY // len(self._rows.item_ids))
         blends = blends_to_try(self._settings.half_life_days)
-        return choose(self.values_of(blends, self._validation.some(num_users, len(self._rows.item_ids)))).report()
+        return choose(self.values_of(blends, validation.some(num_users, len(self._rows.item_ids)))).report()
 
     def _fail(self, step: int, what: str) -> NoReturn:
         epoch = self._progress.epoch + 1
@@ -252,9 +237,17 @@ class Fit:
         )
 
 
-def steps_an_epoch(num_rows: int, settings: TrainingSettings) -> int:
-    """Returns how many batches an epoch takes; the few rows that do not fill one are left out."""
-    return num_rows // min(settings.batch_size, num_rows)
+def starts_of_groups(rows: TrainingRows, settings: TrainingSettings) -> np.ndarray:
+    """Returns where each group of an epoch begins: see `transforms.train.batches`."""
+    lengths = np.bincount(rows.user, minlength=len(rows.user_ids))
+    fewest = 1 if settings.user_tower == "id" else _FEWEST_GROUPS_OF_HISTORIES
+    return group_starts(lengths, settings.group_of(len(rows.user), int(np.count_nonzero(lengths))), fewest)
+
+
+def steps_an_epoch(rows: TrainingRows, settings: TrainingSettings) -> int:
+    """Returns how many steps an epoch takes; the few groups that do not fill the last one are left out, others each time."""
+    num_groups = len(starts_of_groups(rows, settings)) - 1
+    return num_groups // settings.batch_of(num_groups)
 
 
 def bias_of_served(rows: TrainingRows, settings: TrainingSettings, blend: Blend) -> np.ndarray:
@@ -265,7 +258,7 @@ def bias_of_served(rows: TrainingRows, settings: TrainingSettings, blend: Blend)
 
 
 def opening_blends(rows: TrainingRows, validation: Validation | None, settings: TrainingSettings) -> list[Blend]:
-    """Returns how scores are made until the best epoch is known: as would be chosen for users without a taste, with any taste.
+    """Returns how scores are made while settings are chosen: as would be chosen for users without a taste, with any taste.
 
     Raises:
       InputError: if recency is asked for and there are no times.

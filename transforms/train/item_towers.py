@@ -19,7 +19,8 @@ from schemas.stage_files import FEATURES_FILE
 from transforms.train.encode_features import ItemFeatures
 from transforms.train.recency import lift_items
 from transforms.train.served_ids import ServedIds, save_served
-from transforms.train.towers import IdTower, l2_of
+from transforms.train.spectral import Start
+from transforms.train.towers import IdTower
 
 _ITEMS_AT_ONCE = 1 << 16
 
@@ -30,21 +31,24 @@ class FeatureTower(tf.keras.layers.Layer):
     Args:
       features: of the items.
       dim: of the vectors.
-      id_dropout: the part of the rows that train without the item's own vector.
-      l2: adds l2 / 2 times the mean squared length of the batch's sums to the loss.
-      seed: of the first own vectors.
+      id_dropout: the part of the items that train without their own vector.
+      seed: of the first own vectors, where nothing else is said.
     """
 
-    def __init__(self, features: ItemFeatures, dim: int, id_dropout: float, l2: float, seed: int) -> None:
-        super().__init__(activity_regularizer=l2_of(l2))
+    def __init__(self, features: ItemFeatures, dim: int, id_dropout: float, seed: int) -> None:
+        super().__init__()
         encoder, bags = features
         self._encoder, self._id_dropout = encoder, id_dropout
-        self.own = IdTower(len(bags.lengths), dim, 0.0, seed)
+        self.own = IdTower(len(bags.lengths), dim, seed)
         self.of_codes = self.add_weight(name="features", shape=(encoder.num_codes, dim), initializer="zeros")
         # Tensors that a compiled function refers to, rather than constants that its graph would hold.
         self._codes, self._weights = tf.constant(bags.codes), tf.constant(bags.weights)
         self._ends = tf.constant(np.cumsum(bags.lengths, dtype=np.int64))
         self._lengths = tf.constant(bags.lengths, tf.int64)
+
+    def begin(self, start: Start) -> None:
+        """Begins with the own vectors of items."""
+        self.own.begin(start)
 
     def call(self, items: tf.Tensor, draw: tf.Tensor | None = None) -> tf.Tensor:
         """Returns [batch, dim] float32 for [batch] int32 codes; with a `draw`, [2] int32, some without their own vectors."""
@@ -83,10 +87,10 @@ class FeatureTower(tf.keras.layers.Layer):
 
 
 def make_item_tower(
-    features: ItemFeatures | None, num_items: int, dim: int, id_dropout: float, l2: float, seed: int
+    features: ItemFeatures | None, num_items: int, dim: int, id_dropout: float, seed: int
 ) -> IdTower | FeatureTower:
     """Returns the tower that looks at features where there are any, else the one by id."""
-    return FeatureTower(features, dim, id_dropout, l2, seed) if features else IdTower(num_items, dim, l2, seed)
+    return FeatureTower(features, dim, id_dropout, seed) if features else IdTower(num_items, dim, seed)
 
 
 def weighted_sum(vectors: tf.Variable, codes: tf.Tensor, weights: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:

@@ -10,21 +10,21 @@ class Standing(NamedTuple):
     """How far a training has come.
 
     Attributes:
-      phase: one of PHASES.
+      phase: what this training is called.
       epoch: the one under way, from 1.
-      num_epochs: of the phase, at most.
-      may_end_sooner: whether the phase ends when validation gets no better.
+      num_epochs: of this training.
+      more_may_follow: whether other settings may be tried after these.
       step: how many of the epoch's steps are done.
       num_steps: of the epoch.
-      steps_done: by this attempt, in all phases.
-      steps_left: in all phases, if validation gets no better from now on.
+      steps_done: by this attempt, in all trainings.
+      steps_left: in all trainings, if no other settings are tried.
       curve: a row for each epoch that is done.
     """
 
     phase: str
     epoch: int
     num_epochs: int
-    may_end_sooner: bool
+    more_may_follow: bool
     step: int
     num_steps: int
     steps_done: int
@@ -46,11 +46,10 @@ class Pace:
           seconds: the time, on any clock; the first steps, which wait for TensorFlow to compile, do not count.
         """
         began, done = self._began = self._began or (seconds, now.steps_done)
-        most = "at most " if now.may_end_sooner else ""
-        text = f"{now.phase}: epoch {now.epoch} of {most}{now.num_epochs}, step {now.step:,} of {now.num_steps:,}"
+        text = f"{now.phase}: epoch {now.epoch} of {now.num_epochs}, step {now.step:,} of {now.num_steps:,}"
         if now.steps_done > done:
             left = now.steps_left * (seconds - began) / (now.steps_done - done)
-            text += f", {about(left)} left" + (" if it gets no better" if now.may_end_sooner else "")
+            text += f", {about(left)} left" + (" if no other settings are tried" if now.more_may_follow else "")
         return f"{text}; {describe(now.curve[-1])}" if now.curve else text
 
 

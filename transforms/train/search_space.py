@@ -27,10 +27,10 @@ SHARED = {
 """The settings that all trials have in common, and why."""
 
 SPACE: Mapping[str, Any] = {
-    "learning_rate": {"low": 0.001, "high": 0.01, "log": True},
+    "learning_rate": {"low": 0.003, "high": 0.03, "log": True},
     "l2": {"low": 0.02, "high": 0.5, "log": True},
     "dim": [32, 64, 128],
-    "batch_size": [256, 512, 1024],
+    "candidates": [1024, 2048, 4096],
 }
 """What is drawn from where no trials are given: around what has served well on ratings of many kinds."""
 
@@ -45,8 +45,11 @@ def varied_settings() -> dict[str, type]:
 
 
 def varied_of(settings: TrainingSettings) -> dict[str, Any]:
-    """Returns the values of those settings; of L2, the weight that is meant."""
-    return {name: getattr(settings, name) for name in varied_settings()} | {"l2": settings.l2_weight}
+    """Returns the values of those settings; of L2 and the dimensions, those that are meant."""
+    return {name: getattr(settings, name) for name in varied_settings()} | {
+        "l2": settings.l2_weight,
+        "dim": settings.dimensions,
+    }
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Two towers in TensorFlow Recommenders: a vector for each user and each item, whose inner product is the score.
 
-The loss is TFRS's in-batch softmax: each user of a batch picks its item among the items of the batch, and some more that are
-uniform from the catalogue, if asked for. Items come into batches as often as they are popular, so the log of that is
-taken off their scores (the logQ correction: Yi et al. 2019; of the mixture: Yang et al. 2020). It is taken off in log space, as
-one more dimension of the vectors, since TFRS's own correction clips probabilities at 1e-6.
+The loss is that of a softmax over the catalogue: the items that a user rated against all items, estimated from candidates that
+are drawn anew at each step and shared by all its users. See `transforms.train.shared_softmax` for the task. Candidates are the
+items of random training rows, so items come up as often as they are popular, and the log of that is taken off their scores (the
+logQ correction: Yi et al. 2019; where some more are uniform from the catalogue, of the mixture: Yang et al. 2020). It is
+computed in log space, since TFRS's own correction clips probabilities at 1e-6.
 
 An item's popularity is a bias of its score, not learned but counted, so vectors only say how tastes differ from the average,
 and L2 draws users and items that little is known of towards what is popular. What is served has the bias as its last dimension:
@@ -13,6 +14,7 @@ Training works on codes; what `save` writes works on ids and needs nothing but T
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +25,30 @@ import tensorflow_recommenders as tfrs
 
 from transforms.train.recency import lift_items
 from transforms.train.served_ids import ServedIds, save_served
+from transforms.train.shared_softmax import SharedSoftmax
+from transforms.train.spectral import Start
+
+SELDOM_RATE = 6.0
+"""How much faster than items the vectors of users learn: all that a user rated comes up in a few steps of an epoch."""
 
 
 class SparseAdam(tf.keras.optimizers.Adam):
     """Adam (Kingma and Ba 2015) that touches only the rows of an embedding that are in the batch.
 
     Keras decays the moments of every row at every step, so that a step takes as long as the vocabulary is large. Here the
-    moments of a row stand still while it is away ("lazy" Adam).
+    moments of a row stand still while it is away ("lazy" Adam). They are short: what a row's gradient was the last time says
+    little of what it is now. The learning rate falls in a straight line, to nothing after the last step.
+
+    Args:
+      learning_rate: of the first step.
+      num_steps: how many there will be.
+      seldom: variables whose rows come up seldom, each time with many ratings: they learn `SELDOM_RATE` times as fast.
     """
+
+    def __init__(self, learning_rate: float, num_steps: int, seldom: Sequence[tf.Variable] = ()) -> None:
+        falling = tf.keras.optimizers.schedules.PolynomialDecay(learning_rate, num_steps, end_learning_rate=0.0)
+        super().__init__(falling, beta_1=0.5, beta_2=0.99)
+        self._seldom = {variable.ref() for variable in seldom}
 
     def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
         """Updates the rows in `gradient`, which Keras has made unique; all of a variable whose gradient is not sparse."""
@@ -40,7 +58,8 @@ class SparseAdam(tf.keras.optimizers.Adam):
         slot = self._index_dict[self._var_key(variable)]
         first, second = self._momentums[slot], self._velocities[slot]
         step = tf.cast(self.iterations + 1, tf.float32)
-        rate = self.learning_rate * tf.sqrt(1 - tf.pow(self.beta_2, step)) / (1 - tf.pow(self.beta_1, step))
+        rate = self.learning_rate * (SELDOM_RATE if variable.ref() in self._seldom else 1.0)
+        rate *= tf.sqrt(1 - tf.pow(self.beta_2, step)) / (1 - tf.pow(self.beta_1, step))
         rows, values = gradient.indices, gradient.values
         mean = self.beta_1 * tf.gather(first, rows) + (1 - self.beta_1) * values
         square = self.beta_2 * tf.gather(second, rows) + (1 - self.beta_2) * tf.square(values)
@@ -54,24 +73,23 @@ def first_vectors(seed: int) -> tf.keras.initializers.Initializer:
     return tf.keras.initializers.RandomUniform(-0.05, 0.05, seed=seed)
 
 
-def l2_of(weight: float) -> tf.keras.regularizers.Regularizer | None:
-    """Returns the regularizer that adds weight / 2 times the mean squared length of a layer's outputs to the loss."""
-    return tf.keras.regularizers.L2(weight / 2) if weight else None
-
-
 class Batch(NamedTuple):
-    """Some training rows.
+    """What a step learns from: some users, each with some of the items that it rated.
 
     Attributes:
       users: [batch] int32 codes.
-      items: [batch] int32 codes.
-      rows: [batch] int32: which rows of training they are.
+      items: [n] int32 codes: what they rated.
+      whose: [n] int32, ascending: which of `users` each is of.
+      rows: [n] int32: which rows of training they are.
+      candidates: [num_candidates] int32 codes: items of random training rows.
       draw: [2] int32: the seed of whatever a tower draws by chance for them.
     """
 
     users: tf.Tensor
     items: tf.Tensor
+    whose: tf.Tensor
     rows: tf.Tensor
+    candidates: tf.Tensor
     draw: tf.Tensor
 
 
@@ -81,18 +99,16 @@ class IdTower(tf.keras.layers.Embedding):
     Args:
       num_ids: codes are 0 to num_ids - 1.
       dim: of the vectors.
-      l2: adds l2 / 2 times the mean squared length of the batch's vectors to the loss.
-      seed: of the first vectors.
+      seed: of the first vectors, where nothing else is said.
     """
 
-    def __init__(self, num_ids: int, dim: int, l2: float, seed: int) -> None:
-        super().__init__(
-            num_ids,
-            dim,
-            embeddings_initializer=first_vectors(seed),
-            activity_regularizer=l2_of(l2),
-        )
+    def __init__(self, num_ids: int, dim: int, seed: int) -> None:
+        super().__init__(num_ids, dim, embeddings_initializer=first_vectors(seed))
         self.build(None)
+
+    def begin(self, start: Start) -> None:
+        """Begins with the vectors of items."""
+        self.embeddings.assign(start.items)
 
     def call(self, codes: tf.Tensor, draw: tf.Tensor | None = None) -> tf.Tensor:
         """Returns [batch, dim] float32 for [batch] int32 codes; nothing here is drawn by chance."""
@@ -131,33 +147,13 @@ class ServedVectors(tf.Module):
         return {"embedding": tf.where(known[:, tf.newaxis], vectors, 0.0), "known": known}
 
 
-def negatives(users: tf.Tensor, items: tf.Tensor, more: tf.Tensor) -> tf.Tensor:
-    """Tells which candidates each user of a batch is scored against.
-
-    Those are its own item and all that are other items, except those of the batch that are the same user's: the same item
-    again is an accidental hit, and what the same user has elsewhere in the batch is a positive too.
-
-    Args:
-      users: [batch] int32 codes.
-      items: [batch] int32 codes: the first candidates.
-      more: [m] int32 codes: candidates that come after the batch's own.
-
-    Returns:
-      [batch, batch + m] bool.
-    """
-    same_user = users[:, tf.newaxis] == users[tf.newaxis, :]
-    same_item = items[:, tf.newaxis] == tf.concat([items, more], axis=0)[tf.newaxis, :]
-    same_user = tf.pad(same_user, [[0, 0], [0, tf.shape(more)[0]]])
-    return tf.linalg.set_diag(~(same_user | same_item), tf.ones_like(users, tf.bool))
-
-
-def mixed_log_probability(log_probability: tf.Tensor, batch_size: tf.Tensor, num_uniform: int, num_items: int) -> tf.Tensor:
+def mixed_log_probability(log_probability: tf.Tensor, num_drawn: tf.Tensor, num_uniform: int, num_items: int) -> tf.Tensor:
     """Returns how likely a random candidate is each of some items, where some candidates are training rows' items and the rest
     are uniform from the catalogue (mixed negative sampling: Yang et al. 2020); in log space, where no item is too rare.
 
     Args:
       log_probability: [n] float32, how likely a random training row has the item.
-      batch_size: candidates that are training rows' items.
+      num_drawn: candidates that are training rows' items.
       num_uniform: candidates that are uniform.
       num_items: of the catalogue.
 
@@ -166,19 +162,19 @@ def mixed_log_probability(log_probability: tf.Tensor, batch_size: tf.Tensor, num
     """
     if not num_uniform:
         return log_probability
-    from_rows = log_probability + tf.math.log(tf.cast(batch_size, tf.float32))
+    from_rows = log_probability + tf.math.log(tf.cast(num_drawn, tf.float32))
     uniform = tf.fill(tf.shape(from_rows), math.log(num_uniform) - math.log(num_items))
-    return tf.reduce_logsumexp([from_rows, uniform], axis=0) - tf.math.log(tf.cast(batch_size + num_uniform, tf.float32))
+    return tf.reduce_logsumexp([from_rows, uniform], axis=0) - tf.math.log(tf.cast(num_drawn + num_uniform, tf.float32))
 
 
 class TwoTowers(tfrs.Model):
-    """A user tower and an item tower, trained with TFRS's retrieval task.
+    """A user tower and an item tower, trained with a task of TFRS's kind.
 
     Args:
       user_tower: Batch -> [batch, dim] float32.
-      item_tower: [batch] int32 codes, [2] int32 draw -> [batch, dim] float32.
+      item_tower: [n] int32 codes, [2] int32 draw -> [n, dim] float32.
       log_probability: [num_items] float32, how likely a random training row has the item.
-      mixed_negatives: how many candidates, uniform from all items, are added to each batch's own.
+      mixed_negatives: how many candidates, uniform from all items, are added to those of each step.
       seed: of what is drawn by chance.
       bias: [num_items] float32, what is added to every score of the item; None adds nothing.
     """
@@ -195,49 +191,75 @@ class TwoTowers(tfrs.Model):
         super().__init__()
         self.user_tower = user_tower
         self.item_tower = item_tower
+        self.l2 = tf.Variable(0.0, trainable=False)
+        """Adds l2 / 2 times the mean squared length of the vectors, over a step's ratings, to the loss."""
         self._log_probability = tf.constant(log_probability, tf.float32)
         self._bias = tf.constant(np.zeros(len(log_probability)) if bias is None else bias, tf.float32)
         self._mixed_negatives = mixed_negatives
         self._seed = seed
-        # A mean, where TFRS's default is a sum: neither the learning rate nor the L2 term then depends on the batch size.
-        self._task = tfrs.tasks.Retrieval(
-            loss=tf.keras.losses.CategoricalCrossentropy(from_logits=True, reduction="sum_over_batch_size")
-        )
+        self._task = SharedSoftmax()
 
     def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
-        """Returns the softmax loss of a batch; the towers' L2 terms are in `losses`.
+        """Returns the loss of a batch, the L2 penalty included.
 
         Args:
           inputs: the batch.
           training: changes nothing here.
         """
-        users, items, _, draw = inputs
-        num_items = self._log_probability.shape[0]
+        num_items, num_rated = self._log_probability.shape[0], tf.shape(inputs.items)[0]
         # The user tower draws with the seed as it is, negatives with the next, the item tower with the one after.
-        more = tf.random.stateless_uniform([self._mixed_negatives], tf.add(draw, [1, 0]), 0, num_items, tf.int32)
-        codes = tf.concat([items, more], axis=0)
+        more = tf.random.stateless_uniform([self._mixed_negatives], tf.add(inputs.draw, [1, 0]), 0, num_items, tf.int32)
+        shared = tf.concat([inputs.candidates, more], axis=0)
+        # One look-up for what was rated and for the candidates, so that each row of a table is updated once.
+        vectors = self.item_tower(tf.concat([inputs.items, shared], axis=0), tf.add(inputs.draw, [2, 0]))
+        rated, candidates = tf.split(vectors, [num_rated, tf.shape(shared)[0]])
         queries = self.user_tower(inputs)
-        candidates = self.item_tower(codes, tf.add(draw, [2, 0]))
-        log_probability = mixed_log_probability(
-            tf.gather(self._log_probability, codes), tf.shape(items)[0], self._mixed_negatives, num_items
+        probabilities = mixed_log_probability(
+            tf.gather(self._log_probability, tf.concat([inputs.items, shared], axis=0)),
+            tf.shape(inputs.candidates)[0],
+            self._mixed_negatives,
+            num_items,
         )
-        offset = tf.gather(self._bias, codes) - log_probability
-        return self._task(
-            tf.concat([queries, tf.ones_like(queries[:, :1])], axis=1),
-            tf.concat([candidates, offset[:, tf.newaxis]], axis=1),
-            score_mask=negatives(users, items, more),
-            compute_metrics=False,
-            compute_batch_metrics=False,
+        of_rated, of_candidates = tf.split(probabilities, [num_rated, tf.shape(shared)[0]])
+        loss = self._task(
+            queries,
+            rated,
+            inputs.whose,
+            candidates,
+            rated_bias=tf.gather(self._bias, inputs.items),
+            candidate_bias=tf.gather(self._bias, shared),
+            rated_log_probability=of_rated,
+            candidate_log_probability=of_candidates,
         )
+        num_each = tf.math.segment_sum(tf.ones_like(inputs.whose, tf.float32), inputs.whose)
+        squares = tf.reduce_sum(tf.square(rated)) + tf.reduce_sum(num_each[:, tf.newaxis] * tf.square(queries))
+        return loss + self.l2 / 2 * squares / tf.cast(num_rated, tf.float32)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)] * 3)
-    def train_steps(self, users: tf.Tensor, items: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None], tf.int32),
+            *[tf.TensorSpec([None], tf.int32)] * 4,
+            tf.TensorSpec([None, None], tf.int32),
+        ]
+    )
+    def train_steps(
+        self,
+        users: tf.Tensor,
+        items: tf.Tensor,
+        whose: tf.Tensor,
+        rows: tf.Tensor,
+        bounds: tf.Tensor,
+        candidates: tf.Tensor,
+    ) -> tf.Tensor:
         """Trains on batch after batch without going back to Python.
 
         Args:
-          users: [num_steps, batch] int32.
-          items: likewise.
-          rows: likewise, which rows of training they are.
+          users: [num_steps, batch] int32, see Batch.
+          items: [n] int32, of all steps.
+          whose: [n] int32.
+          rows: [n] int32.
+          bounds: [num_steps + 1] int32: where among them each step begins.
+          candidates: [num_steps, num_candidates] int32.
 
         Returns:
           [num_steps] float32, the loss of each batch before the step on it, L2 terms included.
@@ -247,6 +269,7 @@ class TwoTowers(tfrs.Model):
         for step in tf.range(num_steps):
             # The optimizer counts steps, and is in the checkpoint: a training that goes on draws what it would have drawn.
             draw = tf.stack([self._seed, tf.cast(self.optimizer.iterations, tf.int32)])
-            batch = Batch(users[step], items[step], rows[step], draw)
+            here = slice(bounds[step], bounds[step + 1])
+            batch = Batch(users[step], items[here], whose[here], rows[here], candidates[step], draw)
             losses = losses.write(step, self.train_step(batch)["total_loss"])
         return losses.stack()

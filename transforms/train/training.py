@@ -1,10 +1,11 @@
-"""Trains the two towers: reads interactions, fits, stops early, resumes from checkpoints, and writes SavedModels.
+"""Trains the two towers: reads interactions, chooses settings, fits, resumes from checkpoints, and writes SavedModels.
 
-A run searches for the number of epochs on a validation slice, and then, since more data is the best regulariser there is,
-trains anew for so many epochs on every training row.
+What is to be chosen (the weight of L2, the dimensions, how much recent popularity counts) is chosen by trainings that leave a
+validation slice out. Then, since more data is the best regulariser there is, the towers are trained on every row. Where all
+is given, that is the only training.
 
-Memory: about 40 bytes a training row while reading, the ids of the vocabulary, and 16 bytes for each of (users + items) x dim
-(weights, two moments, the best weights so far), 12 more while a checkpoint is written.
+Memory: about 50 bytes a training row, the ids of the vocabulary, and 20 bytes for each of (users + items) x dim (weights, first
+weights, two moments, the best weights so far), 12 more while a checkpoint is written.
 
 Nothing depends on anything but the rows, the settings and the machine: two runs give the same
 bits, and so does one that was interrupted, wherever, and went on from its checkpoint.
@@ -15,7 +16,7 @@ TensorFlow is imported when training begins, not before: a pipeline is built wit
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,16 +27,21 @@ from schemas.stage_files import CURVES_FILE, ITEM_TOWER, TENSORBOARD, USER_TOWER
 from schemas.storage import WrittenFile, delete, join, upload_folder, write_file
 from transforms.io.progress import WORKER_PROGRESS
 from transforms.train.checkpoints import TrainingState, checkpoint_path, read_checkpoint, write_checkpoint
+from transforms.train.choose_settings import SEARCH_ROWS, Candidate, CandidateResult, best_result, next_candidate
 from transforms.train.curves import CurveRow, TensorBoardLogs
-from transforms.train.fit import Fit, opening_blends
+from transforms.train.fit import FULL, Fit, opening_blends, steps_an_epoch
 from transforms.train.pace import Pace, Standing, describe
 from transforms.train.recency import PLAIN, Blend, blend_of, item_bias
 from transforms.train.rows import TrainingPaths, TrainingRows, read_rows, with_features
 from transforms.train.settings import CHECKPOINT_SECS, TrainingSettings
-from transforms.train.validation import Quality, make_validation, validation_rows
+from transforms.train.validation import Quality, Validation, make_validation, some_users, validation_rows
 
 if TYPE_CHECKING:
     from transforms.train.towers import TwoTowers
+
+_SHORTER, _ROWS_OF_A_TRIAL = 3, 2_500_000
+"""Settings are tried in trainings of so many times fewer epochs than the one that counts, but on so many rows at least: where
+training is cheap, they are tried as they will be used."""
 
 _WORK_A_SAVE = 20
 """Between two checkpoints at least so many times as long is worked as saving one took."""
@@ -46,21 +52,187 @@ class Trained(NamedTuple):
 
     Attributes:
       model: the towers.
+      candidate: the dimensions and the weight of L2.
       num_epochs: how many epochs made its weights.
       curve: a row an epoch.
-      quality: on the validation slice, after the search's best epoch; None without a slice.
+      quality: on the validation slice, before the slice was trained on; None where nothing was chosen by it.
+      results: of the settings that were tried.
       blend: how scores are made of the towers' inner products and the popularity of items.
       recency: how that was chosen; None where it was not.
       resumed_epochs: how many epochs were done already by an attempt that was broken off.
     """
 
     model: "TwoTowers"
+    candidate: Candidate
     num_epochs: int
     curve: list[CurveRow]
     quality: Quality | None
+    results: Sequence[CandidateResult] = ()
     blend: Blend = PLAIN
     recency: dict[str, Any] | None = None
     resumed_epochs: int = 0
+
+
+class Choice(NamedTuple):
+    """What a training goes by.
+
+    Attributes:
+      candidate: the dimensions and the weight of L2.
+      blend: how scores are made.
+      quality: on the validation slice; None without one.
+    """
+
+    candidate: Candidate
+    blend: Blend
+    quality: Quality | None
+
+
+class _Training:
+    """A training, from the beginning or from the checkpoint of an earlier attempt; the arguments are those of `train`."""
+
+    def __init__(
+        self,
+        rows: TrainingRows,
+        settings: TrainingSettings,
+        checkpoints: str | None,
+        checkpoint_secs: float,
+        on_epoch: Callable[[list[CurveRow]], None] | None,
+        on_steps: Callable[[Standing], None] | None,
+    ) -> None:
+        self._rows, self._settings = rows, settings
+        self._path = checkpoint_path(checkpoints, rows, settings) if checkpoints is not None else None
+        self._checkpoint = read_checkpoint(self._path) if self._path else None
+        self.state = self._checkpoint.progress if self._checkpoint else TrainingState()
+        self._best = self._checkpoint.best if self._checkpoint else []
+        self._checkpoint_secs, self._on_epoch, self._on_steps = checkpoint_secs, on_epoch, on_steps
+        self._done_before = 0
+
+    @property
+    def results(self) -> list[CandidateResult]:
+        return [CandidateResult.of(each) for each in self.state.results]
+
+    def fit(
+        self,
+        fit: Fit,
+        candidate: Candidate,
+        phase: str,
+        validation: Validation | None = None,
+        blends: Sequence[Blend] = (PLAIN,),
+        later: int = 0,
+    ) -> None:
+        """Trains with some settings, or goes on with them.
+
+        Args:
+          fit: the model.
+          candidate: the settings.
+          phase: what this is called.
+          validation: what to measure its quality on.
+          blends: ways to make scores.
+          later: steps of the training that follows.
+        """
+        done_before = self._done_before - fit.steps_done
+        fit.begin(candidate.l2, phase, self.state)
+        if self._checkpoint:
+            fit.resume(self._checkpoint)
+            self._checkpoint = None
+        saved, wait = time.monotonic(), 0.0
+        for _ in fit.run(validation, blends):
+            if self._path and time.monotonic() - saved >= max(self._checkpoint_secs, wait):
+                started = time.monotonic()
+                write_checkpoint(self._path, fit.checkpoint(self._best))
+                saved = time.monotonic()
+                wait = (saved - started) * _WORK_A_SAVE if self._checkpoint_secs else 0.0
+            if self._on_epoch and not self.state.step:
+                self._on_epoch(self.state.curve)
+            if self._on_steps:
+                self._on_steps(fit.standing(done_before, later, more_may_follow=later > 0))
+        self._done_before = done_before + fit.steps_done
+        self.state.epoch = 0
+
+    def on_slice(self, given: Choice, num_epochs: int, chooses_blend: bool) -> tuple[Fit, Choice]:
+        """Trains once on all rows but the validation slice, and measures there what came of it, if there is a slice."""
+        candidate = given.candidate
+        held_out, trained_on = validation_rows(self._rows, self._settings)
+        if not held_out.any():
+            fit = Fit(self._rows, self._settings, candidate.dim, num_epochs)
+            self.fit(fit, candidate, FULL)
+            return fit, given
+        rows = self._rows.where(trained_on)
+        validation = make_validation(self._rows, held_out, trained_on, self._settings.seed)
+        blends = opening_blends(rows, validation, self._settings)
+        fit = Fit(rows, self._settings, candidate.dim, num_epochs)
+        self.fit(fit, candidate, "search", validation, blends)
+        if chooses_blend:
+            self.state.recency = fit.choose_blend(validation)
+        return fit, self._choice(candidate, blends[0], _quality_of(self.state.curve[-1]))
+
+    def choose(self, num_epochs: int, chooses_blend: bool) -> Choice | None:
+        """Tries settings on the validation slice until it is known which are best; None where there is no slice.
+
+        Args:
+          num_epochs: of the training that follows; these are shorter where it is long, and on a sample of the users where
+            there are many ratings.
+          chooses_blend: whether that is to be chosen, too.
+        """
+        settings = self._settings
+        held_out, trained_on = validation_rows(self._rows, settings)
+        few = some_users(self._rows, SEARCH_ROWS, settings.seed)
+        held_out, trained_on = held_out & few, trained_on & few
+        if not held_out.any():
+            return None
+        rows = self._rows.where(trained_on)
+        validation = make_validation(self._rows, held_out, trained_on, settings.seed)
+        blends = opening_blends(rows, validation, settings)
+        if next_candidate(settings, self.results, len(self._rows.user)):
+            enough = -(-_ROWS_OF_A_TRIAL // len(rows.user))
+            shorter = min(num_epochs, max(enough, -(-num_epochs // _SHORTER)))
+            fit = self._try_settings(rows, validation, blends, shorter, num_epochs)
+            self.state.recency = fit.choose_blend(validation) if chooses_blend else None
+        best = best_result(self.results)
+        return self._choice(best.candidate, blends[0], Quality(best.recall_at_100, best.ndcg_at_10))
+
+    def _choice(self, candidate: Candidate, blend: Blend, quality: Quality) -> Choice:
+        """Returns what was chosen: with the blend, and its quality, where that was chosen too."""
+        if self.state.recency:
+            blend, quality = blend_of(self.state.recency), _quality_of(self.state.recency)
+        return Choice(candidate, blend, quality)
+
+    def _try_settings(
+        self, rows: TrainingRows, validation: Validation, blends: Sequence[Blend], num_epochs: int, later: int
+    ) -> Fit:
+        """Tries settings; returns the model that the best led to.
+
+        Args:
+          rows: what to train on.
+          validation: what to measure on.
+          blends: ways to make scores.
+          num_epochs: of each training.
+          later: epochs of the training that follows, on all rows.
+        """
+        fits = dict[int, Fit]()
+
+        def fit_of(dim: int) -> Fit:
+            if dim not in fits:
+                fits.clear()  # One at a time: each holds the vectors of all users and items.
+                fits[dim] = Fit(rows, self._settings, dim, num_epochs)
+            return fits[dim]
+
+        steps_later = later * steps_an_epoch(self._rows, self._settings)
+        while candidate := next_candidate(self._settings, self.results, len(self._rows.user)):
+            fit = fit_of(candidate.dim)
+            self.fit(fit, candidate, f"dim {candidate.dim}, L2 {candidate.l2:g}", validation, blends, steps_later)
+            result = CandidateResult(candidate, *_quality_of(self.state.curve[-1]))
+            self.state.results.append(result.to_json())
+            if best_result(self.results) == result:
+                self._best = fit.weights()
+        fit = fit_of(best_result(self.results).candidate.dim)
+        fit.restore(self._best)
+        self._best = []
+        return fit
+
+
+def _quality_of(measured: Mapping[str, Any]) -> Quality:
+    return Quality(measured["recall_at_100"], measured["ndcg_at_10"])
 
 
 def train(
@@ -84,51 +256,30 @@ def train(
     Raises:
       InputError: if the loss stops being finite; names the step.
     """
-    path = checkpoint_path(checkpoints, rows, settings) if checkpoints is not None else None
-    checkpoint = read_checkpoint(path) if path else None
-    progress = checkpoint.progress if checkpoint else TrainingState()
-    resumed = len(progress.curve)
-    held_out, trained_on = validation_rows(rows, settings)
-    validation = make_validation(rows, held_out, trained_on, settings.seed) if held_out.any() else None
-    plan = [(rows.where(trained_on) if validation else rows, validation)]
-    if validation and settings.include_validation:
-        plan.append((rows, None))
-    blends = opening_blends(plan[0][0], validation, settings)
-    done_before = 0
-
-    for phase in range(progress.phase, len(plan)):
-        if phase > progress.phase:
-            progress.phase, progress.epoch = phase, 0
-        fit = Fit(plan[phase][0], settings, progress, plan[phase][1], blends)
-        if checkpoint:
-            fit.resume(checkpoint)
-            checkpoint = None
-        saved, wait = time.monotonic(), 0.0
-        num_epochs = progress.best_epoch if phase else settings.max_epochs
-        rows_later = sum(len(later.user) for later, _ in plan[phase + 1 :])
-        for _ in fit.run(num_epochs):
-            if path and time.monotonic() - saved >= max(checkpoint_secs, wait):
-                started = time.monotonic()
-                write_checkpoint(path, fit.checkpoint())
-                saved = time.monotonic()
-                wait = (saved - started) * _WORK_A_SAVE if checkpoint_secs else 0.0
-            if on_epoch and not progress.step:
-                on_epoch(progress.curve)
-            if on_steps:
-                on_steps(fit.standing(num_epochs, done_before, rows_later))
-        done_before += fit.steps_done
-        if plan[phase][1]:
-            fit.restore_best()
-            if settings.recency == "auto" and rows.timestamp is not None:
-                progress.recency = fit.choose_blend()
-    if not validation:
-        return Trained(fit.model, progress.epoch, progress.curve, None, blends[0], resumed_epochs=resumed)
-    best: Mapping[str, Any] = progress.curve[progress.best_epoch - 1]
-    blend = blends[0]
-    if progress.recency:
-        best, blend = progress.recency, blend_of(progress.recency)
-    quality = Quality(best["recall_at_100"], best["ndcg_at_10"])
-    return Trained(fit.model, progress.best_epoch, progress.curve, quality, blend, progress.recency, resumed)
+    training = _Training(rows, settings, checkpoints, checkpoint_secs, on_epoch, on_steps)
+    resumed = len(training.state.curve)
+    chooses_blend = settings.recency == "auto" and settings.blend is None and rows.timestamp is not None
+    num_epochs = settings.epochs_of(len(rows.user))
+    choice = Choice(Candidate(settings.dimensions, settings.l2_weight), opening_blends(rows, None, settings)[0], None)
+    if not settings.include_validation:
+        fit, choice = training.on_slice(choice, num_epochs, chooses_blend)
+    else:
+        if settings.dim is None or settings.l2 is None or chooses_blend:
+            choice = training.choose(num_epochs, chooses_blend) or choice
+        fit = Fit(rows, settings, choice.candidate.dim, num_epochs)
+        training.fit(fit, choice.candidate, FULL)
+    state = training.state
+    return Trained(
+        fit.model,
+        choice.candidate,
+        num_epochs,
+        state.curve,
+        choice.quality,
+        training.results,
+        choice.blend,
+        state.recency,
+        resumed_epochs=resumed,
+    )
 
 
 def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[WrittenFile]:
@@ -166,11 +317,13 @@ def train_and_write(
     trained = train(rows, settings, checkpoints, checkpoint_secs, logs.write, say)
     WORKER_PROGRESS.say(describe(trained.curve[-1]))
     metrics: dict[str, Any] = {
-        "dim": settings.dim + 1,
+        "dim": trained.candidate.dim + 1,
         "train_users": len(rows.user_ids),
         "train_items": len(rows.item_ids),
         "train_rows": len(rows.user),
         "epochs": trained.num_epochs,
+        "settings": asdict(trained.candidate),
+        "settings_tried": [each.to_json() for each in trained.results],
         "resumed_epochs": trained.resumed_epochs,
         "loss": trained.curve[-1]["loss"],
         "train_seconds": round(time.monotonic() - started, 3),

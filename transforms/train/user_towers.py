@@ -17,20 +17,21 @@ import tensorflow as tf
 
 from transforms.train.recency import lift_users
 from transforms.train.served_ids import ServedIds, save_served
-from transforms.train.towers import Batch, IdTower, ServedVectors, first_vectors, l2_of
+from transforms.train.spectral import Start
+from transforms.train.towers import Batch, IdTower, ServedVectors, first_vectors
 
 _USERS_AT_ONCE = 1 << 16
 
 
 class Drawn(NamedTuple):
-    """What is drawn from the histories of the users of n training rows.
+    """What is drawn from the histories of a batch's users.
 
     Attributes:
       items: [m] int32 codes.
       whose: [m] int32, ascending: which of the different users each is of.
       counts: [num_users] int32: how many each of them has.
-      user: [n] int32: which of them each row is of.
-      has_own: [n] bool: whether the row's own item is among its user's.
+      user: [batch] int32: which of them each of the batch is.
+      has_own: [n] bool: whether each of the batch's ratings is among its user's.
     """
 
     items: tf.Tensor
@@ -59,13 +60,13 @@ class Histories:
         )
 
     def draw(self, batch: Batch, num_drawn: int) -> Drawn:
-        """Draws from the histories of a batch's users, once for all rows of the same user.
+        """Draws from the histories of a batch's users, once for each user.
 
         A history is taken whole where it has no more than `num_drawn` items; else it is made a ring, cut anywhere into so many
         pieces, as equal as can be, and each gives one item at random.
 
         Args:
-          batch: some training rows.
+          batch: some users and what they rated.
           num_drawn: the most items a user.
         """
         users, user = tf.unique(batch.users)
@@ -80,19 +81,21 @@ class Histories:
         slot = tf.range(num_drawn)[tf.newaxis, :]
         rows = starts + tf.where(is_long, (drawn + turn) % lengths, slot)
         is_there = slot < lengths
+        of_rated = tf.gather(user, batch.whose)
         whose = tf.broadcast_to(tf.range(tf.shape(users)[0])[:, tf.newaxis], tf.shape(rows))
         return Drawn(
             tf.gather(self._items, rows[is_there]),
             whose[is_there],
             tf.minimum(lengths[:, 0], num_drawn),
             user,
-            tf.gather_nd(rows, tf.stack([user, self._slots_of(batch, tf.gather(turn[:, 0], user), num_drawn)], axis=1))
+            tf.gather_nd(rows, tf.stack([of_rated, self._slots_of(batch, tf.gather(turn[:, 0], of_rated), num_drawn)], axis=1))
             == batch.rows,
         )
 
     def _slots_of(self, batch: Batch, turn: tf.Tensor, num_drawn: int) -> tf.Tensor:
-        """Returns [n] int32: the slot which may have drawn each row's own item, given how far its user's ring is turned."""
-        length, place = tf.gather(self._lengths, batch.users), batch.rows - tf.gather(self._starts, batch.users)
+        """Returns [n] int32: the slot that may have drawn each of the batch's ratings, given how its user's ring is turned."""
+        users = tf.gather(batch.users, batch.whose)
+        length, place = tf.gather(self._lengths, users), batch.rows - tf.gather(self._starts, users)
         on_ring = tf.cast((place - turn) % length, tf.int64)
         piece = ((on_ring + 1) * num_drawn - 1) // tf.cast(length, tf.int64)
         return tf.where(length > num_drawn, tf.cast(piece, tf.int32), place)
@@ -111,7 +114,14 @@ def _some_of(number: tf.Tensor, chance: tf.Tensor) -> tf.Tensor:
 
 
 class UserTower(Protocol):
-    """Makes the vectors of users: without the row's own item in training, else of all that they rated."""
+    """Makes the vectors of users: without what a batch learns from in training, else of all that they rated."""
+
+    @property
+    def seldom(self) -> list[tf.Variable]:
+        """Variables whose rows come up seldom in training, as those of a user do."""
+
+    def begin(self, start: Start) -> None:
+        """Begins with the vectors of a start."""
 
     def __call__(self, batch: Batch) -> tf.Tensor:
         """Returns [batch, dim] float32."""
@@ -129,9 +139,16 @@ class UserTower(Protocol):
 class UserIdTower(tf.keras.layers.Layer):
     """A vector of its own for each user that training saw; the arguments are those of IdTower."""
 
-    def __init__(self, num_users: int, dim: int, l2: float, seed: int) -> None:
+    def __init__(self, num_users: int, dim: int, seed: int) -> None:
         super().__init__()
-        self.own = IdTower(num_users, dim, l2, seed)
+        self.own = IdTower(num_users, dim, seed)
+
+    @property
+    def seldom(self) -> list[tf.Variable]:
+        return [self.own.embeddings]
+
+    def begin(self, start: Start) -> None:
+        self.own.embeddings.assign(start.users)
 
     def call(self, batch: Batch) -> tf.Tensor:
         return self.own(batch.users)
@@ -146,20 +163,19 @@ class UserIdTower(tf.keras.layers.Layer):
 class HistoryTower(tf.keras.layers.Layer):
     """The mean of the vectors of what a user rated; each item has a vector for this, apart from the item tower's.
 
-    In training a row's own item is left out, so that the tower does not learn to find what it was shown, and of a long history
-    a sample is drawn anew at each step.
+    In training the items that a step learns from are left out, so that the tower does not learn to find what it was shown, and
+    of a long history a sample is drawn anew at each step.
 
     Args:
       histories: of training.
       num_items: codes are 0 to num_items - 1.
       dim: of the vectors.
       num_drawn: the most items of a history that a step looks at.
-      l2: adds l2 / 2 times the mean squared length of the batch's vectors to the loss.
-      seed: of the first vectors.
+      seed: of the first vectors, where nothing else is said.
     """
 
-    def __init__(self, histories: Histories, num_items: int, dim: int, num_drawn: int, l2: float, seed: int) -> None:
-        super().__init__(activity_regularizer=l2_of(l2))
+    def __init__(self, histories: Histories, num_items: int, dim: int, num_drawn: int, seed: int) -> None:
+        super().__init__()
         self._histories, self._num_drawn = histories, num_drawn
         self.rated = self.add_weight(name="rated", shape=(num_items, dim), initializer=first_vectors(seed))
 
@@ -169,8 +185,17 @@ class HistoryTower(tf.keras.layers.Layer):
         vectors = tf.gather(self.rated, drawn.items)
         sums = tf.math.unsorted_segment_sum(vectors, drawn.whose, tf.shape(drawn.counts)[0])
         own = tf.where(drawn.has_own[:, tf.newaxis], tf.gather(self.rated, batch.items), 0.0)
-        others = tf.gather(drawn.counts, drawn.user) - tf.cast(drawn.has_own, tf.int32)
-        return (tf.gather(sums, drawn.user) - own) / tf.cast(tf.maximum(others, 1), tf.float32)[:, tf.newaxis]
+        num_own = tf.math.segment_sum(tf.cast(drawn.has_own, tf.int32), batch.whose)
+        others = tf.gather(drawn.counts, drawn.user) - num_own
+        left = tf.gather(sums, drawn.user) - tf.math.segment_sum(own, batch.whose)
+        return left / tf.cast(tf.maximum(others, 1), tf.float32)[:, tf.newaxis]
+
+    @property
+    def seldom(self) -> list[tf.Variable]:
+        return []
+
+    def begin(self, start: Start) -> None:
+        self.rated.assign(start.rated)
 
     def vectors_of(self, users: np.ndarray) -> np.ndarray:
         vectors = [
@@ -189,13 +214,12 @@ class IdAndHistoryTower(tf.keras.layers.Layer):
     Args:
       id_tower: gives the one.
       history_tower: gives the other.
-      id_dropout: the part of the rows that train without the user's own vector: histories then learn to do alone, as they must
-        for users who come later (dropout of ids, after "DropoutNet": Volkovs, Yu and Poutanen 2017).
-      l2: adds l2 / 2 times the mean squared length of the sums to the loss.
+      id_dropout: the part of a batch's users that train without the user's own vector: histories then learn to do alone, as
+        they must for users who come later (dropout of ids, after "DropoutNet": Volkovs, Yu and Poutanen 2017).
     """
 
-    def __init__(self, id_tower: UserIdTower, history_tower: HistoryTower, id_dropout: float, l2: float) -> None:
-        super().__init__(activity_regularizer=l2_of(l2))
+    def __init__(self, id_tower: UserIdTower, history_tower: HistoryTower, id_dropout: float) -> None:
+        super().__init__()
         self.id_tower, self.history_tower, self._id_dropout = id_tower, history_tower, id_dropout
 
     def call(self, batch: Batch) -> tf.Tensor:
@@ -203,6 +227,15 @@ class IdAndHistoryTower(tf.keras.layers.Layer):
         chance = tf.random.stateless_uniform(tf.shape(batch.users), tf.add(batch.draw, [3, 0]))
         has_own = tf.cast(chance >= self._id_dropout, tf.float32)[:, tf.newaxis]
         return has_own * self.id_tower(batch) + self.history_tower(batch)
+
+    @property
+    def seldom(self) -> list[tf.Variable]:
+        return self.id_tower.seldom
+
+    def begin(self, start: Start) -> None:
+        # What is a user's own is what its history does not say: nothing, at first.
+        self.id_tower.own.embeddings.assign(np.zeros_like(start.users))
+        self.history_tower.begin(start)
 
     def vectors_of(self, users: np.ndarray) -> np.ndarray:
         return self.id_tower.vectors_of(users) + self.history_tower.vectors_of(users)
@@ -213,16 +246,16 @@ class IdAndHistoryTower(tf.keras.layers.Layer):
 
 
 def make_user_tower(
-    kind: str, histories: Histories, num_items: int, dim: int, num_drawn: int, id_dropout: float, l2: float, seed: int
+    kind: str, histories: Histories, num_items: int, dim: int, num_drawn: int, id_dropout: float, seed: int
 ) -> UserTower:
     """Returns the tower that `kind` names: id, history or id+history."""
     num_users = len(histories.lengths)
     if kind == "id":
-        return UserIdTower(num_users, dim, l2, seed)
+        return UserIdTower(num_users, dim, seed)
     if kind == "history":
-        return HistoryTower(histories, num_items, dim, num_drawn, l2, seed + 2)
-    id_tower = UserIdTower(num_users, dim, 0.0, seed)
-    return IdAndHistoryTower(id_tower, HistoryTower(histories, num_items, dim, num_drawn, 0.0, seed + 2), id_dropout, l2)
+        return HistoryTower(histories, num_items, dim, num_drawn, seed + 2)
+    id_tower = UserIdTower(num_users, dim, seed)
+    return IdAndHistoryTower(id_tower, HistoryTower(histories, num_items, dim, num_drawn, seed + 2), id_dropout)
 
 
 def mean_of(vectors: tf.Variable, items: tf.Tensor, row: tf.Tensor, num_rows: tf.Tensor) -> tf.Tensor:

@@ -72,6 +72,14 @@ def _last_of_each(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
     return last
 
 
+def some_users(rows: TrainingRows, most_rows: int, seed: int) -> np.ndarray:
+    """Returns [n] bool: the rows of some users, by a hash, about `most_rows` where there are more."""
+    if most_rows >= len(rows.user):
+        return np.ones(len(rows.user), bool)
+    chosen = hash_ids(rows.user_ids, 2 * seed + 4) < most_rows / len(rows.user) * 2.0**64
+    return chosen[rows.user]
+
+
 class Validation(NamedTuple):
     """Users to validate on, a sample where there are many.
 
