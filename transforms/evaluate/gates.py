@@ -64,17 +64,17 @@ def way_on(name: str, allow: str | None) -> str:
     return f"if that is meant, run the same command again with {f'{allow} or ' if allow else ''}{force}"
 
 
-def ways_on(gates: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns flags with which all gates would have passed, given the gates as a manifest keeps them.
+def ways_on(gates: Mapping[str, Gate]) -> list[str]:
+    """Returns flags with which all gates would have passed, given the gates by name.
 
     Where several gates name the same flag, the value is the one that is enough for all of them.
     """
     limits: dict[str, str] = {}
     forced = []
     for name, gate in gates.items():
-        if gate["status"] != FAILED:
+        if gate.status != FAILED:
             continue
-        flag, _, value = (gate.get("allow") or "").partition(" ")
+        flag, _, value = (gate.allow or "").partition(" ")
         if not flag:
             forced.append(f"--force {name}=REASON")
         elif flag in limits:
