@@ -16,8 +16,9 @@ from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Reports, Stage
 from pipelines.stages.lists import check_same_lists, items_of, reads_of
 from schemas.manifest import StageManifest, fingerprint_of, users_of
-from schemas.release import read_latest, read_release
-from schemas.storage import join, list_files
+from schemas.release import read_latest, read_named, read_release
+from schemas.storage import WrittenFile, exists, join, list_files
+from schemas.stored import check_file
 from schemas.workspace import Workspace
 from transforms.evaluate.describe_table import DescribeTable
 from transforms.evaluate.judge import BucketFiles, JudgeTable
@@ -107,6 +108,25 @@ def _users_of(
     return tuple(file["path"] for file in files), fingerprint_of([[file["path"], file["sha256"]] for file in files]), None
 
 
+def check_last(workspace: Workspace, last: LastTable) -> None:
+    """Makes sure that the files of the table that is to be replaced, and of its users, are as they were written.
+
+    Raises:
+      InputError: naming the first that is not, and how to go on without it.
+    """
+    if not exists(join(workspace.root, workspace.release_manifest(last.release))):
+        return  # It is not served any more, and was deleted: nothing tells what its files were.
+    release = read_named(workspace, last.release)
+    written = {file["path"]: file for file in (*release["topk"], *(release["stages"]["ingest"].get("files") or ()))}
+    repair = (
+        f"what is made now is compared with release {last.release}: restore that file from a copy, serve another release with "
+        f"python -m pipelines.releases rollback --output {workspace.root}, or delete {workspace.latest} to compare with nothing"
+    )
+    for path in (*last.topk, *last.users):
+        if path in written:
+            check_file(join(workspace.root, path), WrittenFile(**written[path]), repair)
+
+
 def stage(
     settings: Settings,
     done: Mapping[str, StageManifest],
@@ -167,6 +187,7 @@ def stage(
         inputs={name: done[name] for name in ("ingest", "lists", "embed", "recommend")},
         reads={**reads_of(done, "items"), "embed": ["embeddings"], "recommend": ["topk"]},
         job=job,
+        prove=lambda: check_last(Workspace(root), last) if last else None,
         build=build,
     )
 
