@@ -69,7 +69,7 @@ def test_a_check_says_what_came_in_and_what_would_be_done(tmp_path: Path, capsys
     assert run_command(run.main, [*QUICK, *flags, "--check", "--reuse_model_from=LATEST"]) == OK
     said = capsys.readouterr().out
     assert f"train kept from release {json.loads(latest)['release']}" in said
-    assert "1 of 1 ids are known (100 %)" in said
+    assert "1 of 1 id is known (100 %)" in said
     assert "rating is not a number: 1" in said
     assert "nothing was trained or published" in said
 

@@ -173,10 +173,8 @@ def test_ids_of_the_lists_are_counted(tmp_path: Path, capsys: pytest.CaptureFixt
     assert made.metrics["users_without_ratings"] == 2
     assert made.metrics["exclusions_of_unknown_users"] == 1
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
-    assert any("ids of --block_items: in the catalogue, 1 of 3 ids are known (33.3 %)" in each for each in warned)
-    assert any(
-        "1 of 4 rows of the served users have white space around their user_id, such as 'u2 '" in each for each in warned
-    )
+    assert any("ids of --block_items: in the catalogue, 1 of 3 ids is known (33.3 %)" in each for each in warned)
+    assert any("1 of 4 rows of the served users has white space around its user_id, such as 'u2 '" in each for each in warned)
 
 
 def test_users_who_all_are_new_are_served(tmp_path: Path) -> None:
