@@ -23,6 +23,7 @@ from schemas.workspace import Workspace
 from tests.made_releases import write_release
 from tests.memory_filesystem import FILES, MemoryFileSystem
 from tests.test_releases import TABLE, ask
+from transforms.ingest.sources import resolve_ratings
 
 
 class HttpError(Exception):
@@ -109,6 +110,19 @@ def test_no_answer_is_an_error_that_names_the_path(memory_root: str, fail: Fail,
     assert verdict_on(raised.value) == (FAULT, [said])
     in_worker = RuntimeError(f"schemas.errors.ReadRefused: {said} [while running 'ReadFile']")
     assert verdict_on(in_worker) == (FAULT, [said])
+
+
+@pytest.mark.parametrize("call", ["exists", "_list", "open", "checksum", "metadata"])
+@pytest.mark.parametrize("error", REFUSED, ids=repr)
+def test_a_source_that_its_storage_does_not_describe_is_an_error_that_names_it(
+    memory_root: str, fail: Fail, error: Exception, call: str
+) -> None:
+    write_file(memory_root, "r.csv", b"user_id,item_id\na,b\n")
+    path = join(memory_root, "r.csv")
+    assert resolve_ratings(path).files
+    fail(error, calls=(call,))
+    with pytest.raises(ReadRefused, match=f"cannot read {path}"):
+        resolve_ratings(path)
 
 
 @pytest.mark.parametrize("error", ABSENT, ids=repr)
