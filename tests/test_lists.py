@@ -140,7 +140,7 @@ def test_a_missing_list_is_said_before_anything_is_read(tmp_path: Path, capsys: 
         ("block_items", ["item_id", "why"], [("1", "a"), ("", "b")], "has a row without an item_id (position"),
         ("block_items", ["item_id", "why"], [("1", "a"), ("2",)], "cannot be read (line has the wrong number of columns): '2'"),
         ("block_items", ["item_id"], [(each,) for each in range(9)], "no item of the catalogue (9 items) may be recommended"),
-        ("exclude", ["user_id", "item_id"], [("u1", "1"), ("u2", "")], "1 of 2 rows of the exclusions were rejected: item_id"),
+        ("exclude", ["user_id", "item_id"], [("u1", "1"), ("u2", "")], "1 of 2 rows of the exclusions was rejected: item_id"),
     ],
 )
 def test_a_list_that_does_not_fit_is_a_mistake_before_training(

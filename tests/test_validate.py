@@ -334,6 +334,12 @@ def test_a_bearable_share_of_rejected_rows_is_borne():
     assert text.endswith("or raise --max_rejected_fraction (now 0.6)")
 
 
+def test_large_numbers_of_rejected_rows_are_grouped():
+    reason = {"count": 135_080, "position": 0, "source": "r.csv", "example": {"item_id": "i"}}
+    text = message({"rows": 541_909, "reasons": {"user_id is missing": reason}})
+    assert text.startswith("135,080 of 541,909 rows of the ratings were rejected: user_id is missing (135,080); for example")
+
+
 def test_nothing_left_is_refused_whatever_the_fraction():
     assert "hold no rows" in message({"rows": 0, "reasons": {}}, 1)
     block = raw(timestamp=[881250949000, 881250949001])

@@ -139,13 +139,13 @@ def check_rejected(summary: Summary, max_rejected_fraction: float, dataset: str 
     if rejected < rows and rejected <= max_rejected_fraction * rows:
         return
     commonest = sorted(summary["reasons"].items(), key=lambda item: (-item[1]["count"], item[0]))
-    counts = ", ".join(f"{name} ({reason['count']})" for name, reason in commonest[:3])
+    counts = ", ".join(f"{name} ({reason['count']:,})" for name, reason in commonest[:3])
     first = commonest[0][1]
     shown = ", ".join(f"{name}={_shortened(value)}" for name, value in first["example"].items())
     repair = _repair(commonest[0][0], dataset)
     allowed = "" if rejected == rows else f", or raise --max_rejected_fraction (now {max_rejected_fraction:g})"
     raise InputError(
-        f"{rejected} of {counted(rows, 'row')} of the {dataset} were rejected: {counts}; "
+        f"{rejected:,} of {counted(rows, 'row')} of the {dataset} {'was' if rejected == 1 else 'were'} rejected: {counts}; "
         f"for example {shown or 'an empty row'} in {first['source']}: {repair}{allowed}"
     )
 
