@@ -103,6 +103,13 @@ class MergeSummaries(beam.CombineFn):
         return accumulator
 
 
+_WRITTEN_AS = {
+    "timestamp is not a time": "times as Unix seconds, or as 2026-01-31 09:30:00",
+    "rating is not a number": "numbers with a point, as 3.5",
+}
+"""How what cannot be read should be written, by the reason why it is rejected."""
+
+
 def _repair(reason: str, dataset: str) -> str:
     """Says what to do about the commonest reason."""
     flag = {"ratings": "--columns", "items": "--item_columns"}.get(dataset, "--list_columns")
@@ -118,6 +125,8 @@ def _repair(reason: str, dataset: str) -> str:
     if reason == "rating is out of range":
         return "widen --rating_range"
     role = reason.split()[0]
+    if reason in _WRITTEN_AS:
+        return f"write {_WRITTEN_AS[reason]}, or name the right column with {flag} {role}=NAME"
     return f"check that {flag} {role}=NAME names the right column"
 
 
