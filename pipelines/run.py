@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       GatesFailed: if the table must not be published.
     """
-    settings, options = prepare(argv, str(__doc__))
+    settings, options = prepare(argv, str(__doc__), can_check=True)
     started = time.monotonic()
     if settings.check:
         with telling_programs(settings):
