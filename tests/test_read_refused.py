@@ -224,6 +224,20 @@ def test_nothing_is_deleted_while_the_storage_does_not_say_what_is_needed(
     assert {path for path in FILES if "/leases/" not in path} == {path for path in before if "/leases/" not in path}
 
 
+def test_a_file_that_the_storage_does_not_give_is_not_taken_for_an_altered_one(
+    memory_root: str, fail: Fail, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, _ = (write_release(memory_root, day, TABLE) for day in (1, 2))
+    before = dict(FILES)
+    fail(HttpError(503), "/topk/", calls=("open",))
+    for command in (["verify", old["release"]], ["rollback"]):
+        assert run_command(releases.main, [*command, f"--output={memory_root}"]) == FAULT
+        said = capsys.readouterr().err
+        assert "/topk/part-000000.parquet (HttpError: HTTP 503): wait until the storage answers" in said
+        assert "damaged" not in said
+    assert FILES["memory://bucket/output/LATEST"] == before["memory://bucket/output/LATEST"]
+
+
 def test_a_lease_that_cannot_be_read_is_not_taken_for_ended(memory_root: str, fail: Fail) -> None:
     workspace = Workspace(memory_root)
     write_file(memory_root, workspace.lease("a"), b"{}")
