@@ -17,7 +17,7 @@ from pipelines.job.publishing import JobStages, Outcome
 from pipelines.lifecycle.lookup import Published, list_of, open_release
 from schemas.release_manifest import CarriedLists, Gate, Release
 from schemas.storage import join
-from schemas.words import counted
+from schemas.words import are, counted
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
 from transforms.evaluate.gates import ways_on
@@ -203,7 +203,8 @@ def counts_line(metrics: Mapping[str, Any]) -> str:
         words.append(f"recall of ScaNN against exact search {recall['mean']:.4f} ± {recall['standard_error']:.4f}")
     words.append(f"{counted(metrics['rows_researched'], 'row')} searched again, {metrics['rows_exact']:,} exactly")
     if metrics["lists_short_of_k"]:
-        words.append(f"{metrics['lists_short_of_k']:,} lists are shorter than k: no more items are eligible")
+        short = metrics["lists_short_of_k"]
+        words.append(f"{counted(short, 'list')} {are(short)} shorter than k: no more items are eligible")
     return "; ".join(words)
 
 
