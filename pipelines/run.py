@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       GatesFailed: if the table must not be published.
     """
-    job, options = prepare(argv, str(__doc__))
+    job, options = prepare(argv, str(__doc__), can_check=True)
     settings = job.settings
     started = time.monotonic()
     if settings.check:

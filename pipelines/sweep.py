@@ -15,7 +15,7 @@ from pipelines.engine.lease import LeaseHolder
 from pipelines.engine.progress import Progress
 from pipelines.engine.stage import Chain, run_stage
 from pipelines.job import finished
-from pipelines.job.prepare import Job
+from pipelines.job.prepare import Job, refuse_check
 from pipelines.stages import ingest
 from pipelines.stages.sweep import plan, read_trials
 from schemas.errors import InputError
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     """Sweeps, and prints the best trials and what to do with the winner."""
     settings, options = parse_command(argv, str(__doc__))
     logs.configure(settings.verbose)
+    refuse_check(settings)
     if settings.reuse_model_from:
         raise InputError("a sweep trains, and --reuse_model_from keeps a model: leave --reuse_model_from out")
     read_trials(settings.sweep, settings.training)  # A mistake in them should not wait for the ratings to be read.

@@ -100,7 +100,16 @@ _MANIFEST = {
             "stages": _STAGES,
         }
     ),
-    "gates": Each({"status": str, "reason": str, "forced": Maybe(str)}),
+    "gates": Each(
+        {
+            "status": str,
+            "reason": str,
+            "value": Maybe(float),
+            "limit": Maybe(float),
+            "forced": Maybe(str),
+            "allow": Maybe(str),
+        }
+    ),
     "compared_with": Maybe(
         {"release": NAME, "digest": NAME, "k": AtLeast(1), "num_buckets": AtLeast(1), "topk": [TOPK]}
         | {"users": Maybe([FILE_OF_ATTEMPT]), "users_digest": Maybe(str), "users_gone": Maybe(str)},
@@ -127,6 +136,29 @@ _TABLE = {
     "recommend": {"settings": {"k": AtLeast(1)}},
 }
 """Of the stages that every release has: what readers of its table go by."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The verdict of one gate.
+
+    Attributes:
+      name: the gate's.
+      status: 'passed', 'failed', 'forced' (it failed, and was overridden) or 'skipped' (it does not apply).
+      value: what was found, where there is one number for it.
+      limit: what it is compared with.
+      reason: what was found and by which rule; where it failed, the repair; where it was skipped, why.
+      forced: why it was overridden.
+      allow: where it failed, the flag and the value with which it would have passed, if there is one.
+    """
+
+    name: str
+    status: str
+    value: float | None
+    limit: float | None
+    reason: str
+    forced: str | None = None
+    allow: str | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +287,7 @@ class Release:
     metrics: Mapping[str, Any]
     stages: Mapping[str, StageManifest]
     evaluated: Evaluated | None
-    gates: Mapping[str, Mapping[str, Any]]
+    gates: Mapping[str, Gate]
     compared_with: LastTable | None
     before: Before | None
     base: CarriedLists | None
@@ -300,7 +332,7 @@ def release_in(manifest: Mapping[str, Any]) -> Release:
         metrics=manifest["metrics"],
         stages=_stages_in(manifest["stages"]),
         evaluated=known and _evaluated_in(known),
-        gates=manifest["gates"],
+        gates={name: _gate_in(name, gate) for name, gate in manifest["gates"].items()},
         compared_with=table and _table_in(table),
         before=last and _before_in(last),
         base=base and CarriedLists(**{each.name: base[each.name] for each in fields(CarriedLists)}),
@@ -308,6 +340,11 @@ def release_in(manifest: Mapping[str, Any]) -> Release:
         report=WrittenFile(**manifest["report"]) if manifest.get("report") else None,
         written=manifest,
     )
+
+
+def _gate_in(name: str, gate: Mapping[str, Any]) -> Gate:
+    known = {each: gate.get(each) for each in ("value", "limit", "forced", "allow")}
+    return Gate(name=name, status=gate["status"], reason=gate["reason"], **known)
 
 
 def _evaluated_in(known: Mapping[str, Any]) -> Evaluated:

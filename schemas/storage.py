@@ -116,6 +116,23 @@ def exists(path: str) -> bool:
         raise _refusal(path, error) from error
 
 
+def metadata_of(path: str) -> FileMetadata:
+    """Returns the path, size and time of change of a file that is there, whatever characters are in its name.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ReadRefused: if the storage does not say.
+    """
+    with _saying_what_is_not_read(path):
+        return FileSystems.get_filesystem(path).metadata(path)
+
+
+def checksum_of(path: str) -> str:
+    """Returns what a storage itself knows a file's contents by, such as an ETag; raises what `metadata_of` raises."""
+    with _saying_what_is_not_read(path):
+        return str(FileSystems.checksum(path))
+
+
 def list_files(pattern: str) -> list[FileMetadata]:
     """Returns the files that match a glob (path, size, time of change), by path; an empty list where there are none.
 

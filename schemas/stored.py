@@ -71,11 +71,14 @@ def checked_folder(root: str, files: Sequence[WrittenFile]) -> Iterator[Path]:
         yield Path(folder)
 
 
-def check_file(path: str, file: WrittenFile) -> None:
-    """Raises InputError if what is at `path` is missing or not what was written."""
-    with _saying_what_is_missing(path):
+_REPAIR = "delete the stage's folder and run it again"
+
+
+def check_file(path: str, file: WrittenFile, repair: str = _REPAIR) -> None:
+    """Raises InputError, with what to do about it, if what is at `path` is missing or not what was written."""
+    with _saying_what_is_missing(path, repair):
         found = sha256_of(path)
-    _check(path, file, found)
+    _check(path, file, found, repair)
 
 
 def _copy(path: str, target: Path) -> str:
@@ -89,18 +92,15 @@ def _copy(path: str, target: Path) -> str:
 
 
 @contextmanager
-def _saying_what_is_missing(path: str) -> Iterator[None]:
+def _saying_what_is_missing(path: str, repair: str = _REPAIR) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is missing or cannot be read ({error}): delete the stage's folder and run it again"
-        ) from error
+        raise InputError(f"{path} is missing or cannot be read ({error}): {repair}") from error
 
 
-def _check(path: str, file: WrittenFile, found: str) -> None:
+def _check(path: str, file: WrittenFile, found: str, repair: str = _REPAIR) -> None:
     if found != file.sha256:
         raise InputError(
-            f"{path} is not what was written (SHA-256 {found[:12]}…, the manifest says {file.sha256[:12]}…): "
-            "delete the stage's folder and run it again"
+            f"{path} is not what was written (SHA-256 {found[:12]}…, the manifest says {file.sha256[:12]}…): {repair}"
         )

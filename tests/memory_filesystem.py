@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from apache_beam.io.filesystem import BeamIOError, CompressedFile, CompressionTypes, FileMetadata, FileSystem
 
 FILES: dict[str, tuple[bytes, float]] = {}
+"""Threads share it, so whoever goes through it goes through a copy."""
 
 
 class _Upload(io.BytesIO):
@@ -43,7 +44,7 @@ class MemoryFileSystem(FileSystem):
         return False
 
     def _list(self, dir_or_prefix: str) -> Iterator[FileMetadata]:
-        for path, (data, changed) in sorted(FILES.items()):
+        for path, (data, changed) in sorted(FILES.copy().items()):
             if path.startswith(dir_or_prefix):
                 yield FileMetadata(path, len(data), changed)
 
@@ -88,8 +89,8 @@ class MemoryFileSystem(FileSystem):
 
     def delete(self, paths: list[str]) -> None:
         for path in paths:
-            for name in [each for each in FILES if each == path or each.startswith(f"{path.rstrip('/')}/")]:
-                del FILES[name]
+            for name in [each for each in FILES.copy() if each == path or each.startswith(f"{path.rstrip('/')}/")]:
+                FILES.pop(name, None)
 
 
 def matches(pattern: str) -> list[str]:

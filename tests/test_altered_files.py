@@ -141,7 +141,11 @@ def test_gc_deletes_no_stage_of_what_is_served_where_paths_were_altered(
         for folder in (stage["folder"].replace("/", "//", 1), f"./{stage['folder']}", join(root, stage["folder"])):
             altered = with_value(release, f"stages/{name}/folder", folder)
             rewrite(root, signed(altered) if is_signed else altered)
-            assert "nothing is deleted" in ask(capsys, "gc", f"--output={root}", NOW, code=MISTAKE)["error"]
+            error = ask(capsys, "gc", f"--output={root}", NOW, code=MISTAKE)["error"]
+            assert "nothing is deleted" in error
+            # It is served: whoever deletes its folder leaves a pointer to nothing.
+            assert "serve a release again with python -m pipelines.releases rollback" in error
+            assert "delete its folder" not in error
     rewrite(root, signed(release))
     assert files_below(root).keys() == before.keys()
 

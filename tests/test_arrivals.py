@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines.lifecycle.results import arrivals_table
 from schemas.manifest import StageManifest
-from schemas.release_manifest import PASSED, Before, Evaluated, Release
+from schemas.release_manifest import PASSED, Before, Evaluated, Gate, Release
 from schemas.storage import WrittenFile
 from transforms.evaluate.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
 from transforms.evaluate.gates import ways_on
@@ -119,8 +119,8 @@ def test_quality_and_volume_are_drawn_release_by_release_and_what_is_not_known_i
 
 
 def test_the_ways_on_are_enough_for_all_gates_at_once() -> None:
-    def gate(allow: str | None, status: str = "failed") -> dict[str, Any]:
-        return {"status": status, "allow": allow}
+    def gate(allow: str | None, status: str = "failed") -> Gate:
+        return Gate("", status, None, None, "", allow=allow)
 
     gates = {
         "users": gate("--max_shrink 0.2"),
@@ -130,7 +130,6 @@ def test_the_ways_on_are_enough_for_all_gates_at_once() -> None:
         "order": gate(None),
     }
     assert ways_on(gates) == ["--max_shrink 0.2", "--min_overlap 0.05", "--force order=REASON"]
-    assert ways_on({"old": {"status": "failed"}}) == ["--force old=REASON"], "a manifest of an earlier version"
 
 
 def test_the_table_of_what_came_in_fits_a_terminal_of_80_columns() -> None:

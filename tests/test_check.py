@@ -1,13 +1,15 @@
 """A check reads what a run would read, says what it would do, and leaves everything else alone."""
 
 import json
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from pipelines import run
+from pipelines import export, publish, run, sweep, tune
 from pipelines.cli.command import MISTAKE, OK, run_command
+from pipelines.job import single_stage
 from schemas.workspace import Workspace
 from tests.made_data import ratings, write_csv, write_items
 from tests.test_lists import STAGES, finished
@@ -69,7 +71,7 @@ def test_a_check_says_what_came_in_and_what_would_be_done(tmp_path: Path, capsys
     assert run_command(run.main, [*QUICK, *flags, "--check", "--reuse_model_from=LATEST"]) == OK
     said = capsys.readouterr().out
     assert f"train kept from release {json.loads(latest)['release']}" in said
-    assert "1 of 1 ids are known (100 %)" in said
+    assert "1 of 1 id is known (100 %)" in said
     assert "rating is not a number: 1" in said
     assert "nothing was trained or published" in said
 
@@ -90,6 +92,17 @@ def test_a_check_fails_as_the_run_would(tmp_path: Path, capsys: pytest.CaptureFi
     assert said[0] == said[1]
     assert said[0].startswith("the only one of the ids of --block_items, 'x', is not in the catalogue")
     assert not Workspace(f"{tmp_path}/out").finished("train")
+
+
+@pytest.mark.parametrize("command", [tune.main, sweep.main, export.main, publish.main, single_stage.stage_command("train")])
+def test_no_command_that_cannot_check_does_its_work_instead(
+    command: Callable[[Sequence[str]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ratings_file = write_csv(tmp_path / "r.csv", HEADER, ratings())
+    assert run_command(command, [*QUICK, f"--ratings={ratings_file}", f"--output={tmp_path}/out", "--check"]) == MISTAKE
+    error = capsys.readouterr().err
+    assert "--check looks at a whole job: give it to python -m pipelines.run, or leave it out" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_check_of_a_job_that_refits_reads_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

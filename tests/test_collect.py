@@ -179,6 +179,42 @@ def test_a_lease_is_written_again_while_its_holder_works(root: str, monkeypatch:
     assert read_leases(workspace) == []
 
 
+class Unavailable(Exception):
+    """What the client of a storage raises: none of Python's own errors, nor of Beam's."""
+
+
+def test_a_lease_outlives_whatever_a_storage_says_for_a_while(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECS", 0.01)
+    workspace = Workspace(root)
+    refused, write = threading.Event(), lease.write_lease
+
+    def refuse(*arguments: Any) -> None:
+        refused.set()
+        raise Unavailable("503")
+
+    with LeaseHolder(workspace, "run") as held:
+        held.use(["stages/a"])
+        monkeypatch.setattr(lease, "write_lease", refuse)
+        assert refused.wait(30)
+        (before,) = read_leases(workspace)
+        monkeypatch.setattr(lease, "write_lease", write)
+        deadline = time.monotonic() + 30
+        while read_leases(workspace)[0].expires_at <= before.expires_at:
+            assert time.monotonic() < deadline, "the lease was never renewed"
+            time.sleep(0.01)
+    assert read_leases(workspace) == []
+
+
+def test_a_lease_that_cannot_be_ended_makes_no_failure_of_what_was_done(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise Unavailable("503")
+
+    with LeaseHolder(Workspace(root), "run") as held:
+        held.use(["stages/a"])
+        monkeypatch.setattr(lease, "delete", refuse)
+    assert len(read_leases(Workspace(root))) == 1
+
+
 def test_whoever_starts_to_use_what_is_just_being_deleted_waits_and_finds_it_gone(
     root: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,7 @@ def test_headers(data, names, rest):
         (b"\n\na,b\n", "its first line is"),
         (b'a,"b\n1,2\n', "its quotes closed"),
         (b"a," * 200_000, "no header that ends within"),
+        (b'a,"b"c\n1,2\n', "has a header that is not CSV .*: correct its first line, 'a,\"b\"c'"),
         ("a,b\n".encode("utf-16"), "is UTF-16"),
     ],
 )

@@ -219,7 +219,7 @@ def write_sources(folder: Path) -> None:
 
 def shell(folder: Path, command: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}"}
-    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +339,7 @@ def test_what_is_not_run_takes_the_flags_that_the_pages_give_it() -> None:
         "    else:\n"
         "        raise AssertionError(name)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     helps = dict(each.split("\n", 1) for each in done.stdout.split("MODULE ")[1:])
     ours = {f"--{name}" for name in ShortlistOptions([]).get_all_options()}

@@ -322,7 +322,9 @@ def test_a_list_of_nobody_else_is_no_error_and_ratings_of_nobody_else_are(
     assert (done.rows("users"), done.metrics["served_users_forgotten"]) == (1, 1)
     forget(str(tmp_path / "out"), items=["x"])
     ingest(tmp_path / "out", *flags, code=MISTAKE)
-    assert "nothing to train on: 3 ratings are of users or items that are to be forgotten" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "nothing to train on: 3 ratings are of users or items that are to be forgotten" in error
+    assert "give ratings of others too, or end that with python -m pipelines.releases forget --remember" in error
 
 
 def test_what_was_read_before_is_not_built_on(sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

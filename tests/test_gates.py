@@ -169,7 +169,7 @@ def test_a_good_table_passes_every_gate_and_json_holds_the_verdicts() -> None:
         (
             table(histories={"users_then": 99, "users_in_both": 0, "mean_kept": 0.0}),
             "histories",
-            ["none of the 99 users who had rated something in release R1 is there any more", "--min_history_kept 0 or"],
+            ["nobody of 99 users who had rated something in release R1 is there any more", "--min_history_kept 0 or"],
         ),
         (
             replace(table(histories=None), last=replace(LAST, users_gone="stages/x/users/a.parquet is gone")),
@@ -200,6 +200,11 @@ def test_a_good_table_passes_every_gate_and_json_holds_the_verdicts() -> None:
             came(repeated=(5_000, 9_995)),
             "repeated",
             ["5,000 of 9,995 ratings repeat another one of the same user and item (0.5003)", "it was 0.0100", "loaded twice"],
+        ),
+        (
+            table(users=1, lists_short=0),
+            "users",
+            ["there is 1 user, in release R1 there were 100; at most 0.1", "--max_shrink"],
         ),
         (table(users=89), "users", ["there are 89 users, in release R1 there were 100; at most 0.1", "--max_shrink"]),
         (

@@ -81,7 +81,9 @@ def test_blocks_add_up_in_any_order(parts: list[list[str]]) -> None:
     [
         (["1", "2.0"], []),
         (["1.0", "2.0"], ["every item_id of the items ends in .0: ids are text, and 1.0 is another id than 1"]),
-        (["a", "a "], ["1 of 2 rows of the items have white space around their item_id, such as 'a ': it is kept"]),
+        (["a", "a "], ["1 of 2 rows of the items has white space around its item_id, such as 'a ': it is kept"]),
+        (["a ", "a "], ["2 of 2 rows of the items have white space around their item_id, such as 'a ': it is kept"]),
+        (["a "], ["1 of 1 row of the items has white space around its item_id, such as 'a ': it is kept"]),
         ([], []),
     ],
 )

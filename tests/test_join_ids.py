@@ -93,7 +93,7 @@ def test_sets_are_joined_by_name(num_partitions: int) -> None:
         assert joined["rated"]["share"] == 1 / 3
         assert joined["empty"]["share"] is None
         words = in_words(joined["rated"])
-        assert "1 of 3 ids are known (33.3 %)" in words
+        assert "1 of 3 ids is known (33.3 %)" in words
         assert "2 of 2 unknown ids that were looked at differ in spelling alone, such as '1.0' and '1'" in words
 
     with TestPipeline("FnApiRunner") as pipeline:

@@ -140,7 +140,7 @@ def test_a_missing_list_is_said_before_anything_is_read(tmp_path: Path, capsys: 
         ("block_items", ["item_id", "why"], [("1", "a"), ("", "b")], "has a row without an item_id (position"),
         ("block_items", ["item_id", "why"], [("1", "a"), ("2",)], "cannot be read (line has the wrong number of columns): '2'"),
         ("block_items", ["item_id"], [(each,) for each in range(9)], "no item of the catalogue (9 items) may be recommended"),
-        ("exclude", ["user_id", "item_id"], [("u1", "1"), ("u2", "")], "1 of 2 rows of the exclusions were rejected: item_id"),
+        ("exclude", ["user_id", "item_id"], [("u1", "1"), ("u2", "")], "1 of 2 rows of the exclusions was rejected: item_id"),
     ],
 )
 def test_a_list_that_does_not_fit_is_a_mistake_before_training(
@@ -173,10 +173,8 @@ def test_ids_of_the_lists_are_counted(tmp_path: Path, capsys: pytest.CaptureFixt
     assert made.metrics["users_without_ratings"] == 2
     assert made.metrics["exclusions_of_unknown_users"] == 1
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
-    assert any("ids of --block_items: in the catalogue, 1 of 3 ids are known (33.3 %)" in each for each in warned)
-    assert any(
-        "1 of 4 rows of the served users have white space around their user_id, such as 'u2 '" in each for each in warned
-    )
+    assert any("ids of --block_items: in the catalogue, 1 of 3 ids is known (33.3 %)" in each for each in warned)
+    assert any("1 of 4 rows of the served users has white space around its user_id, such as 'u2 '" in each for each in warned)
 
 
 def test_users_who_all_are_new_are_served(tmp_path: Path) -> None:

@@ -277,5 +277,5 @@ def test_who_waited_for_a_load_that_failed_loads_again() -> None:
     let_go.set()
     for thread in threads:
         thread.join(30)
-    assert found == ["altered", 0]
+    assert sorted(map(str, found)) == ["0", "altered"]  # Whichever thread comes to say so first.
     assert loads == [0, 0]

@@ -23,6 +23,7 @@ from schemas.workspace import Workspace
 from tests.made_releases import write_release
 from tests.memory_filesystem import FILES, MemoryFileSystem
 from tests.test_releases import TABLE, ask
+from transforms.ingest.sources import resolve_ratings
 
 
 class HttpError(Exception):
@@ -109,6 +110,19 @@ def test_no_answer_is_an_error_that_names_the_path(memory_root: str, fail: Fail,
     assert verdict_on(raised.value) == (FAULT, [said])
     in_worker = RuntimeError(f"schemas.errors.ReadRefused: {said} [while running 'ReadFile']")
     assert verdict_on(in_worker) == (FAULT, [said])
+
+
+@pytest.mark.parametrize("call", ["exists", "_list", "open", "checksum", "metadata"])
+@pytest.mark.parametrize("error", REFUSED, ids=repr)
+def test_a_source_that_its_storage_does_not_describe_is_an_error_that_names_it(
+    memory_root: str, fail: Fail, error: Exception, call: str
+) -> None:
+    write_file(memory_root, "r.csv", b"user_id,item_id\na,b\n")
+    path = join(memory_root, "r.csv")
+    assert resolve_ratings(path).files
+    fail(error, calls=(call,))
+    with pytest.raises(ReadRefused, match=f"cannot read {path}"):
+        resolve_ratings(path)
 
 
 @pytest.mark.parametrize("error", ABSENT, ids=repr)
@@ -208,6 +222,20 @@ def test_nothing_is_deleted_while_the_storage_does_not_say_what_is_needed(
     assert "HTTP 503" in said
     assert "run the same command again" in said
     assert {path for path in FILES if "/leases/" not in path} == {path for path in before if "/leases/" not in path}
+
+
+def test_a_file_that_the_storage_does_not_give_is_not_taken_for_an_altered_one(
+    memory_root: str, fail: Fail, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, _ = (write_release(memory_root, day, TABLE) for day in (1, 2))
+    before = dict(FILES)
+    fail(HttpError(503), "/topk/", calls=("open",))
+    for command in (["verify", old["release"]], ["rollback"]):
+        assert run_command(releases.main, [*command, f"--output={memory_root}"]) == FAULT
+        said = capsys.readouterr().err
+        assert "/topk/part-000000.parquet (HttpError: HTTP 503): wait until the storage answers" in said
+        assert "damaged" not in said
+    assert FILES["memory://bucket/output/LATEST"] == before["memory://bucket/output/LATEST"]
 
 
 def test_a_lease_that_cannot_be_read_is_not_taken_for_ended(memory_root: str, fail: Fail) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from schemas.manifest import as_json
-from schemas.release_manifest import CarriedLists, LastTable, release_in
+from schemas.release_manifest import CarriedLists, Gate, LastTable, release_in
 from schemas.storage import WrittenFile
 from tests.made_releases import write_release
+from transforms.evaluate.gates import ways_on
 
 TABLE = {"u1": ["a"], "u2": ["b"]}
 
@@ -46,6 +47,12 @@ def test_what_may_be_missing_is_none_and_what_is_there_is_typed(manifest: dict[s
     assert [name for name, _ in release.all_stages] == ["ingest", "train", "recommend", "train"]
 
 
+def test_a_gate_of_an_earlier_version_says_less(manifest: dict[str, Any]) -> None:
+    old = release_in(manifest | {"gates": {"old": {"status": "failed", "reason": "so"}}}).gates
+    assert old == {"old": Gate("old", "failed", None, None, "so")}
+    assert ways_on(old) == ["--force old=REASON"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -54,6 +61,7 @@ def test_what_may_be_missing_is_none_and_what_is_there_is_typed(manifest: dict[s
         ({"topk": [{"path": "x"}]}, "topk.0.path must be"),
         ({"evaluated": None}, "metrics.quality is missing"),
         ({"base": {"release": "r"}}, "base.users is missing"),
+        ({"gates": {"quality": {"status": "passed"}}}, "gates.quality.reason is missing"),
     ],
 )
 def test_what_is_not_as_it_must_be_is_named(manifest: dict[str, Any], change: dict[str, Any], message: str) -> None:

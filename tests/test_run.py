@@ -458,6 +458,19 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
             ],
             "since 90% of the ratings or more have one and the same time, the earliest: check that the timestamp column has",
         ),
+        "one time, and none below --min_rating": (
+            [f"--ratings={folder / 'once.csv'}", "--split=temporal", "--min_rating=1"],
+            "since 90% of the ratings or more have one and the same time, the earliest: check that the timestamp column has",
+        ),
+        "one time, and some below --min_rating": (
+            [
+                f"--ratings={write_csv(folder / 'two.csv', header, [(f'u{i}', f'i{i % 3}', i % 2, 5) for i in range(9)])}",
+                "--split=temporal",
+                "--min_rating=1",
+            ],
+            "5 ratings are below --min_rating, 4 positives are held out by --split temporal --holdout 0.1: lower --min_rating, "
+            "or, if most ratings have one and the same time, check the timestamp column (--columns timestamp=NAME), or",
+        ),
         "unknown dataset": (["--ratings=tfds:movielenz/100k-ratings"], "did you mean movielens"),
         "k of 0": ([f"--ratings={good}", "--k=0"], "k must be at least 1, got 0"),
         "all rejected": (
@@ -474,7 +487,10 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "corrupt Parquet": ([f"--ratings={parquet}"], "is damaged, or not Parquet"),
         "output in the way": ([f"--ratings={good}", f"--output={unwritable}/out"], "cannot be written"),
-        "min_rating above all": ([f"--ratings={good}", "--min_rating=99"], "ratings are below --min_rating"),
+        "min_rating above all": (
+            [f"--ratings={good}", "--min_rating=99"],
+            "ratings are below --min_rating, 0 positives are held out by --split random --holdout 0.2: lower --min_rating",
+        ),
         "output like a pattern": ([f"--ratings={good}", f"--output={folder}/out*"], "means a pattern in a path"),
         "unknown flag": ([f"--ratings={good}", "--num_shard=2"], "did you mean --num_shards"),
     }

@@ -192,6 +192,8 @@ def test_words_that_yaml_takes_for_true_and_false_are_values(tmp_path: Path) -> 
         ("k: 5\nseed: 1\nk: 6", "the config .*job.yaml has k twice, on lines 1 and 3: keep one"),
         ("columns:\n  user_id: a\n  user_id: b", "the config .*job.yaml has user_id twice, on lines 2 and 3: keep one"),
         ('refit: "yes"', "refit in the config .*job.yaml is true or false, got 'yes': write refit: true, without quotes"),
+        ('refit: "no"', "refit in the config .*job.yaml is true or false, got 'no': write refit: false, without quotes"),
+        ("refit: 0", "refit in the config .*job.yaml is true or false, got 0: write refit: false, without quotes"),
         ("refit: 1", "refit in the config .*job.yaml is true or false, got 1: write refit: true"),
     ],
 )

@@ -400,6 +400,12 @@ def test_a_file_of_another_format_than_its_name_says_is_told_its_right_name(tmp_
         ("r.csv", "user_id\titem_id\trating", "has a tab: if that is what separates its columns, rename it to end in .tsv"),
         ("r.tsv", "user_id,item_id,rating", "has a comma: if that is what separates its columns, rename it to end in .csv"),
         ("r.csv", "user_id|item_id|rating", "has a bar: if that is what separates its columns, write it again with commas"),
+        (
+            "r.csv",
+            '"user_id";"item_id";"rating"',
+            """its only column, '"user_id";"item_id";"rating"', has a semicolon: if that is what separates its""",
+        ),
+        ("r.csv", '"user_id"\t"item_id"', "has a tab: if that is what separates its columns, rename it to end in .tsv"),
     ],
 )
 def test_another_delimiter_is_named(tmp_path, name, header, expected):

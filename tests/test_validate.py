@@ -334,6 +334,28 @@ def test_a_bearable_share_of_rejected_rows_is_borne():
     assert text.endswith("or raise --max_rejected_fraction (now 0.6)")
 
 
+@pytest.mark.parametrize(
+    ("reason", "repair"),
+    [
+        (
+            "timestamp is not a time",
+            "write times as Unix seconds, or as 2026-01-31 09:30:00, or name the right column with --columns",
+        ),
+        ("rating is not a number", "write numbers with a point, as 3.5, or name the right column with --columns rating=NAME"),
+        ("user_id is missing", "check that --columns user_id=NAME names the right column"),
+    ],
+)
+def test_the_repair_fits_the_commonest_reason(reason, repair):
+    found = {"count": 9, "position": 0, "source": "r.csv", "example": {"timestamp": "03/01/2013"}}
+    assert repair in message({"rows": 10, "reasons": {reason: found}})
+
+
+def test_large_numbers_of_rejected_rows_are_grouped():
+    reason = {"count": 135_080, "position": 0, "source": "r.csv", "example": {"item_id": "i"}}
+    text = message({"rows": 541_909, "reasons": {"user_id is missing": reason}})
+    assert text.startswith("135,080 of 541,909 rows of the ratings were rejected: user_id is missing (135,080); for example")
+
+
 def test_nothing_left_is_refused_whatever_the_fraction():
     assert "hold no rows" in message({"rows": 0, "reasons": {}}, 1)
     block = raw(timestamp=[881250949000, 881250949001])

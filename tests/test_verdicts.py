@@ -17,7 +17,7 @@ from schemas.forgotten import Forgotten, write_forgotten
 from schemas.release import Withdrawal, find_withdrawals, write_withdrawal
 from schemas.storage import join, read_bytes, read_json
 from schemas.workspace import Workspace
-from tests.made_data import write_items, write_ratings
+from tests.made_data import ratings, with_flags, write_csv, write_items, write_ratings
 from tests.made_releases import write_release
 from tests.test_publish import QUICK
 from tests.test_releases import ask, overwrite, table_of
@@ -147,6 +147,46 @@ def test_what_a_newer_program_wrote_is_not_written_over(job: Job, capsys: pytest
     assert run_command(run.main, [*flags, A]) == MISTAKE
     assert "schema version 99" in capsys.readouterr().err
     assert path.read_bytes() == before
+
+
+def overwritten(path: Path) -> None:
+    """Changes a byte of a file, and not its size."""
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 255
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "change", "damage"),
+    [
+        ("topk", overwritten, "is not what was written"),
+        ("topk", Path.unlink, "is missing or cannot be read"),
+        ("users", overwritten, "is not what was written"),
+    ],
+)
+def test_nothing_is_compared_with_files_of_the_last_release_that_are_not_as_written(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str], dataset: str, change: Callable[[Path], Any], damage: str
+) -> None:
+    output, flags = job
+    first, second = names(output)
+    stage = manifest_of(output, second)["stages"]["ingest" if dataset == "users" else "recommend"]
+    (path,) = (output / stage["folder"] / dataset).glob("part-000000.parquet")
+    before = path.read_bytes()
+    change(path)
+    rows = [*ratings(), ("u3", "i30", 4.0, 1_600_000_001)]  # The files of the users are others tomorrow.
+    tomorrow = write_csv(tmp_path / "tomorrow.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
+    flags = with_flags(flags, f"--ratings={tomorrow}", "--k=8", "--min_overlap=0", "--max_quality_drop=1")
+    capsys.readouterr()
+    assert run_command(run.main, flags) == MISTAKE
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{path} {damage}" in error
+    assert f"what is made now is compared with release {second}: restore that file from a copy, serve another release" in error
+    assert served(output) == second
+    if dataset == "topk":
+        assert ask(capsys, "rollback", f"--output={output}")["latest"] == first
+    else:
+        path.write_bytes(before)
+    assert run_command(run.main, flags) == OK
 
 
 STEPS = ("report_of", "write_json")

@@ -86,6 +86,10 @@ _WORDS = {"recency": ("on", "off"), "tune_soar": ("yes", "no")}
 """Values that YAML takes for true and false."""
 
 
+_NO = ("no", "n", "off", "false", "f", "0", "")
+"""What people write for false where YAML sees a text or a number."""
+
+
 _INSTEAD_OF_LIST = {
     **dict.fromkeys(("ratings", "items", "users", "exclude", "block_items", "allow_items"), "name a folder or a glob"),
     **dict.fromkeys(("columns", "item_columns", "list_columns", "features"), "write it as a mapping"),
@@ -119,7 +123,9 @@ def flags_of_config(path: str, parser: argparse.ArgumentParser) -> list[str]:
         elif isinstance(value, bool):
             argv += [f"--{name}"] if value else []
         elif value is not None and action and action.nargs == 0:
-            raise InputError(f"{name} in the config {path} is true or false, got {value!r}: write {name}: true, without quotes")
+            meant = "false" if str(value).lower() in _NO else "true"
+            rule = f"{name} in the config {path} is true or false, got {value!r}"
+            raise InputError(f"{rule}: write {name}: {meant}, without quotes")
         elif isinstance(value, dict) and name == "force":
             argv += [f"--{name}={gate}={reason}" for gate, reason in value.items()]
         elif isinstance(value, dict) and any(isinstance(each, dict) for each in value.values()):

@@ -9,8 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 
-from apache_beam.io.filesystem import BeamIOError
-
 from pipelines.cli.logs import LOGGER
 from schemas.lease import Lease, living, read_leases, write_lease
 from schemas.storage import delete, join
@@ -91,7 +89,7 @@ class LeaseHolder:
                 self._write(lambda lease: lease, self._left_secs)
             else:
                 delete(join(self._workspace.root, self._workspace.lease(self._lease.lease)))
-        except (OSError, BeamIOError) as refused:  # It expires by itself.
+        except Exception as refused:  # It expires by itself.
             LOGGER.warning("the lease %s could not be ended (%s)", self._lease.lease, refused)
 
     def _others(self) -> list[Lease]:
@@ -110,5 +108,5 @@ class LeaseHolder:
         while not self._ended.wait(BEAT_SECS):
             try:
                 self._write(lambda lease: lease)
-            except (OSError, BeamIOError) as refused:
+            except Exception as refused:  # Whatever it is: a lease that is not renewed any more loses what it is on.
                 LOGGER.warning("the lease %s could not be renewed (%s); it is tried again", self._lease.lease, refused)

@@ -88,6 +88,7 @@ class Stage(Generic[StageJob]):
       reads: which datasets of each of them, where not all: what a stage does not read cannot make it run again.
       sources: the files from outside that it reads.
       job: what it works on.
+      prove: called before the stage begins; raises InputError if what it reads beside its inputs is not as it was written.
       check: given the metrics and the attempt's folder when the pipeline is done, raises InputError if they will not do.
     """
 
@@ -97,6 +98,7 @@ class Stage(Generic[StageJob]):
     job: StageJob
     reads: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sources: Sequence[Mapping[str, Any]] = ()
+    prove: Callable[[], None] = field(default=lambda: None)
     check: Callable[[Mapping[str, Any], str], None] = field(default=lambda metrics, folder: None)
 
     @property
@@ -158,6 +160,7 @@ def run_stage(
     with progress.running(stage.name):
         for name, datasets in stage.reads.items():
             check_complete(workspace.root, stage.inputs[name], [each for each in datasets if each not in PROVED_AS_LOADED])
+        stage.prove()
         summary = run_pipeline(stage, join(workspace.root, folder), options)
         stage.check(summary["metrics"], join(workspace.root, folder))
     files = [WrittenFile(**file) for file in summary["files"]]

@@ -25,6 +25,7 @@ from pipelines.job.runner import run_stages
 from pipelines.stages.ingest import rows_forgotten, rows_read
 from schemas.manifest import StageManifest, users_of
 from schemas.release import read_latest, read_release
+from schemas.words import counted
 from schemas.workspace import Workspace
 from transforms.ingest.join_ids import JOINED, in_words
 
@@ -113,7 +114,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     """Prints what came in and what would be done, for people."""
     console.soft_wrap = True
     for dataset, source in found["sources"].items():
-        words = f"{source['rows']:,} rows of {source['files']:,} file{'s' if source['files'] != 1 else ''}"
+        words = f"{counted(source['rows'], 'row')} of {counted(source['files'], 'file')}"
         words += f", {source['rejected']:,} rejected"
         if source["reasons"]:
             common = sorted(source["reasons"].items(), key=lambda each: (-each[1], each[0]))[:_EXAMPLES]
@@ -125,7 +126,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     newest = found["newest_rating"] or "unknown, there are no times"
     _line(console, "newest", f"{newest}; {repeated:,} repeated, {train:,} to train on, {held_out:,} held out")
     _line(console, "users", f"{found['users']:,}, {found['users_without_ratings']:,} of them without ratings")
-    _line(console, "catalogue", f"{found['items']:,} items, {found['items_blocked']:,} of them not to be recommended")
+    _line(console, "catalogue", f"{counted(found['items'], 'item')}, {found['items_blocked']:,} of them not to be recommended")
     for name, joined in found[JOINED].items():
         _line(console, name, in_words(joined))
     for model, stages in found["stages"].items():

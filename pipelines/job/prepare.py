@@ -36,9 +36,17 @@ def check_ratings(settings: Settings) -> None:
         raise InputError("no ratings: give --ratings FILE, FOLDER or tfds:NAME")
 
 
-def prepare(argv: Sequence[str], description: str) -> tuple[Job, PipelineOptions]:
+def refuse_check(settings: Settings) -> None:
+    """Raises InputError if a command was asked to check that does its work whatever it is asked."""
+    if settings.check:
+        raise InputError("--check looks at a whole job: give it to python -m pipelines.run, or leave it out")
+
+
+def prepare(argv: Sequence[str], description: str, can_check: bool = False) -> tuple[Job, PipelineOptions]:
     settings, options = parse_command(argv, description)
     logs.configure(settings.verbose)
+    if not can_check:
+        refuse_check(settings)
     check_writable(settings.output)
     workspace = Workspace(settings.output)
     latest = read_latest(workspace)

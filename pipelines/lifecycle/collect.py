@@ -83,20 +83,22 @@ def find_garbage(workspace: Workspace, keep: int, min_age_hours: float, used: Co
       InputError: if the pointer, or the manifest of a release, cannot be read or is not as it was written: nobody knows then
         what it needs.
     """
-    releases = find_releases(workspace)
+    releases, latest = find_releases(workspace), read_latest(workspace)
+    if latest and latest.release in {each.release for each in releases}:
+        try:
+            read_release(workspace, latest)  # Else the two name different tables.
+        except InputError as error:
+            raise InputError(f"nothing is deleted: {error}") from error
     unreadable = next((each for each in releases if each.manifest is None), None)
     if unreadable:
         raise InputError(
             f"nobody knows which stages release {unreadable.release} needs, so nothing is deleted: {unreadable.problem}"
         )
-    latest = read_latest(workspace)
     if latest and latest.release not in {each.release for each in releases}:
         raise InputError(
             f"{workspace.latest} names release {latest.release}, which is not there, so nothing is deleted: point it to one "
             "that is, with python -m pipelines.releases rollback RELEASE"
         )
-    if latest:
-        read_release(workspace, latest)  # Else the two name different tables.
     withdrawn = {each.release for each in find_withdrawals(workspace)}
     kept = kept_releases(releases, latest.release if latest else None, withdrawn, keep)
     names = {each.release for each in kept}

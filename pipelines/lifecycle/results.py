@@ -15,9 +15,9 @@ from rich.table import Table
 from pipelines.cli.command import GATE_FAILED, OK, this_python
 from pipelines.job.publishing import JobStages, Outcome
 from pipelines.lifecycle.lookup import Published, list_of, open_release
-from schemas.release_manifest import CarriedLists, Release
+from schemas.release_manifest import CarriedLists, Gate, Release
 from schemas.storage import join
-from schemas.words import counted
+from schemas.words import are, counted
 from schemas.workspace import Workspace
 from transforms.evaluate.arrivals import Arrivals, arrivals_from, arrivals_of, lines_of
 from transforms.evaluate.gates import ways_on
@@ -136,7 +136,7 @@ def summary(workspace: Workspace, made: JobStages, outcome: Outcome, seconds: fl
         "report": join(workspace.root, workspace.release_report(outcome.latest.release)),
         "saved_model": exported(workspace, made) if "export" in made.published else None,
         "refitted": made.refitted,
-        "gates": outcome.release.gates,
+        "gates": outcome.release.written["gates"],
         "came_in": {name: each and asdict(each) for name, each in zip(("now", "last"), arrivals(made, outcome), strict=True)},
         "seconds": round(seconds, 3),
     }
@@ -148,11 +148,11 @@ def table_folder(workspace: Workspace, outcome: Outcome) -> str:
     return f"{workspace.root.rstrip('/')}/{paths[0].rpartition('/')[0]}" if paths else workspace.root
 
 
-def gates_line(gates: Mapping[str, Mapping[str, Any]]) -> str:
+def gates_line(gates: Mapping[str, Gate]) -> str:
     """Returns how many gates passed, and the names of those that did not."""
     words = []
     for status in (PASSED, FAILED, FORCED, SKIPPED):
-        names = [name for name, gate in gates.items() if gate["status"] == status]
+        names = [name for name, gate in gates.items() if gate.status == status]
         if names:
             words.append(f"{len(names)} {status}" + ("" if status == PASSED else f" ({', '.join(names)})"))
     return "; ".join(words) or "none"
@@ -203,7 +203,8 @@ def counts_line(metrics: Mapping[str, Any]) -> str:
         words.append(f"recall of ScaNN against exact search {recall['mean']:.4f} ± {recall['standard_error']:.4f}")
     words.append(f"{counted(metrics['rows_researched'], 'row')} searched again, {metrics['rows_exact']:,} exactly")
     if metrics["lists_short_of_k"]:
-        words.append(f"{metrics['lists_short_of_k']:,} lists are shorter than k: no more items are eligible")
+        short = metrics["lists_short_of_k"]
+        words.append(f"{counted(short, 'list')} {are(short)} shorter than k: no more items are eligible")
     return "; ".join(words)
 
 

@@ -79,7 +79,7 @@ def _roll_back(workspace: Workspace, name: str | None, reason: str, lease: Lease
     lease.use(folders_of(workspace, read_named(workspace, name)))
     release = read_named(workspace, name)  # It might have been deleted until then.
     if release.status != PASSED:
-        failed = [gate for gate, verdict in release.gates.items() if verdict["status"] == FAILED]
+        failed = [gate for gate, verdict in release.gates.items() if verdict.status == FAILED]
         raise InputError(
             f"release {name} failed its gates ({', '.join(failed)}) and may not be served: name another, or run the command "
             f"that made it with --force {(failed or ['GATE'])[0]}=REASON"

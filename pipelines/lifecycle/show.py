@@ -75,7 +75,7 @@ def describe(found: FoundRelease, latest: str | None, withdrawn: Collection[str]
         "newest_rating": None if arrivals.newest is None else moment(arrivals.newest),
         "k": release.stages["recommend"].settings["k"],
         "metrics": quality_of(release),
-        "gates": {name: gate["status"] for name, gate in release.gates.items()},
+        "gates": {name: gate.status for name, gate in release.gates.items()},
         "bytes": sum(file.bytes for file in release.topk),
     }
 
@@ -169,9 +169,9 @@ def show(workspace: Workspace, flags: argparse.Namespace, console: Console) -> d
     for name, value in facts.items():
         console.print(f"[bold]{name:<16}[/] {escape(value)}")
     for name, gate in release.gates.items():
-        if gate["status"] in (FAILED, FORCED):
-            why = f" ({gate['forced']})" if gate["forced"] else ""
-            console.print(f"  {gate['status']} [bold]{escape(name)}[/]{escape(why)}: {escape(gate['reason'])}")
+        if gate.status in (FAILED, FORCED):
+            why = f" ({gate.forced})" if gate.forced else ""
+            console.print(f"  {gate.status} [bold]{escape(name)}[/]{escape(why)}: {escape(gate.reason)}")
     if line["status"] == FAILED:
         for step in next_steps(workspace, release):
             console.print(f"[bold]{'next':<16}[/] {escape(step)}")

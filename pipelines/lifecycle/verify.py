@@ -6,15 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from apache_beam.io.filesystem import BeamIOError
-
 from pipelines.job.publishing import describe_stage
 from schemas.errors import InputError
 from schemas.manifest import digest_of, read_manifest
 from schemas.release import is_altered, pointer_to, read_latest
 from schemas.release_manifest import Release, files_of
 from schemas.stage_files import SUMMARY, TENSORBOARD
-from schemas.storage import exists, join, list_files, sha256_of
+from schemas.storage import join, list_files, sha256_of
 from schemas.words import counted
 from schemas.workspace import Workspace
 
@@ -166,5 +164,5 @@ def _is_foreign(path: str, folder: str) -> bool:
 def _sha256_of(path: str) -> str:
     try:
         return sha256_of(path)
-    except (OSError, BeamIOError):
-        return "unreadable" if exists(path) else "gone"
+    except FileNotFoundError:
+        return "gone"

@@ -20,6 +20,7 @@ from schemas.items import with_features
 from schemas.manifest import StageManifest
 from schemas.rejected import REJECTED
 from schemas.users import USERS
+from schemas.words import are, counted
 from schemas.workspace import Workspace
 from transforms.ingest.catalogue import BuildCatalogue
 from transforms.ingest.histories import SplitByUser
@@ -260,22 +261,30 @@ def check_split(metrics: Mapping[str, Any], ask: SplitSettings) -> None:
     train, holdout = (metrics.get(name, 0) for name in ("rows_train", "rows_holdout"))  # Not there where no rows are left.
     if not train:
         gone = metrics.get(rows_forgotten("ratings"), 0)
-        forgotten = f"{gone:,} ratings are of users or items that are to be forgotten, " if gone else ""
-        below = (
-            f"{metrics.get('rows_below_min_rating', 0):,} ratings are below --min_rating, "
-            if ask.min_rating is not None
-            else ""
-        )
+        low = metrics.get("rows_below_min_rating", 0)
+        forgotten = f"{counted(gone, 'rating')} {are(gone)} of users or items that are to be forgotten, " if gone else ""
+        below = f"{counted(low, 'rating')} {are(low)} below --min_rating, " if low else ""
         found = (
-            f"there is nothing to train on: {forgotten}{below}{holdout:,} positives are held out by --split {ask.split} "
-            f"--holdout {ask.holdout:g}"
+            f"there is nothing to train on: {forgotten}{below}{counted(holdout, 'positive')} {are(holdout)} held out by "
+            f"--split {ask.split} --holdout {ask.holdout:g}"
         )
-        if ask.split == "temporal" and not below:
+        if holdout and ask.split == "temporal" and not below:
             raise InputError(
                 f"{found}, since {1 - ask.holdout:.0%} of the ratings or more have one and the same time, the earliest: check "
                 "that the timestamp column has the time of each rating (--columns timestamp=NAME), or use --split random"
             )
-        raise InputError(f"{found}: lower --min_rating or --holdout, or use --split none")
+        if holdout and ask.split == "temporal":
+            repair = (
+                "lower --min_rating, or, if most ratings have one and the same time, check the timestamp column "
+                "(--columns timestamp=NAME), or use --split random"
+            )
+        elif holdout:
+            repair = f"lower {'--min_rating or ' if below else ''}--holdout, or use --split none"
+        elif below:
+            repair = "lower --min_rating"
+        else:
+            repair = "give ratings of others too, or end that with python -m pipelines.releases forget --remember"
+        raise InputError(f"{found}: {repair}")
     share = holdout / (train + holdout)
     if ask.split == "temporal" and not 0.5 < share / ask.holdout < 2:
         LOGGER.warning("--holdout %g holds out %.3f of the positives: many share a time, or repeat", ask.holdout, share)

@@ -15,9 +15,10 @@ from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.lists import check_same_lists, items_of, reads_of
 from pipelines.stages.outputs import IngestOutputs
 from schemas.manifest import StageManifest, fingerprint_of, users_of
-from schemas.release import read_latest, read_release
+from schemas.release import read_latest, read_named, read_release
 from schemas.release_manifest import LastTable
-from schemas.storage import join, list_files
+from schemas.storage import exists, join, list_files
+from schemas.stored import check_file
 from schemas.workspace import Workspace
 from transforms.evaluate.describe_table import DescribeTable
 from transforms.evaluate.judge import BucketFiles, JudgeTable
@@ -67,6 +68,26 @@ def _users_of(workspace: Workspace, release: str, ingested: StageManifest) -> tu
         if sizes.get(path) != file.bytes:
             return (), None, f"{path} is {'altered' if path in sizes else 'gone'}"
     return tuple(files), fingerprint_of([[name, file.sha256] for name, file in files.items()]), None
+
+
+def check_last(workspace: Workspace, last: LastTable) -> None:
+    """Makes sure that the files of the table that is to be replaced, and of its users, are as they were written.
+
+    Raises:
+      InputError: naming the first that is not, and how to go on without it.
+    """
+    if not exists(join(workspace.root, workspace.release_manifest(last.release))):
+        return  # It is not served any more, and was deleted: nothing tells what its files were.
+    release = read_named(workspace, last.release)
+    ingested = release.stages["ingest"]
+    written = {file.path: file for file in release.topk} | {f"{ingested.folder}/{file.path}": file for file in ingested.files}
+    repair = (
+        f"what is made now is compared with release {last.release}: restore that file from a copy, serve another release with "
+        f"python -m pipelines.releases rollback --output {workspace.root}, or delete {workspace.latest} to compare with nothing"
+    )
+    for path in (*last.topk, *last.users):
+        if path in written:
+            check_file(join(workspace.root, path), written[path], repair)
 
 
 def plan(chain: Chain, last: LastTable | None, evaluated: StageManifest | None = None) -> "Stage[JudgeJob]":
@@ -123,6 +144,7 @@ def plan(chain: Chain, last: LastTable | None, evaluated: StageManifest | None =
         inputs={name: done[name] for name in ("ingest", "lists", "embed", "recommend")},
         reads={**reads_of(done, "items"), "embed": ["embeddings"], "recommend": ["topk"]},
         job=job,
+        prove=lambda: check_last(Workspace(settings.output), last) if last else None,
     )
 
 

@@ -64,17 +64,17 @@ def way_on(name: str, allow: str | None) -> str:
     return f"if that is meant, run the same command again with {f'{allow} or ' if allow else ''}{force}"
 
 
-def ways_on(gates: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns flags with which all gates would have passed, given the gates as a manifest keeps them.
+def ways_on(gates: Mapping[str, Gate]) -> list[str]:
+    """Returns flags with which all gates would have passed, given the gates by name.
 
     Where several gates name the same flag, the value is the one that is enough for all of them.
     """
     limits: dict[str, str] = {}
     forced = []
     for name, gate in gates.items():
-        if gate["status"] != FAILED:
+        if gate.status != FAILED:
             continue
-        flag, _, value = (gate.get("allow") or "").partition(" ")
+        flag, _, value = (gate.allow or "").partition(" ")
         if not flag:
             forced.append(f"--force {name}=REASON")
         elif flag in limits:
@@ -237,8 +237,8 @@ def _overlap(facts: GateInputs, settings: GateSettings) -> Gate:
         return skipped_gate("overlap", "there is no release before this one")
     mean = overlap["mean_jaccard"]
     found = (
-        f"lists of {overlap['users_in_both']:,} users share {mean:.4f} (mean Jaccard@{overlap['k']}) with those of release "
-        f"{facts.last.release}, it must be {settings.min_overlap:g} or more{_but_unlike(facts)}"
+        f"lists of {counted(overlap['users_in_both'], 'user')} share {mean:.4f} (mean Jaccard@{overlap['k']}) with those of "
+        f"release {facts.last.release}, it must be {settings.min_overlap:g} or more{_but_unlike(facts)}"
     )
     repair = "the data, the ids or the model are others than last time"
     return at_least("overlap", "min_overlap", mean, settings.min_overlap, found, repair)
@@ -258,10 +258,10 @@ def _histories(facts: GateInputs, settings: GateSettings) -> Gate:
     users, then = found["users_in_both"], found["users_then"]
     mean = found["mean_kept"] * users / then  # Whoever is not there any more has kept nothing.
     text = (
-        f"of what {then:,} users had rated in release {last.release}, {mean:.4f} is still theirs, it must be {limit:g} or "
-        f"more; {users:,} of them {are(users)} still there"
+        f"of what {counted(then, 'user')} had rated in release {last.release}, {mean:.4f} is still theirs, it must be "
+        f"{limit:g} or more; {users:,} of them {are(users)} still there"
         if users
-        else f"none of the {found['users_then']:,} users who had rated something in release {last.release} is there any more"
+        else f"nobody of {counted(then, 'user')} who had rated something in release {last.release} is there any more"
     )
     repair = "look whether ids of users or items were permuted, numbered anew or written in another way, or ratings are missing"
     return at_least(name, "min_history_kept", mean, limit, text, repair)
@@ -302,7 +302,7 @@ def _ratings(facts: GateInputs, settings: GateSettings) -> Gate:
     if not now or not then:
         return skipped_gate(name, f"release {last.release} does not say how many ratings it was made of")
     if now < then:
-        return _shrunk(name, "ratings", now, then, facts, settings)
+        return _shrunk(name, ("rating", "ratings"), now, then, facts, settings)
     growth = now / then - 1
     found = (
         f"there are {now:,} ratings, in release {last.release} there were {then:,}; at most {settings.max_growth:g} of them "
@@ -335,20 +335,22 @@ def _newest(facts: GateInputs, settings: GateSettings) -> Gate:
 
 
 def _users(facts: GateInputs, settings: GateSettings) -> Gate:
-    return _shrunk("users", "users", facts.table["users"], facts.last.users if facts.last else None, facts, settings)
+    return _shrunk("users", ("user", "users"), facts.table["users"], facts.last.users if facts.last else None, facts, settings)
 
 
 def _items(facts: GateInputs, settings: GateSettings) -> Gate:
     eligible = facts.table["items_eligible"]
-    return _shrunk("items", "items to recommend", eligible, facts.last.items if facts.last else None, facts, settings)
+    words = ("item to recommend", "items to recommend")
+    return _shrunk("items", words, eligible, facts.last.items if facts.last else None, facts, settings)
 
 
-def _shrunk(name: str, what: str, now: int, then: int | None, facts: GateInputs, settings: GateSettings) -> Gate:
+def _shrunk(name: str, words: tuple[str, str], now: int, then: int | None, facts: GateInputs, settings: GateSettings) -> Gate:
+    """Judges how much less there is of what two words name, the second where it is several."""
     if then is None or facts.last is None:
         return skipped_gate(name, "there is no release before this one")
     shrunk = max(0.0, 1 - now / then) if then else 0.0
     found = (
-        f"there are {now:,} {what}, in release {facts.last.release} there were {then:,}; at most "
+        f"there {are(now)} {counted(now, *words)}, in release {facts.last.release} there were {then:,}; at most "
         f"{settings.max_shrink:g} of them may be gone"
     )
     return at_most(name, "max_shrink", shrunk, settings.max_shrink, found, "check that the sources and lists are whole")

@@ -7,6 +7,7 @@ from typing import Any
 
 from schemas.errors import InputError
 from schemas.flags import NOT_NEGATIVE, SHARE, check_fields, flag
+from schemas.release_manifest import Gate
 from transforms.evaluate.arrivals import Arrivals, Share
 from transforms.evaluate.findings import FAULTS
 
@@ -96,29 +97,6 @@ class GateSettings:
         for name in self.forced:
             if name not in GATES:
                 raise InputError(f"there is no gate {name!r} to force, there are {', '.join(GATES)}: change --force")
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The verdict of one gate.
-
-    Attributes:
-      name: one of GATES.
-      status: 'passed', 'failed', 'forced' (it failed, and was overridden) or 'skipped' (it does not apply).
-      value: what was found, where there is one number for it.
-      limit: what it is compared with.
-      reason: what was found and by which rule; where it failed, the repair; where it was skipped, why.
-      forced: why it was overridden.
-      allow: where it failed, the flag and the value with which it would have passed, if there is one.
-    """
-
-    name: str
-    status: str
-    value: float | None
-    limit: float | None
-    reason: str
-    forced: str | None = None
-    allow: str | None = None
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,9 @@ def read_header(file: BinaryIO, dialect: Dialect) -> tuple[list[str], int, bool]
     try:
         names = next(csv.reader([line], strict=True)) if dialect.quoted else line.split(dialect.delimiter)
     except csv.Error as error:
-        raise InputError(f"has a header that is not CSV ({error})") from error
+        if dialect.delimiter in line:
+            raise InputError(f"has a header that is not CSV ({error}): correct its first line, {line[:100]!r}") from error
+        names = [line]  # Something else separates its columns, which is for whoever looks for a column to say.
     return names, start + end, bool(data[end:].strip(b"\r\n"))
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Block
+from schemas.words import counted, have
 from transforms.ingest.join_ids import shortened
 
 _EXAMPLES = 3
@@ -84,7 +85,8 @@ def odd_forms(dataset: str, forms: Mapping[str, Mapping[str, Any]]) -> list[str]
     for name, form in forms.items():
         if form["padded"]:
             lines.append(
-                f"{form['padded']:,} of {form['rows']:,} rows of the {dataset} have white space around their {name}, such as "
+                f"{form['padded']:,} of {counted(form['rows'], 'row')} of the {dataset} "
+                f"{have(form['padded'])} white space around {'its' if form['padded'] == 1 else 'their'} {name}, such as "
                 f"{', '.join(map(repr, form['padded_examples']))}: it is kept, and makes another id than the same text "
                 "without it; remove it in the file if that is not meant"
             )

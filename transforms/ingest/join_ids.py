@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.blocks import Block
+from schemas.words import are, counted
 from transforms.io.partition import hash_ids, split_by_key
 
 SAMPLE_IDS = 100
@@ -165,7 +166,8 @@ def repair_of(one: str, other: str) -> str:
 
 def in_words(joined: Mapping[str, Any]) -> str:
     """Returns '98 of 100 ids are known (98 %)' of a metric, and what there is to say of the others."""
-    words = f"{joined['known']:,} of {joined['ids']:,} ids are known"
+    verb = are(1 if 1 in (joined["known"], joined["ids"]) else joined["known"])
+    words = f"{joined['known']:,} of {counted(joined['ids'], 'id')} {verb} known"
     if joined["share"] is not None:
         words += f" ({math.floor(1000 * joined['share']) / 10:g} %)"
     if joined["unknown_examples"]:

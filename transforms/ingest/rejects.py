@@ -103,6 +103,13 @@ class MergeSummaries(beam.CombineFn):
         return accumulator
 
 
+_WRITTEN_AS = {
+    "timestamp is not a time": "times as Unix seconds, or as 2026-01-31 09:30:00",
+    "rating is not a number": "numbers with a point, as 3.5",
+}
+"""How what cannot be read should be written, by the reason why it is rejected."""
+
+
 def _repair(reason: str, dataset: str) -> str:
     """Says what to do about the commonest reason."""
     flag = {"ratings": "--columns", "items": "--item_columns"}.get(dataset, "--list_columns")
@@ -118,6 +125,8 @@ def _repair(reason: str, dataset: str) -> str:
     if reason == "rating is out of range":
         return "widen --rating_range"
     role = reason.split()[0]
+    if reason in _WRITTEN_AS:
+        return f"write {_WRITTEN_AS[reason]}, or name the right column with {flag} {role}=NAME"
     return f"check that {flag} {role}=NAME names the right column"
 
 
@@ -139,13 +148,13 @@ def check_rejected(summary: Summary, max_rejected_fraction: float, dataset: str 
     if rejected < rows and rejected <= max_rejected_fraction * rows:
         return
     commonest = sorted(summary["reasons"].items(), key=lambda item: (-item[1]["count"], item[0]))
-    counts = ", ".join(f"{name} ({reason['count']})" for name, reason in commonest[:3])
+    counts = ", ".join(f"{name} ({reason['count']:,})" for name, reason in commonest[:3])
     first = commonest[0][1]
     shown = ", ".join(f"{name}={_shortened(value)}" for name, value in first["example"].items())
     repair = _repair(commonest[0][0], dataset)
     allowed = "" if rejected == rows else f", or raise --max_rejected_fraction (now {max_rejected_fraction:g})"
     raise InputError(
-        f"{rejected} of {counted(rows, 'row')} of the {dataset} were rejected: {counts}; "
+        f"{rejected:,} of {counted(rows, 'row')} of the {dataset} {'was' if rejected == 1 else 'were'} rejected: {counts}; "
         f"for example {shown or 'an empty row'} in {first['source']}: {repair}{allowed}"
     )
 

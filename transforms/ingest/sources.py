@@ -21,11 +21,10 @@ from typing import Any
 
 import pyarrow as pa
 from apache_beam.io.filesystem import BeamIOError, FileMetadata
-from apache_beam.io.filesystems import FileSystems
 
 from schemas.blocks import text_lengths
 from schemas.errors import InputError
-from schemas.storage import exists, is_local, list_files
+from schemas.storage import checksum_of, exists, is_local, list_files, metadata_of
 from transforms.ingest import tfds_blocks
 from transforms.ingest.columns import ITEM_ROLES, RATING_ROLES, Roles, listed, map_columns, other_columns, stored_type
 from transforms.ingest.formats import TFDS, Format, check_begins_as, one_format, opened, opened_parquet, text_header
@@ -190,7 +189,7 @@ def _find_files(uri: str) -> list[FileMetadata]:
     root = uri.rstrip("/") or "/"
     is_folder = is_local(root) and Path(root).is_dir()
     if not is_folder and exists(root) and not list_files(f"{root}/**"):
-        return [FileSystems.get_filesystem(root).metadata(root)]
+        return [metadata_of(root)]
     patterns = [f"{glob.escape(root)}/**"] if is_folder else [root, f"{root}/**"]
     found = {metadata.path: metadata for pattern in patterns for metadata in list_files(pattern)}
     fixed = len(root if is_folder else _fixed_part(root))
@@ -231,7 +230,7 @@ def text_bytes_of(source: Source) -> int:
 
 def _source_file(metadata: FileMetadata, contents: _Contents) -> SourceFile:
     """Notes what identifies a file's contents."""
-    etag = None if is_local(metadata.path) else str(FileSystems.checksum(metadata.path))
+    etag = None if is_local(metadata.path) else checksum_of(metadata.path)
     return SourceFile(metadata.path, metadata.size_in_bytes, metadata.last_updated_in_seconds or None, etag, contents.rows)
 
 

@@ -121,7 +121,7 @@ def _header(release: Release) -> Html:
 
 def _failed(release: Release) -> Iterator[Html]:
     """Yields what kept the release from being served, and what to run next; nothing where nothing did."""
-    failed = {name: gate for name, gate in release.gates.items() if gate["status"] == "failed"}
+    failed = {name: gate for name, gate in release.gates.items() if gate.status == "failed"}
     if not failed:
         return
     last = release.compared_with.release if release.compared_with else None
@@ -135,7 +135,7 @@ def _failed(release: Release) -> Iterator[Html]:
     yield tag(
         "div",
         tag("strong", f"It is not served: {len(failed)} of {len(release.gates)} gates failed."),
-        tag("ul", *(tag("li", tag("strong", name), ": ", gate["reason"]) for name, gate in failed.items())),
+        tag("ul", *(tag("li", tag("strong", name), ": ", gate.reason) for name, gate in failed.items())),
         tag("strong", "What to run next"),
         tag("ul", *steps),
         class_="failed-gates",
@@ -260,21 +260,21 @@ def _quality(release: Release) -> Iterator[Html]:
 def _gates(release: Release) -> Iterator[Html]:
     gates = release.gates
     counts = {
-        status: sum(gate["status"] == status for gate in gates.values()) for status in ("passed", "failed", "forced", "skipped")
+        status: sum(gate.status == status for gate in gates.values()) for status in ("passed", "failed", "forced", "skipped")
     }
     yield tag("p", ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "None were asked.")
     rows = []
     order = {"failed": 0, "forced": 1}
-    for name, gate in sorted(gates.items(), key=lambda each: order.get(each[1]["status"], 2)):
-        reason: str = gate["reason"]
-        if gate["forced"]:
-            reason = join([gate["reason"], "; overridden: ", foreign(gate["forced"])])
+    for name, gate in sorted(gates.items(), key=lambda each: order.get(each[1].status, 2)):
+        reason: str = gate.reason
+        if gate.forced:
+            reason = join([gate.reason, "; overridden: ", foreign(gate.forced)])
         rows.append(
             [
                 name,
-                tag("span", gate["status"], class_=f"chip {gate['status']}"),
-                number_of(gate["value"]),
-                number_of(gate["limit"]),
+                tag("span", gate.status, class_=f"chip {gate.status}"),
+                number_of(gate.value),
+                number_of(gate.limit),
                 reason,
             ]
         )
