@@ -163,7 +163,7 @@ def test_find_cut_runs_in_a_pipeline() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "weekly"}, "split must be one of random, temporal, last, none, got 'weekly'"),
+        ({"split": "weekly"}, "split must be one of random, temporal, last, given, none, got 'weekly'"),
         ({"split": "random", "holdout": 1.0}, r"holdout must be between 0 and 1 .* got 1"),
         ({"split": "last", "holdout": 0.2}, r"whole number of items for --split last, got 0\.2"),
     ],

@@ -51,7 +51,7 @@ _GROUPS = {
         "ratings columns items item_columns users exclude list_columns tfds_data_dir timestamp_unit rating_range "
         "max_rejected_fraction recency_half_life_days num_buckets"
     ),
-    "split": "split holdout min_rating",
+    "split": "split heldout holdout min_rating",
     "train": (
         "user_tower mixed_negatives history_sample item_tower features id_dropout dim l2 learning_rate batch_size candidates "
         "validation_fraction recency epochs checkpoint_secs"

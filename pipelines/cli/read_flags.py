@@ -121,6 +121,7 @@ _NEVER_EMPTY = {
     "config": "a YAML file of flags",
     "ratings": "a source",
     "items": "a source",
+    "heldout": "a source",
     "users": "a list of users",
     "exclude": "a list of pairs",
     "block_items": "a list of items",

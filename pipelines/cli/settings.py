@@ -33,6 +33,7 @@ class IngestSettings:
     )
     items: str | None = flag(help="the catalogue, in the same formats; without it, the catalogue is what was rated")
     item_columns: Mapping[str, str] = flag(unset="", help="item_id=…,title=…: the names of these columns in the items")
+    heldout: str | None = flag(help="ratings to judge by, for --split given: the same formats and columns as the ratings")
     tfds_data_dir: str | None = flag(help="where TensorFlow Datasets keeps prepared datasets")
     rules: RatingRules
     max_rejected_fraction: float = flag(
@@ -49,6 +50,13 @@ class IngestSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if (self.split.split == "given") != (self.heldout is not None):
+            raise InputError(
+                "--split given holds out the ratings of --heldout: give --heldout FILE, or change --split"
+                if self.heldout is None
+                else f"--heldout {self.heldout} is held out with --split given, got --split {self.split.split}: "
+                "use --split given, or leave --heldout out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +195,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.refit and self.ingest.split.split == "given":
+            raise InputError("--refit trains on what was held out, and --split given keeps that apart: leave --refit out")
         if self.refit and self.ingest.split.split == "none":
             raise InputError(
                 "--refit trains on what was held out, and --split none holds nothing out: leave --refit out, or change --split"

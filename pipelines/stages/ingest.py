@@ -23,13 +23,13 @@ from schemas.users import USERS
 from schemas.words import are, counted
 from schemas.workspace import Workspace
 from transforms.ingest.catalogue import BuildCatalogue
-from transforms.ingest.histories import SplitByUser
+from transforms.ingest.histories import HELD_OUT, HELD_OUT_TWICE, RATINGS, SplitByUser
 from transforms.ingest.id_forms import Forms, odd_forms
 from transforms.ingest.join_ids import FEW, JOINED, OTHERS, JoinIds, in_words, nothing_joins
 from transforms.ingest.leave_out import LeaveOut, Unwanted
 from transforms.ingest.read_source import ReadBlocks
 from transforms.ingest.rejects import check_rejected
-from transforms.ingest.sources import Source, resolve_items, resolve_ratings, text_bytes_of
+from transforms.ingest.sources import Source, resolve_held_out, resolve_items, resolve_ratings, text_bytes_of
 from transforms.ingest.split import FindCut, FindLatest, SplitSettings
 from transforms.ingest.validate import ValidateItems, ValidateRatings
 from transforms.io.progress import CountBlocks
@@ -95,6 +95,7 @@ class Sources(NamedTuple):
 
     ratings: Source
     items: Source | None
+    heldout: Source | None
 
     @property
     def given(self) -> list[Source]:
@@ -112,6 +113,7 @@ def resolve_sources(ask: IngestSettings) -> Sources:
     return Sources(
         ratings=resolve_ratings(str(ask.ratings), ask.columns, where),
         items=resolve_items(ask.items, ask.item_columns, where) if ask.items else None,
+        heldout=resolve_held_out(ask.heldout, ask.columns, where) if ask.heldout else None,
     )
 
 
@@ -127,7 +129,11 @@ class IngestJob:
 
 def build(root: beam.Pipeline, attempt: str, job: IngestJob) -> Reports:
     """Adds the stage's steps: ratings are read, validated and split by user; items are merged with what was rated."""
-    checks = {"ratings": ValidateRatings(job.ask.rules), "items": ValidateItems()}
+    checks = {
+        RATINGS: ValidateRatings(job.ask.rules),
+        "items": ValidateItems(),
+        HELD_OUT: ValidateRatings(job.ask.rules),
+    }
     read = {
         name: root | f"Read{name.title()}" >> ReadBlocks(source) for name, source in job.sources._asdict().items() if source
     }
@@ -145,7 +151,8 @@ def build(root: beam.Pipeline, attempt: str, job: IngestJob) -> Reports:
     if job.ask.split.split == "temporal":
         cut = beam.pvalue.AsSingleton(valid | "FindCut" >> beam.CombineGlobally(FindCut(job.ask.split.holdout)))
     split = SplitByUser(job.ask.split, job.num_buckets, job.ask.recency_half_life_days * DAY_SECONDS, latest, cut)
-    parts = valid | "SplitByUser" >> split
+    rated = {RATINGS: valid} | ({HELD_OUT: checked[HELD_OUT].valid} if HELD_OUT in checked else {})
+    parts = rated | "SplitByUser" >> split
     described = [parts.item_counts, *(checked[name].valid for name in ("items",) if name in checked)]
     features = list(job.sources.items.other_columns) if job.sources.items else []
     catalogue = described | "GatherItems" >> beam.Flatten() | "BuildCatalogue" >> BuildCatalogue(features)
@@ -259,6 +266,14 @@ def sort_rejected(key: int, blocks: Iterator[Block]) -> Part:
 def check_split(metrics: Mapping[str, Any], ask: SplitSettings) -> None:
     """Raises InputError if nothing is left to train on; warns where times are too coarse for the holdout that was asked for."""
     train, holdout = (metrics.get(name, 0) for name in ("rows_train", "rows_holdout"))  # Not there where no rows are left.
+    twice = metrics.get(HELD_OUT_TWICE, 0)
+    if twice:
+        raise InputError(
+            f"{counted(twice, 'pair')} of --heldout {are(twice)} among the ratings too, and would be judged by what was "
+            "learned from: leave them out of either"
+        )
+    if ask.split == "given" and not holdout:
+        raise InputError("--heldout has no positives to judge by: give another file, lower --min_rating, or use --split random")
     if not train:
         gone = metrics.get(rows_forgotten("ratings"), 0)
         low = metrics.get("rows_below_min_rating", 0)

@@ -20,7 +20,7 @@ from transforms.train.rows import TrainingPaths
 from transforms.train.settings import TrainingSettings
 from transforms.train.training import TrainTowers
 
-VALIDATION = {"random": "random", "temporal": "temporal", "last": "last", "none": "temporal"}
+VALIDATION = {"random": "random", "given": "random", "temporal": "temporal", "last": "last", "none": "temporal"}
 """How to validate for each split of `ingest`: as the holdout was made, and for what is to come where nothing was held out."""
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -37,6 +37,8 @@ RATING_ROLES = Roles(
     {"user_id": _USER_ID, "item_id": _ITEM_ID},
     {"rating": ("user_rating", "stars"), "timestamp": ("time", "ts", "datetime")},
 )
+
+HELD_OUT_ROLES = replace(RATING_ROLES, dataset="held-out ratings")
 
 ITEM_ROLES = Roles(
     "items", "--item_columns", {"item_id": _ITEM_ID}, {"title": ("movie_title", "name")}, keeps_other_columns=True

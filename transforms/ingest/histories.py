@@ -4,7 +4,7 @@ Everyone who has a rating becomes a user. Who else is to be served, and what mus
 that change without the ratings: see `transforms.ingest.served_users`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ USERS_A_BLOCK = 8_192
 """Users are searched in blocks of so many: large enough for ScaNN's threads, small enough for a worker's memory."""
 
 MILLION = 1_000_000
+
+RATINGS, HELD_OUT = "ratings", "heldout"
+"""What `SplitByUser` is given."""
 
 ITEM_COUNTS = pa.schema(
     [
@@ -110,18 +113,52 @@ def places_of(ids: pa.Array, users: pa.Array) -> np.ndarray:
     return places[encoded.indices.to_numpy()]
 
 
-def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: SplitTimes) -> BucketParts:
+HELD_OUT_TWICE = "rows_held_out_and_trained_on"
+"""The metric that counts pairs of files that are held out which are among the ratings too; there must be none."""
+
+
+def with_held_out(block: Block, user: np.ndarray, held: Block, users: pa.Array) -> tuple[Block, np.ndarray, np.ndarray, int]:
+    """Adds the rows of files that are held out to the ratings, in the order of users and then of time.
+
+    Args:
+      block: n rows of VALID, each pair once.
+      user: [n] int64: the place of each row's user in `users`.
+      held: rows of VALID, in any order; of a pair that repeats, the latest counts.
+      users: those of both.
+
+    Returns:
+      All rows, [m] int64: the places of their users, [m] bool: which are held out, and how many pairs are in both.
+    """
+    held, held_user = latest_of_each_pair(held, users)
+    both = one_block([block, held], VALID, FEWER_USERS)
+    of = np.concatenate([user, held_user])
+    given = np.arange(len(of)) >= len(user)
+    item = both["item_id"].dictionary_encode().indices.to_numpy()
+    pair = of * (int(item.max(initial=0)) + 1) + item
+    twice = int(np.isin(pair[given], pair[~given]).sum())
+    order = np.lexsort((given, both["timestamp"].fill_null(0).to_numpy(zero_copy_only=False), of))
+    return both.take(pa.array(order)), of[order], given[order], twice
+
+
+def split_bucket(
+    blocks: Iterable[Block], settings: SplitSettings, times: SplitTimes, held_out: Iterable[Block] = ()
+) -> BucketParts:
     """Deduplicates, sorts and splits the rows of a bucket of users.
 
     Args:
       blocks: rows of VALID; all rows of each of their users.
       settings: how to split.
       times: when to cut, and what is recent.
+      held_out: likewise, of files that are held out as they are.
     """
-    found = one_block(blocks, VALID, FEWER_USERS)
-    users = sorted_unique(found["user_id"])
+    found, held = (one_block(each, VALID, FEWER_USERS) for each in (blocks, held_out))
+    users = sorted_unique(found["user_id"], held["user_id"])
     block, user = latest_of_each_pair(found, users, times.cut)
-    rows = user_rows(block, user, settings)
+    repeated = found.num_rows - block.num_rows
+    given, twice = None, 0
+    if held.num_rows:
+        block, user, given, twice = with_held_out(block, user, held, users)
+    rows = user_rows(block, user, settings, given)
     parts = split_rows(rows, settings, times.cut)
     train = parts.train & rows.positive
     interactions = block.select(INTERACTIONS.names)
@@ -133,12 +170,13 @@ def split_bucket(blocks: Iterable[Block], settings: SplitSettings, times: SplitT
             in_blocks(_item_counts(block["item_id"], train, train * times.recency(rows.timestamp), parts.holdout))
         ),
         metrics={
-            "rows_repeated": found.num_rows - block.num_rows,
+            "rows_repeated": repeated,
             "rows_train": int(train.sum()),
             "rows_holdout": int(parts.holdout.sum()),
             "rows_below_min_rating": int((~rows.positive).sum()),
             "users_without_history": int((np.bincount(user, train, minlength=len(users)) == 0).sum()),
             "users_with_holdout": int((np.bincount(user, parts.holdout) > 0).sum()),
+            **({HELD_OUT_TWICE: twice} if settings.split == "given" else {}),
         },
     )
 
@@ -180,9 +218,10 @@ class _SplitBucket(beam.DoFn):
         self._settings = settings
         self._half_life = half_life
 
-    def process(self, element: tuple[int, Iterable[Block]], latest: int, cut: int | None) -> Iterator[Any]:
-        key, blocks = element
-        bucket = split_bucket(blocks, self._settings, SplitTimes(cut, latest, self._half_life))
+    def process(self, element: tuple[int, Mapping[str, Iterable[Block]]], latest: int, cut: int | None) -> Iterator[Any]:
+        key, rows = element
+        times = SplitTimes(cut, latest, self._half_life)
+        bucket = split_bucket(rows[RATINGS], self._settings, times, rows.get(HELD_OUT, ()))
         yield beam.pvalue.TaggedOutput("users", (key, bucket.users))
         yield beam.pvalue.TaggedOutput("train", (key, bucket.train))
         yield beam.pvalue.TaggedOutput("holdout", (key, bucket.holdout))
@@ -205,6 +244,8 @@ class UserParts(NamedTuple):
 class SplitByUser(beam.PTransform):
     """Brings each user's rows together, keeps the latest of each pair, and splits them into training and holdout.
 
+    It is given collections of blocks by name: RATINGS, and HELD_OUT where files of their own are held out.
+
     Attributes:
       settings: how to split.
       num_buckets: how many hash buckets of users; each becomes one file of every dataset.
@@ -222,11 +263,15 @@ class SplitByUser(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, blocks: beam.PCollection[Block]) -> UserParts:
+    def expand(self, rows: Mapping[str, beam.PCollection[Block]]) -> UserParts:
+        keyed = {
+            name: blocks
+            | f"KeyByUser{name.title()}" >> beam.FlatMap(key_by_user, self.num_buckets).with_output_types(tuple[int, Block])
+            for name, blocks in rows.items()
+        }
         outputs = (
-            blocks
-            | "KeyByUser" >> beam.FlatMap(key_by_user, self.num_buckets).with_output_types(tuple[int, Block])
-            | "GroupByBucket" >> beam.GroupByKey()
+            keyed
+            | "GroupByBucket" >> beam.CoGroupByKey()
             | "SplitBucket"
             >> beam.ParDo(_SplitBucket(self.settings, self.half_life), self.latest, self.cut).with_outputs(*UserParts._fields)
         )

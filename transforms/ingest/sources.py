@@ -26,7 +26,16 @@ from schemas.blocks import text_lengths
 from schemas.errors import InputError
 from schemas.storage import checksum_of, exists, is_local, list_files, metadata_of
 from transforms.ingest import tfds_blocks
-from transforms.ingest.columns import ITEM_ROLES, RATING_ROLES, Roles, listed, map_columns, other_columns, stored_type
+from transforms.ingest.columns import (
+    HELD_OUT_ROLES,
+    ITEM_ROLES,
+    RATING_ROLES,
+    Roles,
+    listed,
+    map_columns,
+    other_columns,
+    stored_type,
+)
 from transforms.ingest.formats import TFDS, Format, check_begins_as, one_format, opened, opened_parquet, text_header
 
 POSITION_BITS = 40
@@ -111,6 +120,11 @@ def resolve_ratings(uri: str, columns: Mapping[str, str] | None = None, tfds_dat
       InputError: if there is nothing there, or nothing that can be read so.
     """
     return resolve(uri, RATING_ROLES, columns, tfds_data_dir)
+
+
+def resolve_held_out(uri: str, columns: Mapping[str, str] | None = None, tfds_data_dir: str | None = None) -> Source:
+    """Finds ratings that are held out as they are; see `resolve_ratings`. Of `columns`, those that it has count."""
+    return resolve(uri, HELD_OUT_ROLES, columns, tfds_data_dir)
 
 
 def resolve_items(uri: str, columns: Mapping[str, str] | None = None, tfds_data_dir: str | None = None) -> Source:

@@ -1,4 +1,4 @@
-"""Splits interactions into training and holdout: by time, by last items, by chance, or not at all.
+"""Splits interactions into training and holdout: by time, by last items, by chance, as files say, or not at all.
 
 Every split is stable (the same rows give the same parts, whatever the order or the number of workers) and leak-free: nothing
 that training, a history or the seen items contain comes from the holdout part.
@@ -19,7 +19,7 @@ from schemas.errors import InputError
 from schemas.flags import FINITE, check_fields, flag, one_of
 from transforms.io.partition import hash_ids
 
-SPLITS = ("random", "temporal", "last", "none")
+SPLITS = ("random", "temporal", "last", "given", "none")
 DEFAULT_HOLDOUT = {"random": 0.2, "temporal": 0.1, "last": 1, "none": 0}
 SAMPLE_ROWS = 1 << 20
 """How many times decide where a temporal split cuts: exact up to so many ratings, within about 0.1 % of them beyond."""
@@ -31,13 +31,13 @@ class SplitSettings:
 
     Attributes:
       split: 'random' (each pair by chance, the tutorial's 80/20), 'temporal' (everything after one moment), 'last' (each
-        user's last positives) or 'none'.
+        user's last positives), 'given' (as files of their own say) or 'none'.
       holdout: the fraction to hold out (random, temporal), or how many items a user (last).
       min_rating: the lowest rating that counts as a positive; None counts every row.
       seed: of the random split.
     """
 
-    split: str = flag("random", rule=one_of(*SPLITS), help="random, temporal, last or none")
+    split: str = flag("random", rule=one_of(*SPLITS), help="random, temporal, last, given (by --heldout) or none")
     holdout: float = flag(
         0.2,
         unset=None,
@@ -66,12 +66,14 @@ class UserRows(NamedTuple):
       pair: [n] uint64, a hash of (user_id, item_id).
       timestamp: [n] int64, seconds.
       positive: [n] bool.
+      given: [n] bool: whether the row is of a file that is held out.
     """
 
     user: np.ndarray
     pair: np.ndarray
     timestamp: np.ndarray
     positive: np.ndarray
+    given: np.ndarray
 
 
 class Parts(NamedTuple):
@@ -108,7 +110,7 @@ def split_rows(rows: UserRows, settings: SplitSettings, cut: int | None) -> Part
     elif settings.split == "last":
         held = _after_last(rows, int(settings.holdout))
     else:
-        held = np.zeros(len(rows.user), bool)
+        held = rows.given
     return Parts(train=~held, holdout=held & rows.positive)
 
 
@@ -176,13 +178,14 @@ class FindLatest(beam.CombineFn):
         return latest
 
 
-def user_rows(block: Block, user: np.ndarray, settings: SplitSettings) -> UserRows:
+def user_rows(block: Block, user: np.ndarray, settings: SplitSettings, given: np.ndarray | None = None) -> UserRows:
     """Prepares sorted rows for `split_rows`.
 
     Args:
       block: n rows of `schemas.interactions.VALID`, sorted by user, then by time.
       user: [n] int64, the rank of each row's user.
       settings: says what a positive is, and the seed.
+      given: [n] bool, which rows are of a file that is held out; None where there is none.
     """
     rating = block["rating"].fill_null(np.inf).to_numpy(zero_copy_only=False)
     positive = np.ones(len(user), bool) if settings.min_rating is None else rating >= settings.min_rating
@@ -190,7 +193,7 @@ def user_rows(block: Block, user: np.ndarray, settings: SplitSettings) -> UserRo
         _hash_repeated(block["user_id"], 2 * settings.seed), _hash_repeated(block["item_id"], 2 * settings.seed + 1)
     )
     timestamp = block["timestamp"].fill_null(0).to_numpy(zero_copy_only=False)
-    return UserRows(user, pair, timestamp, positive)
+    return UserRows(user, pair, timestamp, positive, np.zeros(len(user), bool) if given is None else given)
 
 
 def _hash_repeated(ids: pa.Array, seed: int) -> np.ndarray:
