@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.errors import InputError
 from tests.made_stored import stored_folder
-from tests.test_training import rows_of
+from tests.test_training import interrupted, rows_of, same
 from transforms.index.embed import ItemTower, UserTower
 from transforms.train.recency import (
     DAY_SECONDS,
@@ -200,6 +200,19 @@ def test_choosing_is_deterministic(drifting: TrainingRows) -> None:
     first, second = (train(drifting, QUICK) for _ in range(2))
     assert first.recency == second.recency
     assert first.model.item_tower.vectors.tobytes() == second.model.item_tower.vectors.tobytes()
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_training_that_goes_on_keeps_the_blend_that_was_chosen(drifting: TrainingRows, tmp_path: Path, after: int) -> None:
+    """Interrupted in the training that the choice is made by, at its end, and in the one on all rows."""
+    settings = replace(QUICK, epochs=2)
+    whole = train(drifting, settings)
+    assert [row["phase"] for row in whole.curve] == ["dim 8, L2 0.1"] * 2 + ["full"] * 2
+    told = interrupted(drifting, settings, str(tmp_path), after)
+    resumed = train(drifting, settings, str(tmp_path), checkpoint_secs=0, on_epoch=lambda curve: told.append(curve[-1]))
+    assert same(resumed, whole, drifting)
+    assert told == whole.curve
+    assert whole.recency is not None
 
 
 def test_what_is_written_gives_the_score(drifting: TrainingRows, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_job_refuses_the_tower_of_another_training(tmp_path: Path, capsys: pyt
     command = [*FLAGS, f"--ratings={write_ratings(tmp_path)}", f"--output={output}"]
     assert run_command(run.main, command) == OK
     (own,) = workspace.finished("train")
-    assert run_command(single_stage.stage_command("train"), [*command, "--learning_rate=0.01"]) == OK
+    assert run_command(single_stage.stage_command("train"), [*command, "--learning_rate=0.02"]) == OK
     (other,) = (each for each in workspace.finished("train") if each.fingerprint != own.fingerprint)
     latest = Path(workspace.latest).read_bytes()
     for name, reader in ((ITEM_TOWER, "embed"), (USER_TOWER, "recommend")):
