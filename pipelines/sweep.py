@@ -75,6 +75,13 @@ def show(workspace: Workspace, swept: StageManifest) -> None:
     console.print(f"[bold]winner[/]  {escape(f'{this_python()} -m pipelines.run {flags}')} --ratings …")
 
 
+def value_of(setting: Any) -> str:
+    """Returns a setting in a few letters; one that was not given is by its default."""
+    if setting is None:
+        return "default"
+    return f"{setting:g}" if isinstance(setting, float) else str(setting)
+
+
 def table_of(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) -> Table:
     """Returns the best trials as a table, each with those of its settings that are not the same in all.
 
@@ -92,7 +99,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], seconds: Mapping[str, float]) ->
             results = ["failed", "", "", ""]
         else:
             results = [*(f"{row[name]:.4f}" for name in ("quality", "recall_at_100", "ndcg_at_10")), str(row["epochs"])]
-        values = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in settings]
+        values = [value_of(row[name]) for name in settings]
         said = [f"{name.removeprefix('setting_')} {value}" for name, value in zip(settings, values, strict=True)]
         table.add_row(str(row["trial"]), *results, f"{seconds[str(row['trial'])]:.1f}", escape(", ".join(said)))
     return table

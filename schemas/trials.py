@@ -28,6 +28,7 @@ def trials_schema(settings: Mapping[str, type]) -> pa.Schema:
       settings: each setting's name and type (str, int, float or bool).
     """
     columns = [
-        documented(f"setting_{name}", _TYPES[kind], f"the setting that --{name} takes") for name, kind in settings.items()
+        documented(f"setting_{name}", _TYPES[kind], f"the setting that --{name} takes; null for its default", nullable=True)
+        for name, kind in settings.items()
     ]
     return dataset_schema("trials", 1, [*_RESULTS, *columns])

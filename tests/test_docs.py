@@ -3,6 +3,7 @@
 Each block of commands gets a copy of one small folder: sources, a finished output under each name that the pages use, `python`.
 """
 
+import gzip
 import os
 import re
 import shlex
@@ -206,6 +207,12 @@ def write_sources(folder: Path) -> None:
     titles = [(item, f"Title {item}") for item in items]
     write_csv(folder / "ratings.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
     write_csv(folder / "items.csv", ["item_id", "title"], titles)
+    for name, some in (
+        ("train", rows[::2]),
+        ("test", rows[1::2]),
+    ):  # As published splits are: a file to learn from, one to judge by.
+        text = "\n".join(["user_id\titem_id", *(f"{user}\t{item}" for user, item, *_ in some)])
+        (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(f"{text}\n".encode()))
     (folder / MOVIELENS).mkdir(parents=True)
     duckdb.sql(f"COPY (FROM '{folder}/ratings.csv') TO '{folder}/ratings.parquet'")
     duckdb.sql(f"COPY (FROM '{folder}/ratings.csv') TO '{folder}/data/ratings.parquet'")

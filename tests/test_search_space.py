@@ -44,7 +44,7 @@ def test_draws_begin_with_the_flags_own_settings_and_more_draws_begin_with_fewer
     assert few != trials_of(SPACE, replace(BASE, seed=6), 5, "space")
     for each in many[1:]:
         assert 0.003 <= each.learning_rate <= 0.03
-        assert each.candidates in (1024, 2048, 4096)
+        assert each.batch_size in (256, 512, 1024)
         assert 0.02 <= each.l2_weight <= 0.5
         assert each.dim in (32, 64, 128)
         assert float(f"{each.l2_weight:.3g}") == each.l2_weight

@@ -111,6 +111,7 @@ def test_the_winners_settings_are_what_a_run_with_its_config_trains_with(job: tu
     config = folder / "out" / manifest.folder / "winner.yaml"
     (table,) = (pq.read_table(path).to_pylist() for path in manifest.paths(str(folder / "out"), "trials"))
     best = {name.removeprefix("setting_"): value for name, value in table[0].items() if name.startswith("setting_")}
+    best = {name: value for name, value in best.items() if value is not None}  # What was not given is not in the config.
     assert yaml.safe_load(config.read_text()) == best
     assert run_command(run.main, [flags[0], f"--output={folder / 'out'}", f"--config={config}", "--seed=7", "--k=5"]) == OK
     trained = Workspace(str(folder / "out")).finished("train")[-1].settings

@@ -27,7 +27,7 @@ def chart_of(rows: Sequence[Mapping[str, Any]]) -> str:
         return f"{row['quality']:.4f}"
 
     def panel_of(name: str) -> Panel:
-        values = sorted({row[name] for row in rows})
+        values = sorted({row[name] for row in rows}, key=lambda value: (value is not None, value))
         as_names = not all(type(value) in (int, float) for value in values)
 
         def marks_of(some: Sequence[Mapping[str, Any]], label: str, color: int, is_hollow: bool = False) -> Marks:
@@ -44,7 +44,7 @@ def chart_of(rows: Sequence[Mapping[str, Any]]) -> str:
         if failed:
             marks.append(marks_of(failed, "failed", 6, is_hollow=True))
         is_log = not as_names and values[0] > 0 and values[-1] > 5 * values[0]
-        labels = [str(value) for value in values] if as_names else ()
+        labels = ["default" if value is None else str(value) for value in values] if as_names else ()
         return Panel(name.removeprefix(SETTING), marks, Axis("", is_log, labels), Axis("quality"))
 
     note = f"Recall@100 + NDCG@10 on the validation slice; {len(rows)} trials, {len(failed)} of them failed"

@@ -30,7 +30,7 @@ SPACE: Mapping[str, Any] = {
     "learning_rate": {"low": 0.003, "high": 0.03, "log": True},
     "l2": {"low": 0.02, "high": 0.5, "log": True},
     "dim": [32, 64, 128],
-    "candidates": [1024, 2048, 4096],
+    "batch_size": [256, 512, 1024],
 }
 """What is drawn from where no trials are given: around what has served well on ratings of many kinds."""
 

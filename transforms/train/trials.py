@@ -183,7 +183,7 @@ def row_of(trial: Trial, result: Result) -> dict[str, Any]:
 
 def config_of(trial: Trial, result: Result, num_trials: int) -> str:
     """Returns a trial's settings as YAML that `--config` takes."""
-    settings = varied_of(trial.settings)
+    settings = {name: value for name, value in varied_of(trial.settings).items() if value is not None}
     if trial.settings.features:
         settings["features"] = {feature.column: declaration_of(feature) for feature in trial.settings.features}
     found = f"Recall@100 {result.recall_at_100:.4f} and NDCG@10 {result.ndcg_at_10:.4f} on the validation slice"

@@ -1,6 +1,6 @@
 """Chooses the slice of the rows to validate on, and measures there how well held-out items are ranked, exactly."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,9 +8,6 @@ from transforms.ingest.split import hash_pairs
 from transforms.io.partition import hash_ids
 from transforms.train.rows import TrainingRows
 from transforms.train.settings import TrainingSettings
-
-if TYPE_CHECKING:
-    pass
 
 RECALL_AT = 100
 NDCG_AT = 10
