@@ -207,11 +207,10 @@ def write_sources(folder: Path) -> None:
     titles = [(item, f"Title {item}") for item in items]
     write_csv(folder / "ratings.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
     write_csv(folder / "items.csv", ["item_id", "title"], titles)
-    for name, some in (
-        ("train", rows[::2]),
-        ("test", rows[1::2]),
-    ):  # As published splits are: a file to learn from, one to judge by.
-        text = "\n".join(["user_id\titem_id", *(f"{user}\t{item}" for user, item, *_ in some)])
+    # As published splits are: a file to learn from, and one to judge by.
+    pairs = sorted({(user, item) for user, item, *_ in rows})
+    for name, some in {"train": pairs[::2], "test": pairs[1::2]}.items():
+        text = "\n".join(["user_id\titem_id", *map("\t".join, some)])
         (folder / f"{name}.tsv.gz").write_bytes(gzip.compress(f"{text}\n".encode()))
     (folder / MOVIELENS).mkdir(parents=True)
     duckdb.sql(f"COPY (FROM '{folder}/ratings.csv') TO '{folder}/ratings.parquet'")
