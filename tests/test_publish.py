@@ -386,7 +386,7 @@ def test_a_refit_keeps_the_blend_that_was_chosen(job: tuple[Path, list[str]]) ->
     output, _ = job
     settings, _ = parse_command([f"--output={output}"], "")
     train = finished.finished_before("publish", Job(settings)).published["train"]
-    chosen = {"taste": 0.5, "recency": 1.0, "half_life_days": 3.5, "why": "it is better"}
+    chosen = {"affinity_weight": 0.5, "recency": 1.0, "half_life_days": 3.5, "why": "it is better"}
     evaluated = {"train": replace(train, outputs={**train.outputs, "recency": chosen, "epochs": 3})}
     training = chains.settings_of_refit(settings, evaluated).training
     assert (training.blend, training.epochs, training.validation_fraction) == (Blend(0.5, 1.0, 3.5), 3, 0)

@@ -20,6 +20,7 @@ from transforms.train.recency import (
     Blend,
     BlendResult,
     RatedItems,
+    blend_of,
     blends_to_try,
     choose,
     item_bias,
@@ -89,13 +90,13 @@ def test_with_the_shortest_half_life_only_the_last_second_counts() -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.sampled_from([0.5, 0.75, 1.0]), st.integers(0, 2**32 - 1))
-def test_lifted_vectors_multiply_to_the_score(num_users: int, num_items: int, taste: float, seed: int) -> None:
+def test_lifted_vectors_multiply_to_the_score(num_users: int, num_items: int, affinity_weight: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     users, items = (rng.normal(size=(count, 4)).astype(np.float32) for count in (num_users, num_items))
     bias = rng.normal(size=num_items).astype(np.float32)
-    scores = lift_users(users) @ lift_items(items, taste, bias).T
+    scores = lift_users(users) @ lift_items(items, affinity_weight, bias).T
     assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, taste * (users @ items.T) + bias, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores, affinity_weight * (users @ items.T) + bias, rtol=1e-4, atol=1e-5)
 
 
 def test_every_combination_is_tried_once_the_plain_one_first() -> None:
@@ -115,7 +116,7 @@ def test_the_best_is_chosen_where_it_is_clearly_better() -> None:
     choice = choose([first, tried(Blend(0.5), [0.1, 0.1, 0.1]), better])
     assert choice.chosen is better
     error = np.std([0.1, 0.11, 0.1], ddof=1) / math.sqrt(3)
-    assert choice.why == f"better than taste 1, recency 0 by 0.1033 with a standard error of {error:.4f}"
+    assert choice.why == f"better than affinity weight 1, recency 0 by 0.1033 with a standard error of {error:.4f}"
     report = choice.report()
     assert (report["recency"], report["half_life_days"], report["validation_users"]) == (1.0, 7.0, 3)
     assert [each["recall_at_100"] for each in report["candidates"]] == pytest.approx([0.2, 0.1, 0.91 / 3])
@@ -126,8 +127,8 @@ def test_the_best_is_chosen_where_it_is_clearly_better() -> None:
     [
         (
             [0.2, 0.2, 0.6],
-            "taste 1, recency 1, half-life 7 days is not clearly better: "
-            "better than taste 1, recency 0 by 0.1333 with a standard error of 0.0882",
+            "affinity weight 1, recency 1, half-life 7 days is not clearly better: "
+            "better than affinity weight 1, recency 0 by 0.1333 with a standard error of 0.0882",
         ),
         ([0.1, 0.2, 0.3], "nothing that was tried is better"),
     ],
@@ -173,7 +174,9 @@ def test_recency_is_chosen_where_popularity_drifts(drifting: TrainingRows) -> No
         rows = drifting.where(~future)
         trained = train(rows, replace(QUICK, recency=recency))
         users = lift_users(trained.model.user_tower.vectors_of(np.arange(len(rows.user_ids))))
-        items = lift_items(trained.model.item_tower.vectors, trained.blend.taste, item_bias(rows.rated, trained.blend))
+        items = lift_items(
+            trained.model.item_tower.vectors, trained.blend.affinity_weight, item_bias(rows.rated, trained.blend)
+        )
         scores = users @ items.T
         scores[rows.user, rows.item] = -np.inf
         best = np.argsort(-scores, axis=1)[:, :20]
@@ -224,6 +227,12 @@ def test_what_is_written_gives_the_score(drifting: TrainingRows, tmp_path: Path)
     base = trained.model.user_tower.vectors_of(np.arange(len(users))) @ trained.model.item_tower.vectors.T
     bias = item_bias(drifting.rated, trained.blend)
     np.testing.assert_allclose(users @ items.T, 0.5 * base + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_a_blend_of_an_earlier_release_is_read() -> None:
+    of_now = {"affinity_weight": 0.5, "recency": 1.0, "half_life_days": 3.5, "why": "it is better"}
+    former = {"taste": 0.5, **{name: value for name, value in of_now.items() if name != "affinity_weight"}}
+    assert blend_of(of_now) == blend_of(former) == Blend(0.5, 1.0, 3.5)
 
 
 def test_off_is_a_weight_of_zero(drifting: TrainingRows) -> None:

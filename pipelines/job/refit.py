@@ -5,8 +5,8 @@
     ingest, with all ────── train ── embed ── index ── recommend    published: histories and seen items include the holdout
 
 The second chain is the same stages with other settings: `--split none`, exactly as many epochs as the evaluated training
-took, without a validation slice, and the dimensions, L2, taste and recency that it chose. So there is one definition of a
-history, of which of two ratings of a pair counts, and of what is recent. It costs a second reading of the source, which is
+took, without a validation slice, and the dimensions, L2, affinity weight and recency that it chose. So there is one definition
+of a history, of which of two ratings of a pair counts, and of what is recent. It costs a second reading of the source, which is
 little beside a second training; putting the holdout back into the users of the first reading could not do the same: of an item
 that was rated before the cut and again after it, a temporal split keeps only the first.
 """

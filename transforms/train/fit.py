@@ -14,7 +14,17 @@ from schemas.errors import InputError
 from transforms.train.batches import group_starts, shuffled_groups, steps_of
 from transforms.train.checkpoints import Checkpoint, TrainingState
 from transforms.train.pace import Standing
-from transforms.train.recency import PLAIN, TASTES, Blend, BlendResult, blends_to_try, choose, item_bias, lift_items, lift_users
+from transforms.train.recency import (
+    AFFINITY_WEIGHTS,
+    PLAIN,
+    Blend,
+    BlendResult,
+    blends_to_try,
+    choose,
+    item_bias,
+    lift_items,
+    lift_users,
+)
 from transforms.train.rows import TrainingRows
 from transforms.train.settings import TrainingSettings
 from transforms.train.spectral import spectral_start
@@ -218,7 +228,10 @@ class Fit:
         bias_of = cache(lambda blend: bias_of_served(self._rows, self._settings, blend))  # Tastes share it.
         return [
             BlendResult(
-                blend, *qualities_of(users, lift_items(items, blend.taste, bias_of(replace(blend, taste=1.0))), validation)
+                blend,
+                *qualities_of(
+                    users, lift_items(items, blend.affinity_weight, bias_of(replace(blend, affinity_weight=1.0))), validation
+                ),
             )
             for blend in blends
         ]
@@ -258,7 +271,7 @@ def bias_of_served(rows: TrainingRows, settings: TrainingSettings, blend: Blend)
 
 
 def opening_blends(rows: TrainingRows, validation: Validation | None, settings: TrainingSettings) -> list[Blend]:
-    """Returns how scores are made while settings are chosen: as would be chosen for users without a taste, with any taste.
+    """Returns how scores are made while settings are chosen: as would be chosen for users without an affinity, with any weight.
 
     Raises:
       InputError: if recency is asked for and there are no times.
@@ -281,4 +294,4 @@ def opening_blends(rows: TrainingRows, validation: Validation | None, settings: 
             for blend in blends_to_try(settings.half_life_days, [1.0])
         ]
     ).chosen.blend
-    return [replace(best, taste=taste) for taste in TASTES] if best.recency else [best]
+    return [replace(best, affinity_weight=weight) for weight in AFFINITY_WEIGHTS] if best.recency else [best]

@@ -68,7 +68,7 @@ class FeatureTower(tf.keras.layers.Layer):
         pieces = (tf.range(start, min(start + _ITEMS_AT_ONCE, num_items)) for start in starts)
         return np.concatenate([self.call(piece).numpy() for piece in pieces])
 
-    def save(self, ids: pa.Array, folder: Path, taste: float, bias: np.ndarray) -> None:
+    def save(self, ids: pa.Array, folder: Path, affinity_weight: float, bias: np.ndarray) -> None:
         """Writes a SavedModel, and beside it what encodes features.
 
         It takes ids, [n] string, and their bags: codes, [m] int32, weights, [m] float32, and lengths, [n] int32. It gives
@@ -77,11 +77,11 @@ class FeatureTower(tf.keras.layers.Layer):
         Args:
           ids: [num_items] string, by code.
           folder: a local folder.
-          taste: the factor of the vectors.
+          affinity_weight: the factor of the vectors.
           bias: [num_items] float32, the last dimension; 0 for an item without ratings.
         """
-        own = lift_items(self.own.vectors, taste, bias)
-        of_codes = lift_items(self.of_codes.numpy(), taste, np.zeros(self.of_codes.shape[0], np.float32))
+        own = lift_items(self.own.vectors, affinity_weight, bias)
+        of_codes = lift_items(self.of_codes.numpy(), affinity_weight, np.zeros(self.of_codes.shape[0], np.float32))
         save_served(lambda scratch: _ServedFeatures(ids, own, of_codes, scratch), folder)
         (folder / FEATURES_FILE).write_text(json.dumps(self._encoder.to_json()), encoding="utf-8")
 

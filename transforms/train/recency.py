@@ -1,13 +1,13 @@
-"""Adds recent popularity to the score: an item's bias, how much of it is recent, and how much a user's taste counts beside it.
+"""Adds recent popularity to the score: an item's bias, how much of it is recent, and how much affinity counts beside it.
 
 Towers learn how much more likely a user takes an item than people do on average. With the log of the item's share of all
 ratings as its bias, a score is the log of how likely this user takes it, up to a constant:
 
-    score(user, item) = taste x <user, item> + bias(item)
+    score(user, item) = affinity_weight x <user, item> + bias(item)
     bias(item)        = log(share of all ratings) + recency x log(share of recent ratings / share of all ratings)
 
 Recent ratings count half for every half-life before the last one. A recency of 1 puts recent popularity in the place of
-that of all time, which is what the rule of Bayes asks for when popularity drifts and tastes stay; a taste below 1 says that
+that of all time, which is what the rule of Bayes asks for when popularity drifts and tastes stay; a weight below 1 says that
 tastes learned of the past hold less well in the future. Both, and the half-life, are chosen on validation.
 
 A bias is one more dimension of an item's vector, where every user has a 1: the score is still an inner product.
@@ -23,7 +23,7 @@ import numpy as np
 MODES = ("auto", "on", "off")
 
 DAY_SECONDS = 86_400
-TASTES = (1.0, 0.75, 0.5)
+AFFINITY_WEIGHTS = (1.0, 0.75, 0.5)
 RECENCIES = (1.0, 0.5)
 HALF_LIVES = (1.0, 2.0, 0.5, 4.0, 0.25)
 """What is tried, half-lives as multiples of the one that was asked for; of equals, the first is taken."""
@@ -40,23 +40,28 @@ class Blend:
     """How a score is made.
 
     Attributes:
-      taste: the factor of the towers' inner product.
+      affinity_weight: the factor of the towers' inner product.
       recency: the weight of log(share of recent ratings / share of all ratings).
       half_life_days: how long it takes for a rating to count half; None where recency is 0.
     """
 
-    taste: float = 1.0
+    affinity_weight: float = 1.0
     recency: float = 0.0
     half_life_days: float | None = None
 
 
+_FORMER_NAME = "taste"
+"""What `affinity_weight` is called in the manifests of earlier releases."""
+
+
 def blend_of(report: Mapping[str, Any]) -> Blend:
     """Returns the blend that train's metrics tell of."""
-    return Blend(*(report[each.name] for each in fields(Blend)))
+    said = {"affinity_weight": report[_FORMER_NAME], **report} if _FORMER_NAME in report else report
+    return Blend(*(said[each.name] for each in fields(Blend)))
 
 
 PLAIN = Blend()
-"""Taste and the popularity of all time."""
+"""Affinity and the popularity of all time."""
 
 
 class RatedItems(NamedTuple):
@@ -117,17 +122,17 @@ def item_bias(rated: RatedItems, blend: Blend) -> np.ndarray:
     return np.where(counts > 0, bias - np.log(np.exp(bias[counts > 0]).mean()), 0).astype(np.float32)
 
 
-def lift_items(vectors: np.ndarray, taste: float, bias: np.ndarray) -> np.ndarray:
-    """Returns [num_items, dim + 1] float32: vectors times taste, then the bias.
+def lift_items(vectors: np.ndarray, affinity_weight: float, bias: np.ndarray) -> np.ndarray:
+    """Returns [num_items, dim + 1] float32: vectors times affinity_weight, then the bias.
 
     Their inner products with lifted users are the scores.
 
     Args:
       vectors: [num_items, dim] float32.
-      taste: see Blend.
+      affinity_weight: see Blend.
       bias: [num_items] float32.
     """
-    return np.concatenate([vectors * np.float32(taste), bias[:, np.newaxis]], axis=1)
+    return np.concatenate([vectors * np.float32(affinity_weight), bias[:, np.newaxis]], axis=1)
 
 
 def lift_users(vectors: np.ndarray) -> np.ndarray:
@@ -135,12 +140,12 @@ def lift_users(vectors: np.ndarray) -> np.ndarray:
     return np.concatenate([vectors, np.ones((len(vectors), 1), np.float32)], axis=1)
 
 
-def blends_to_try(half_life_days: float, tastes: Sequence[float] = TASTES) -> Iterator[Blend]:
-    """Yields every combination, `PLAIN` (or, without its taste, the nearest to it) first."""
+def blends_to_try(half_life_days: float, weights: Sequence[float] = AFFINITY_WEIGHTS) -> Iterator[Blend]:
+    """Yields every combination, `PLAIN` (or, without its weight, the nearest to it) first."""
     for recency in (0.0, *RECENCIES):
         for half_life in [half_life_days * multiple for multiple in HALF_LIVES] if recency else [None]:
-            for taste in tastes:
-                yield Blend(taste, recency, half_life)
+            for weight in weights:
+                yield Blend(weight, recency, half_life)
 
 
 class BlendResult(NamedTuple):
@@ -211,4 +216,4 @@ def choose(tried: Sequence[BlendResult]) -> Choice:
 
 def _words(blend: Blend) -> str:
     half_life = "" if blend.half_life_days is None else f", half-life {blend.half_life_days:g} days"
-    return f"taste {blend.taste:g}, recency {blend.recency:g}{half_life}"
+    return f"affinity weight {blend.affinity_weight:g}, recency {blend.recency:g}{half_life}"

@@ -76,8 +76,9 @@ class TrainingSettings:
       validation_fraction: of the rows, at most; 0 turns every choice off.
       include_validation: chooses what is to be chosen on the slice, and then trains on every training row, the slice included;
         without it, trains once, on the others.
-      recency: 'auto': how much recent popularity and taste count is chosen on the validation slice, where there are times;
-        'on': recent popularity counts in full, unchosen; 'off': not at all. See `transforms.train.recency`.
+      recency: 'auto': how much recent popularity and affinity (the inner product of the towers) count is chosen on the
+        validation slice, where there are times; 'on': recent popularity counts in full, unchosen; 'off': not at all. See
+        `transforms.train.recency`.
       half_life_days: how long it takes for a rating to count half towards recent popularity; 'auto' looks around it.
       blend: what another training has chosen.
       chosen_by: which one chose that, the dimensions and the weight of L2, where it is of an earlier release.

@@ -119,16 +119,16 @@ class IdTower(tf.keras.layers.Embedding):
         """[num_ids, dim] float32: every id's vector, by code."""
         return self.embeddings.numpy()
 
-    def save(self, ids: pa.Array, folder: Path, taste: float, bias: np.ndarray) -> None:
+    def save(self, ids: pa.Array, folder: Path, affinity_weight: float, bias: np.ndarray) -> None:
         """Writes an item tower as a SavedModel: ids, [n] string -> {"embedding": [n, dim + 1] float32, "known": [n] bool}.
 
         Args:
           ids: [num_ids] string, by code.
           folder: a local folder.
-          taste: the factor of the vectors.
+          affinity_weight: the factor of the vectors.
           bias: [num_ids] float32, the last dimension.
         """
-        save_served(lambda scratch: ServedVectors(ids, lift_items(self.vectors, taste, bias), scratch), folder)
+        save_served(lambda scratch: ServedVectors(ids, lift_items(self.vectors, affinity_weight, bias), scratch), folder)
 
 
 class ServedVectors(tf.Module):

@@ -288,7 +288,7 @@ def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[Writte
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
         bias = item_bias(rows.rated, trained.blend)
         trained.model.user_tower.save(rows.user_ids, rows.item_ids, Path(folder, USER_TOWER))
-        trained.model.item_tower.save(rows.item_ids, Path(folder, ITEM_TOWER), trained.blend.taste, bias)
+        trained.model.item_tower.save(rows.item_ids, Path(folder, ITEM_TOWER), trained.blend.affinity_weight, bias)
         for name in (USER_TOWER, ITEM_TOWER):
             written += upload_folder(Path(folder, name), root, name)
     curves = json.dumps({"num_epochs": trained.num_epochs, "epochs": trained.curve}, indent=2)
