@@ -36,10 +36,14 @@ FLAGS = ("--user_tower=history", "--split=temporal", "--refit")
 
 _NOTHING_CARRIED = """
 import sys
+from dataclasses import replace
 from pipelines import run
 from pipelines.cli.command import run_command
-from pipelines.stages import index, recommend
-index.kept_index = lambda *_: None
+from pipelines.job import chains
+from pipelines.stages import calibrate, index, recommend
+anew = lambda chain: replace(index.plan(chain), sources=[{"another": "index"}])
+chains.STAGES["index"] = replace(index.STAGE, plan=anew)
+calibrate.kept_search = lambda *_: None
 recommend.base_lists = lambda *_: "asked for by the benchmark"
 sys.exit(run_command(run.main, sys.argv[1:]))
 """

@@ -21,7 +21,7 @@ FLAGS = [
     "--split=temporal",
     "--refit",
 ]
-STAGES = ("ingest", "lists", "train", "embed", "index", "recommend", "judge", "publish")
+STAGES = ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge", "publish")
 NOT_AGAIN = {2: "a mistake in the input or the flags", 3: "a gate failed, and LATEST stays as it was"}
 
 

@@ -1,6 +1,6 @@
-"""Builds the sharded index of the candidates, and calibrates its search.
+"""Builds the sharded index of the candidates.
 
-python -m pipelines.index --output DIR [--num_shards N] [--target_recall 0.95]
+python -m pipelines.index --output DIR [--num_shards N]
 """
 
 import sys

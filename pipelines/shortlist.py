@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "embed",
     "index",
+    "calibrate",
     "recommend",
     "judge",
     "publish",

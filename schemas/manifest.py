@@ -17,6 +17,9 @@ SCHEMA_VERSION = 1
 MADE_FILE = {"path": FILE, "rows": AtLeast(0), "bytes": AtLeast(0), "sha256": SHA256}
 """The shape of what a manifest says of a file."""
 
+CONTENTS = "contents"
+"""The output that names, for datasets whose rows have no order, a digest of the rows, in whatever files they are."""
+
 _SHAPE = {
     "stage": NAME,
     "fingerprint": NAME,
@@ -30,7 +33,7 @@ _SHAPE = {
     "versions": Each(str),
     "started_at": TIME,
     "finished_at": TIME,
-    "outputs": Maybe(dict),
+    "outputs": Maybe({CONTENTS: Maybe(Each(str))}),
 }
 
 
@@ -79,9 +82,15 @@ class StageManifest:
     def digest_of_datasets(self, datasets: Sequence[str]) -> str:
         """Returns the digest of the contents of some datasets, or of everything where none is named.
 
-        It is what a later stage's fingerprint takes from this one: made again with the same contents, it changes nothing.
+        It is what a later stage's fingerprint takes from this one: made again with the same contents, it changes nothing. Of a
+        dataset whose rows have no order, the contents are what the stage reports as CONTENTS, otherwise they are its files.
         """
-        return digest_of([file for name in datasets for file in self.dataset(name)]) if datasets else self.digest
+        if not datasets:
+            return self.digest
+        told = self.outputs.get(CONTENTS) or {}
+        files = digest_of([file for name in datasets if name not in told for file in self.dataset(name)])
+        rows = {name: told[name] for name in datasets if name in told}
+        return fingerprint_of([files, rows]) if rows else files
 
     def rows(self, dataset: str) -> int:
         """Returns how many rows a dataset has."""

@@ -19,6 +19,8 @@ TENSORBOARD = "tensorboard"
 INDEX_FOLDER = "scann"
 """In a shard's folder, beside the id map."""
 ID_MAP_FILE = "items.arrow"
+ITEMS_OF_SHARDS = "shard_items"
+"""What the catalogue says of the items of each shard: part i is shard i."""
 BLOCKED = "blocked"
 """The folder of the items of the catalogue that must not be recommended."""
 

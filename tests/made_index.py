@@ -9,18 +9,20 @@ import pyarrow as pa
 import pytest
 
 from schemas.blocks import Block, in_blocks
-from schemas.embeddings import embeddings_schema
+from schemas.embeddings import SHARD_ITEMS, embeddings_schema
 from schemas.items import BLOCKED_ITEMS
+from schemas.manifest import StageManifest
 from schemas.parquet_files import parquet_writer
-from schemas.stage_files import BLOCKED
+from schemas.stage_files import BLOCKED, ITEMS_OF_SHARDS
 from schemas.storage import WrittenFile, join
 from schemas.users import USERS
 from transforms.index.build import write_shard
 from transforms.index.embed import vector_column
 from transforms.index.item_lists import ItemLists
+from transforms.index.load import BuiltIndex, IndexFiles
 from transforms.io.partition import key_by_shard
 from transforms.io.write import part_path, write_part
-from transforms.search.scann_index import plan_shard
+from transforms.search.scann_index import ShardPlan, plan_shard
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,16 @@ class MadeItems:
 
     @property
     def block(self) -> Block:
-        n, dim = self.vectors.shape
-        columns = [pa.array(self.ids), pa.array(range(n), pa.int32()), pa.array(self.train_counts)]
-        columns += [pa.array(self.recent_counts), vector_column(self.vectors)]
-        return pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(dim))
+        """Rows of `embeddings_schema`."""
+        schema = embeddings_schema(self.vectors.shape[1])
+        return pa.RecordBatch.from_arrays([pa.array(self.ids), vector_column(self.vectors)], schema=schema)
+
+    @property
+    def known(self) -> Block:
+        """Rows of SHARD_ITEMS."""
+        codes = pa.array(range(len(self.ids)), pa.int32())
+        columns = [pa.array(self.ids), codes, pa.array(self.train_counts), pa.array(self.recent_counts)]
+        return pa.RecordBatch.from_arrays(columns, schema=SHARD_ITEMS)
 
 
 def make_items(num_items: int, dim: int = 8, seed: int = 0) -> MadeItems:
@@ -48,14 +56,24 @@ def make_items(num_items: int, dim: int = 8, seed: int = 0) -> MadeItems:
     return MadeItems([f"item {i:05d}" for i in range(num_items)], vectors, train_counts, halves / 2)
 
 
-def write_index(root: str, items: MadeItems, num_shards: int, num_leaves: int | None = None) -> list[WrittenFile]:
-    """Builds the shards, with trees of `num_leaves` where given."""
-    files = []
+def write_index(
+    root: str, items: MadeItems, num_shards: int, num_leaves: int | None = None, lists: ItemLists | None = None
+) -> IndexFiles:
+    """Builds the shards, with trees of `num_leaves` where given, and writes what is known of their items beside them."""
+    files: list[WrittenFile] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transforms.index.build.plan_shard", lambda n, dim: plan_shard(n, dim, num_leaves))
         for shard, block in key_by_shard(items.block, num_shards):
             files += write_shard(shard, [block], root, items.vectors.shape[1], seed=0)
-    return files
+    known = [
+        write_part(root, ITEMS_OF_SHARDS, SHARD_ITEMS, shard, [block]) for shard, block in key_by_shard(items.known, num_shards)
+    ]
+    return BuiltIndex.of(root, files, num_shards).with_items(root, known, lists or ItemLists())
+
+
+def plan_in(output: Path, indexed: StageManifest) -> ShardPlan:
+    """Returns what shard 0 of a finished index is."""
+    return BuiltIndex.of(str(output / indexed.folder), indexed.dataset("shards"), 1).with_items("", []).plan_of(0)
 
 
 def item_lists(folder: Path, ids: list[str], block: list[str] | None = None, allow: list[str] | None = None) -> ItemLists:

@@ -10,10 +10,21 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that
 
 from schemas.blocks import Block, in_blocks
-from schemas.embeddings import embeddings_schema
+from schemas.embeddings import SHARD_ITEMS, embeddings_schema
 from schemas.parquet_files import parquet_writer
 from tests.made_index import item_lists
-from tests.test_canaries import DIM, ITEM_IDS, SETTINGS, canaries, embeddings, right_lists, swap_ids, table_of, users_of
+from tests.test_canaries import (
+    DIM,
+    ITEM_IDS,
+    SETTINGS,
+    canaries,
+    embeddings,
+    indexed,
+    right_lists,
+    swap_ids,
+    table_of,
+    users_of,
+)
 from transforms.io.read import Place, PlacedBlock
 from transforms.io.write import Counts
 from transforms.lists.audit import AuditLists, Made
@@ -30,13 +41,18 @@ def audit(pipeline: beam.Pipeline, folder: Path, block: Block) -> beam.PCollecti
     with parquet_writer(str(folder), "e.parquet", embeddings_schema(DIM), []) as writer:
         for each in in_blocks(embeddings(), 9):
             writer.write_batch(each)
+    with parquet_writer(str(folder), "i.parquet", SHARD_ITEMS, []) as writer:
+        for each in in_blocks(indexed(), 9):
+            writer.write_batch(each)
     made = Made(
         pipeline | "Users" >> beam.Create(placed(users_of(block))),
         pipeline | "Table" >> beam.Create(placed(table_of(block))),
         pipeline | "Exact" >> beam.Create(list(in_blocks(block.select(["user_id", "exact"]), 3))),
     )
     lists = item_lists(folder, ITEM_IDS, block=BLOCKED)
-    return made | "AuditLists" >> AuditLists([str(folder / "e.parquet")], DIM, 1.0, SETTINGS, lists)
+    return made | "AuditLists" >> AuditLists(
+        [str(folder / "e.parquet")], [str(folder / "i.parquet")], DIM, 1.0, SETTINGS, lists
+    )
 
 
 @pytest.mark.parametrize("is_right", [True, False])
@@ -60,8 +76,9 @@ def test_an_audit_tells_all_of_one_table(tmp_path: Path, is_right: bool) -> None
         assert_that(audit(pipeline, tmp_path, block), check)
 
 
-def test_the_embeddings_are_read_once(tmp_path: Path) -> None:
+def test_embeddings_and_items_are_read_once(tmp_path: Path) -> None:
     pipeline = beam.Pipeline("FnApiRunner")
     audit(pipeline, tmp_path, canaries(right_lists(), right_lists()))
     names = [each.unique_name for each in pipeline.to_runner_api().components.transforms.values()]
-    assert [name for name in names if name.endswith("/ReadFile")] == ["AuditLists/ReadEmbeddings/ReadFile"]
+    reads = [f"AuditLists/{name}/ReadFile" for name in ("ReadEmbeddings", "ReadItems")]
+    assert sorted(name for name in names if name.endswith("/ReadFile")) == reads

@@ -14,14 +14,14 @@ from apache_beam.testing.util import assert_that
 
 from pipelines import run
 from pipelines.cli.command import OK, run_command
-from pipelines.stages import index
+from pipelines.stages import calibrate as calibrate_stage
 from schemas.blocks import Block, in_blocks
-from schemas.embeddings import embeddings_schema
 from schemas.errors import InputError
-from schemas.storage import WrittenFile
+from schemas.storage import WrittenFile, join
 from schemas.users import USERS
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
+from tests.made_index import MadeItems, plan_in
 from transforms.index import calibrate as calibrate_module
 from transforms.index.build import write_shard
 from transforms.index.calibrate import CalibrateSearch, DrawSample, SampleUsers
@@ -35,8 +35,9 @@ from transforms.index.calibration import (
     cost_of_row,
 )
 from transforms.index.embed import vector_column
-from transforms.index.load import LoadedShard, ShardCache, load_plan
+from transforms.index.load import BuiltIndex, IndexFiles, LoadedShard, ShardCache
 from transforms.index.search_plan import ShardBytes
+from transforms.index.shard_items import WriteShardItems
 from transforms.io.partition import key_by_shard
 from transforms.search.ranking_metrics import recall_against
 from transforms.search.scann_index import ShardPlan, build, plan_shard
@@ -290,20 +291,15 @@ def test_the_sample_is_the_same_however_users_come() -> None:
     assert few.add_input(few.create_accumulator(), users).num_rows == known.sum()
 
 
-def catalogue_of(items: np.ndarray) -> Block:
-    columns = [
-        pa.array([f"item {code:05d}" for code in range(len(items))]),
-        pa.array(range(len(items)), pa.int32()),
-        pa.array([1] * len(items), pa.int64()),
-        pa.array([1.0] * len(items), pa.float64()),
-        vector_column(items),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(items.shape[1]))
+def catalogue_of(items: np.ndarray) -> MadeItems:
+    ids = [f"item {code:05d}" for code in range(len(items))]
+    return MadeItems(ids, items, np.ones(len(items), int), np.ones(len(items)))
 
 
-def written_shards(catalogue: Block, num_shards: int, root: str) -> list[WrittenFile]:
-    blocks = list(key_by_shard(catalogue, num_shards))
-    return [file for shard, block in blocks for file in write_shard(shard, [block], root, DIM, seed=0)]
+def written_shards(catalogue: MadeItems, num_shards: int, root: str) -> BuiltIndex:
+    blocks = list(key_by_shard(catalogue.block, num_shards))
+    files = [file for shard, block in blocks for file in write_shard(shard, [block], root, DIM, seed=0)]
+    return BuiltIndex.of(root, files, num_shards)
 
 
 @pytest.mark.parametrize(("num_shards", "recommend_seen"), [(1, True), (3, False)])
@@ -314,8 +310,8 @@ def test_the_pipeline_finds_what_the_function_finds(
     items = items[:9_000]
     monkeypatch.setattr("transforms.index.build.plan_shard", lambda count, dim: plan_shard(count, dim, 100))
     catalogue = catalogue_of(items)
-    files = written_shards(catalogue, num_shards, root)
-    ids = catalogue["item_id"].to_pylist()
+    built = written_shards(catalogue, num_shards, root)
+    ids = catalogue.ids
     seen = [[code for code in sample.excluded.take(np.array([row])).values if code < len(items)] for row in range(len(sample))]
     known = np.arange(len(sample)) % 4 > 0
     users = users_of(sample.queries, [[*(ids[code] for code in codes), "unknown"] for codes in seen], known)
@@ -324,7 +320,7 @@ def test_the_pipeline_finds_what_the_function_finds(
     drawn = SampleUsers(250, DIM)
     chosen = [int(each.split()[1]) for each in drawn.add_input(drawn.create_accumulator(), users)["user_id"].to_pylist()]
     shards = []
-    for _, block in key_by_shard(catalogue, num_shards):
+    for _, block in key_by_shard(catalogue.known, num_shards):
         codes = block["code"].to_numpy()
         shards.append(Shard(build(items[codes], plan_shard(len(codes), DIM, 100), 0), codes))
     lists = Lists.of([[]] * 250 if recommend_seen else [[*seen[row], -1] for row in chosen])
@@ -341,30 +337,30 @@ def test_the_pipeline_finds_what_the_function_finds(
 
     with TestPipeline("FnApiRunner") as pipeline:
         blocks = pipeline | "Users" >> beam.Create(list(in_blocks(users, 90)))
-        rows = pipeline | "Items" >> beam.Create(list(in_blocks(catalogue.select(["item_id", "code"]), 5000)))
-        shard_files = pipeline | "Files" >> beam.Create(files[::-1])
+        rows = pipeline | "Items" >> beam.Create(list(in_blocks(catalogue.known, 5000)))
+        of_shards = rows | WriteShardItems(join(root, "items"), built)
         drawn_sample = (blocks, rows) | DrawSample(ask, DIM)
-        assert_that((shard_files, drawn_sample) | CalibrateSearch(root, ask, max_worker_bytes=1), check)
+        assert_that((of_shards, drawn_sample) | CalibrateSearch(built, join(root, "items"), ask, max_worker_bytes=1), check)
 
 
 @pytest.mark.slow
 def test_the_stage_calibrates_trees_and_says_so_in_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.index.build.plan_shard", lambda count, dim: plan_shard(count, dim, 5))
-    monkeypatch.setattr(index, "EXACT_BELOW", 0)
+    monkeypatch.setattr(calibrate_stage, "EXACT_BELOW", 0)
     flags = [*SMALL, "--num_buckets=3", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
-    (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
+    (manifest,) = Workspace(str(tmp_path / "out")).finished("calibrate")
     facts = manifest.metrics["calibration"]
     assert (facts["k"], facts["users"], facts["target_recall"]) == (3, 60, 0.95)
     assert facts["curve"]
-    assert manifest.settings["calibration"]["k"] == 3
+    assert manifest.settings["asked"]["calibration"]["k"] == 3
     SearchSettings(**manifest.metrics["search"])
 
 
 def test_the_stage_leaves_small_indexes_alone(tmp_path: Path) -> None:
     flags = ["--dim=8", "--l2=0.1", "--epochs=1", "--min_lift=0", "--k=5000", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
-    (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
+    (manifest,) = Workspace(str(tmp_path / "out")).finished("calibrate")
     assert manifest.metrics["calibration"]["k"] == 40
     assert manifest.metrics["calibration"]["reason"] == "every shard is searched exactly: there is nothing to calibrate"
     assert SearchSettings(**manifest.metrics["search"]) == SearchSettings()
@@ -372,8 +368,8 @@ def test_the_stage_leaves_small_indexes_alone(tmp_path: Path) -> None:
 
 def test_a_few_files_of_users_are_enough_to_draw_from() -> None:
     files = [WrittenFile(f"users/{at}", rows, 0, "") for at, rows in enumerate([0, 900, 800, 900, 900])]
-    assert [file.path for file in index.some_users(files, 100)] == ["users/0", "users/1", "users/2"]
-    assert index.some_users(files, 10_000) == files
+    assert [file.path for file in calibrate_stage.some_users(files, 100)] == ["users/0", "users/1", "users/2"]
+    assert calibrate_stage.some_users(files, 10_000) == files
 
 
 @pytest.mark.slow
@@ -381,10 +377,10 @@ def test_the_stage_builds_and_searches_as_it_is_told(tmp_path: Path) -> None:
     flags = [*SMALL, "--num_buckets=3", f"--output={tmp_path / 'out'}"]
     given = ["--leaves=5", "--no_soar", "--quantization_threshold=0.3", "--leaves_to_search=4", "--reorder_per_neighbor=2.5"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags, *given]) == OK
-    (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
+    (indexed,), (manifest,) = (Workspace(str(tmp_path / "out")).finished(name) for name in ("index", "calibrate"))
     assert SearchSettings(**manifest.metrics["search"]) == SearchSettings(4, 2.5)
     assert manifest.metrics["calibration"]["reason"] == "given with --reorder_per_neighbor: nothing was calibrated"
-    plan = load_plan(str(tmp_path / "out" / manifest.folder), 0, manifest.dataset("shards"))
+    plan = plan_in(tmp_path / "out", indexed)
     assert plan == ShardPlan("tree", 40, 9, 5, 0.3, soar=False)
 
 
@@ -392,14 +388,14 @@ def test_the_stage_builds_and_searches_as_it_is_told(tmp_path: Path) -> None:
 def test_a_small_index_that_is_given_leaves_is_calibrated(tmp_path: Path) -> None:
     flags = [*SMALL, "--leaves=5", f"--output={tmp_path / 'out'}"]
     assert run_command(run.main, [f"--ratings={write_ratings(tmp_path)}", *flags]) == OK
-    (manifest,) = Workspace(str(tmp_path / "out")).finished("index")
+    (manifest,) = Workspace(str(tmp_path / "out")).finished("calibrate")
     assert manifest.metrics["calibration"]["curve"]
 
 
 @pytest.mark.slow
 def test_shards_are_tried_within_the_memory_that_a_worker_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards that are said to take more than half of it are never held two at a time."""
-    monkeypatch.setattr(calibrate_module, "bytes_of_shard", lambda files: ShardBytes(600_000, 0, 0))
+    monkeypatch.setattr(IndexFiles, "bytes_of", lambda index, shard: ShardBytes(600_000, 0, 0))
     held: list[int] = []
 
     class Watched(ShardCache):

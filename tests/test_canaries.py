@@ -14,6 +14,7 @@ from schemas.blocks import Block, in_blocks
 from schemas.embeddings import embeddings_schema
 from schemas.topk import RECOMMENDATION, TOPK
 from schemas.users import USERS
+from tests.made_index import MadeItems
 from transforms.index.embed import vector_column
 from transforms.index.item_lists import ItemLists
 from transforms.io.read import Place
@@ -38,14 +39,13 @@ UNWANTED = [[], ["i00", "i01", "i02"], ITEM_IDS[:57], ["gone", "i59"]]
 
 
 def embeddings(**changes: np.ndarray) -> Block:
-    columns = [
-        pa.array(ITEM_IDS),
-        pa.array(range(NUM_ITEMS), pa.int32()),
-        pa.array([1] * NUM_ITEMS, pa.int64()),
-        pa.array([1.0] * NUM_ITEMS, pa.float64()),
-        vector_column(changes.get("vectors", ITEMS)),
-    ]
+    columns = [pa.array(ITEM_IDS), vector_column(changes.get("vectors", ITEMS))]
     return pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(DIM))
+
+
+def indexed() -> Block:
+    """Returns rows of SHARD_ITEMS, with one training positive each."""
+    return MadeItems(ITEM_IDS, ITEMS, np.ones(NUM_ITEMS, int), np.ones(NUM_ITEMS)).known
 
 
 def right_lists() -> Lists:

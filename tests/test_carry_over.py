@@ -22,7 +22,7 @@ from tests.made_index import MadeItems, make_items, make_users, write_index
 from tests.test_recommend_by_shard import expected_list
 from transforms.index.embed import embed_users
 from transforms.index.item_lists import ItemLists
-from transforms.index.load import IndexFiles, load_index
+from transforms.index.load import load_index
 from transforms.io.read import Place, PlacedBlock
 from transforms.io.write import WritePlacedBlocks, WriteSummary, part_path
 from transforms.lists.by_shard import RecommendByShard
@@ -32,6 +32,7 @@ from transforms.lists.carry_over import (
     BaseFiles,
     CarryOver,
     CarryRules,
+    ItemCodes,
     KeptItems,
     SomeItems,
     carry_over,
@@ -90,8 +91,7 @@ def only(items: MadeItems, kept: np.ndarray) -> MadeItems:
 
 def table_of(folder: Path, users: Block, items: MadeItems, tower: MadeTower, settings: ListSettings) -> Block:
     """Returns the rows of TOPK of users, of whom some may carry their lists over."""
-    files = write_index(str(folder), items, num_shards=3)
-    index = load_index(IndexFiles.of(str(folder), files, 3))
+    index = load_index(write_index(str(folder), items, num_shards=3))
     return recommend_block(embed_users(users, tower), index, settings).topk
 
 
@@ -140,7 +140,11 @@ def test_any_change_gives_the_table_of_a_search_for_everyone(seed: int, tmp_path
     before = table_of(tmp_path / "before", plain_users(rows[:45]), before_items, MadeTower(every, own, by_history), settings)
     now_rows = some_changes(rng, every, rows)
     users = dated(plain_users(now_rows), None)
-    kept = KeptItems.of([SomeItems.of(before_items.block, ItemLists())], [], [SomeItems.of(now_items.block, ItemLists())])
+    kept = KeptItems.of(
+        [SomeItems.of(before_items.block, ItemLists())],
+        [SomeItems.of(now_items.block, ItemLists())],
+        [ItemCodes.of(now_items.known)],
+    )
     made, counts = carry_over(
         users, plain_users(rows[:45]), before.select(LISTS.names), kept, CarryRules(by_history, recommend_seen, 0.0)
     )
@@ -166,7 +170,7 @@ def one_user(**changes: Any) -> dict:
 def kept_items(*ids: str, gained: int = 0) -> KeptItems:
     items = MadeItems(list(ids), np.zeros((len(ids), 2), np.float32), np.zeros(len(ids), int), np.zeros(len(ids)))
     some = [SomeItems.of(items.block, ItemLists())] if ids else []
-    return KeptItems.of(some, [], some)._replace(gained=gained)
+    return KeptItems.of(some, some, [ItemCodes.of(items.known)])._replace(gained=gained)
 
 
 def carried(row: dict, items: KeptItems, source: str = "personalised", **rules: Any) -> tuple[Block, dict[str, int]]:
@@ -220,9 +224,9 @@ def test_who_is_compared_with_exact_search_needs_a_vector_and_keeps_the_list() -
 def test_what_was_blocked_comes_in_and_what_is_blocked_goes() -> None:
     items = make_items(10, DIM)
     every = SomeItems.of(items.block, ItemLists())
-    blocked = every.ids[2:4]
+    then = SomeItems(*(np.delete(column, [2, 3]) for column in every))
     now = SomeItems(*(column[1:] for column in every))
-    found = KeptItems.of([every], [blocked], [now])
+    found = KeptItems.of([then], [now], [ItemCodes.of(items.known)])
     assert (found.gained, found.lost, len(found.hashes)) == (2, 1, 7)
     ids = pa.array(items.ids)
     assert found.codes_of(ids).tolist() == [-1, 1, -1, -1, *range(4, 10)]
@@ -247,7 +251,7 @@ def test_both_plans_serve_carried_lists_as_they_are(tmp_path: Path) -> None:
     own = {row["user_id"]: row["vector"] for row in rows}
     settings = settings_of(checked=0.3)
     files = write_index(join(root, "index"), items, 4)
-    index = load_index(IndexFiles.of(join(root, "index"), files, 4))
+    index = load_index(files)
     before = recommend_block(embed_users(plain_users(rows[:20]), MadeTower(items, own, False)), index, settings).topk
     # Scores that no search would find show that a list was kept.
     served = [
@@ -258,23 +262,24 @@ def test_both_plans_serve_carried_lists_as_they_are(tmp_path: Path) -> None:
         "users": plain_users(rows),
         "topk": pa.RecordBatch.from_pylist(served, TOPK),
         "embeddings": items.block,
+        "items": items.known,
     }
     for name, block in stored.items():
         with parquet_writer(root, part_path(name, 0), block.schema, []) as writer:
             writer.write_batch(block)
     paths = {name: [join(root, part_path(name, 0))] for name in stored}
-    last = BaseFiles({0: paths["users"]}, {0: paths["topk"]}, paths["embeddings"], [])
+    last = BaseFiles({0: paths["users"]}, {0: paths["topk"]}, paths["embeddings"], ItemLists())
     rules = CarryRules(by_history=False, recommend_seen=False, checked_fraction=0.3)
     summaries = []
     for name, plan in (
-        ("fused", RecommendFused(IndexFiles.of(join(root, "index"), files, 4), 120, settings)),
-        ("by_shard", RecommendByShard(IndexFiles.of(join(root, "index"), files, 4), 120, settings)),
+        ("fused", RecommendFused(files, 120, settings)),
+        ("by_shard", RecommendByShard(files, 120, settings)),
     ):
         tower = MadeTower(items, own, False)
         with TestPipeline("FnApiRunner") as pipeline:
             block = dated(plain_users(rows), None)
             users = pipeline | beam.Create([(Place(0, 0, True), block)]).with_output_types(PlacedBlock)
-            over = users | CarryOver(last, paths["embeddings"], ItemLists(), rules)
+            over = users | CarryOver(last, paths["embeddings"], paths["items"], ItemLists(), rules)
             embed = beam.MapTuple(lambda place, block, tower=tower: (place, embed_users(block, tower)))
             found = over.users | embed.with_output_types(PlacedBlock) | plan
             written = found.topk | WritePlacedBlocks(join(root, name), "topk", TOPK)

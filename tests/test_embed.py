@@ -14,13 +14,13 @@ from schemas.blocks import Block
 from schemas.embeddings import embeddings_schema
 from schemas.errors import InputError
 from schemas.items import with_features
+from schemas.manifest import CONTENTS
 from schemas.storage import join, upload_folder
 from schemas.users import USERS
 from tests.made_stored import stored_folder
 from transforms.index.embed import (
     ITEMS_WITHOUT_VECTOR,
-    VECTORS,
-    DigestVectors,
+    DigestEmbeddings,
     EmbedItems,
     EmbedUsers,
     ItemTower,
@@ -76,7 +76,6 @@ def test_items_that_the_tower_does_not_know_are_dropped() -> None:
     block = embed_items(items_of(["a3", "b", "a0", "c"]), FakeTower(), 10)
     assert block.schema.equals(embeddings_schema(10), check_metadata=True)
     assert block["item_id"].to_pylist() == ["a3", "a0"]
-    assert block["code"].to_pylist() == block["train_count"].to_pylist() == [0, 2]
     assert [vector.index(1) for vector in block["embedding"].to_pylist()] == [3, 0]
     block.validate(full=True)
 
@@ -172,4 +171,4 @@ def test_blocks_without_a_known_item_add_nothing_to_the_digest(saved: tuple[Path
     placed = [(Place(0, at, at == len(blocks) - 1), block) for at, block in enumerate(blocks)]
     with TestPipeline("FnApiRunner") as pipeline:
         embeddings = pipeline | beam.Create(placed) | EmbedItems(stored_folder(str(saved[0])), saved[1].shape[1])
-        assert_that(embeddings | DigestVectors(), equal_to([{VECTORS: f"{expected:016x}"}]))
+        assert_that(embeddings | DigestEmbeddings("e"), equal_to([{CONTENTS: {"e": f"{expected:016x}"}}]))

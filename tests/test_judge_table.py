@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.blocks import Block
-from schemas.embeddings import embeddings_schema
+from schemas.embeddings import SHARD_ITEMS
 from schemas.items import ITEMS
 from schemas.topk import LONG, LONG_TOPK, RECOMMENDATION, TOPK
 from schemas.users import USERS
@@ -328,13 +328,11 @@ def test_a_whole_table_is_judged_from_its_files(tmp_path: Path, last_buckets: in
         {"item_id": each, "code": code, "train_count": 1, "recent_count": 1.0, "holdout_count": 0}
         for code, each in enumerate([*COUNTS, "blocked"])
     ]
-    stored = [{**each, "embedding": [0.0, 0.0]} for each in catalogue]
     write_part(
         str(tmp_path), "items", ITEMS, 0, [pa.RecordBatch.from_pylist([each | {"title": None} for each in catalogue], ITEMS)]
     )
-    schema = embeddings_schema(2)
-    embeddings = pa.RecordBatch.from_pylist([{name: each[name] for name in schema.names} for each in stored], schema)
-    write_part(str(tmp_path), "embeddings", schema, 0, [embeddings])
+    indexed = pa.RecordBatch.from_pylist([{name: each[name] for name in SHARD_ITEMS.names} for each in catalogue], SHARD_ITEMS)
+    write_part(str(tmp_path), "shard_items", SHARD_ITEMS, 0, [indexed])
     paths = {
         name: write_buckets(tmp_path, name, rows, kind, 3)
         for name, rows, kind in (("users", people, USERS), ("topk", table, TOPK))
@@ -366,7 +364,7 @@ def test_a_whole_table_is_judged_from_its_files(tmp_path: Path, last_buckets: in
         made = pipeline | JudgeTable(
             buckets,
             [f"{tmp_path}/items/part-000000.parquet"],
-            [f"{tmp_path}/embeddings/part-000000.parquet"],
+            [f"{tmp_path}/shard_items/part-000000.parquet"],
             item_lists(tmp_path, [*COUNTS, "blocked"], block=["blocked"]),
             TableRules(K, False, 3, K, has_last_users=True),
             [] if same else last,

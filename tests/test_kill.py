@@ -36,7 +36,7 @@ ROOT = Path(__file__).parent.parent
 SEED = int(os.environ.get("SHORTLIST_KILL_SEED", "20261124"))
 KILLS = int(os.environ.get("SHORTLIST_KILLS", "6"))
 KILLS_AN_OUTPUT = 6
-STEPS = ("ingest", "lists", "train", "embed", "index", "recommend", "judge", "publish")
+STEPS = ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge", "publish")
 NUM_USERS = 60
 PATIENCE_SECONDS = 300.0
 """A run that takes so long hangs."""

@@ -18,7 +18,7 @@ from schemas.workspace import Workspace
 from tests.made_data import ratings, write_csv, write_items, write_ratings
 from tests.test_run import QUICK, topk_of
 
-STAGES = ("ingest", "lists", "train", "embed", "index", "recommend", "judge")
+STAGES = ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge")
 
 
 def finished(output: Path) -> dict[str, int]:

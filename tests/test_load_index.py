@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from schemas.embeddings import ID_MAP
+from schemas.blocks import in_blocks
+from schemas.embeddings import SHARD_ITEMS
 from schemas.errors import InputError
 from schemas.storage import create_file, delete, join, read_bytes
 from tests.made_index import MadeItems, item_lists, make_items, write_index
@@ -18,12 +20,9 @@ from transforms.index.load import (
     IndexFiles,
     LoadedShard,
     ShardCache,
-    files_of_shards,
     load_index,
-    load_items,
-    load_plan,
-    load_shard,
 )
+from transforms.index.shard_items import items_of_shard, read_id_map
 from transforms.search.scann_index import ShardPlan
 from transforms.search.search import SearchSettings, served_plan, top_k_of_block
 from transforms.search.top_k import Lists, codes_of
@@ -37,7 +36,7 @@ def items() -> MadeItems:
 
 
 def test_an_index_comes_back_whole(root: str, items: MadeItems) -> None:
-    index = load_index(IndexFiles.of(root, write_index(root, items, NUM_SHARDS), NUM_SHARDS))
+    index = load_index(write_index(root, items, NUM_SHARDS))
     assert len(index.shards) == NUM_SHARDS
     assert index.id_map.ids_of(np.arange(70)).to_pylist() == items.ids
     for by, counts in (("train_count", items.train_counts), ("recent_count", items.recent_counts)):
@@ -51,14 +50,15 @@ def test_an_index_comes_back_whole(root: str, items: MadeItems) -> None:
 @pytest.mark.parametrize("num_leaves", [None, 3])
 def test_shards_come_back_one_by_one(root: str, items: MadeItems, num_leaves: int | None) -> None:
     found: set[str] = set()
-    for shard, files in files_of_shards(write_index(root, items, NUM_SHARDS, num_leaves), NUM_SHARDS).items():
-        loaded = load_shard(root, shard, files)
+    index = write_index(root, items, NUM_SHARDS, num_leaves)
+    for shard in index.of_shards:
+        loaded = index.load(shard)
         codes = loaded.shard.codes
-        assert loaded.items.schema.equals(ID_MAP)
+        assert loaded.items.schema.equals(SHARD_ITEMS)
         assert loaded.items["item_id"].to_pylist() == [items.ids[code] for code in codes]
         assert loaded.items_of(codes[::-2])["item_id"].to_pylist() == [items.ids[code] for code in codes[::-2]]
-        assert load_items(root, shard, files).equals(loaded.items)
-        assert load_plan(root, shard, files) == loaded.shard.index.plan
+        assert index.items_of(shard).equals(loaded.items)
+        assert index.plan_of(shard) == loaded.shard.index.plan
         is_tree = num_leaves is not None and len(codes) >= 16
         assert loaded.shard.index.plan == ShardPlan("tree" if is_tree else "exact", len(codes), 8, 3 if is_tree else 1)
         assert not found & set(loaded.items["item_id"].to_pylist())
@@ -70,61 +70,69 @@ def test_shards_come_back_one_by_one(root: str, items: MadeItems, num_leaves: in
 def test_blocked_items_are_not_there(root: str, items: MadeItems, num_leaves: int | None, tmp_path: Path) -> None:
     lists = item_lists(tmp_path, items.ids, block=[*items.ids[::3], "nothing of ours"])
     eligible = [code for code in range(70) if code % 3]
-    files = write_index(root, items, NUM_SHARDS, num_leaves)
-    index = load_index(IndexFiles.of(root, files, NUM_SHARDS, lists))
+    files = write_index(root, items, NUM_SHARDS, num_leaves, lists)
+    index = load_index(files)
     assert index.id_map.codes.tolist() == eligible
     for ranking in index.popular.values():
         assert sorted(codes_of(ranking.keys)) == eligible
     top, _ = top_k_of_block(index.shards, items.vectors[:2], Lists.none(2), 70, SearchSettings())
     assert [sorted(codes[codes >= 0]) for codes in top.codes] == [eligible] * 2
-    for shard, of_shard in files_of_shards(files, NUM_SHARDS).items():
-        loaded = load_shard(root, shard, of_shard, lists)
-        assert load_items(root, shard, of_shard, lists).equals(loaded.items)
-        assert served_plan(load_plan(root, shard, of_shard), loaded.items.num_rows) == loaded.shard.index.plan
+    for shard in files.of_shards:
+        loaded = files.load(shard)
+        assert files.items_of(shard).equals(loaded.items)
+        assert served_plan(files.plan_of(shard), loaded.items.num_rows) == loaded.shard.index.plan
         assert not set(loaded.items["item_id"].to_pylist()) & set(items.ids[::3])
 
 
 def test_shards_without_items_have_no_files(items: MadeItems, tmp_path: Path) -> None:
-    files = write_index(str(tmp_path), make_items(5), 16)
-    shards = files_of_shards(files, 16)
+    index = write_index(str(tmp_path), make_items(5), 16)
+    shards = index.of_shards
     assert 1 <= len(shards) <= 5
-    assert sorted(shards) == list(shards)
-    assert sorted(file.path for each in shards.values() for file in each) == sorted(file.path for file in files)
-    assert len(load_index(IndexFiles.of(str(tmp_path), files, 16)).id_map) == 5
+    assert sorted(shards) == list(shards) == sorted(index.items)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("shards/**/*") if path.is_file()}
+    assert {file.path for each in shards.values() for file in each} == written
+    assert len(load_index(index).id_map) == 5
 
 
-LOADERS: dict[str, list[Callable[..., Any]]] = {
-    "items.arrow": [load_shard, load_items],
-    "dataset.npy": [load_shard],
-    "shard.json": [load_shard, load_plan],
+LOADERS: dict[str, list[Callable[[IndexFiles, int], Any]]] = {
+    "items.arrow": [IndexFiles.load, lambda index, shard: read_id_map(index.root, shard, index.of_shards[shard])],
+    "dataset.npy": [IndexFiles.load],
+    "shard.json": [IndexFiles.load, IndexFiles.plan_of],
 }
 
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_what_is_altered_or_missing_is_refused(root: str, items: MadeItems, name: str) -> None:
-    files = files_of_shards(write_index(root, items, 2), 2)[1]
-    (path,) = [join(root, file.path) for file in files if file.path.endswith(name)]
+    index = write_index(root, items, 2)
+    (path,) = [join(root, file.path) for file in index.of_shards[1] if file.path.endswith(name)]
     data = read_bytes(path)
     with create_file(path) as file:
         file.write(data[:-1] + bytes([data[-1] ^ 1]))
     for load in LOADERS[name]:
         with pytest.raises(InputError, match=rf"{name} is not what was written \(SHA-256 .* delete the stage's folder"):
-            load(root, 1, files)
+            load(index, 1)
     delete(path)
     for load in LOADERS[name]:
         with pytest.raises((InputError, OSError), match=rf"{name}"):
-            load(root, 1, files)
+            load(index, 1)
 
 
-def test_a_shard_and_the_map_of_another_are_no_pair(items: MadeItems, tmp_path: Path) -> None:
-    files = write_index(str(tmp_path), items, 2)
-    of_shards = files_of_shards(files, 2)
-    (other,) = [file for file in of_shards[1] if file.path.endswith("items.arrow")]
-    (own,) = [file for file in of_shards[0] if file.path.endswith("items.arrow")]
-    (tmp_path / own.path).write_bytes((tmp_path / other.path).read_bytes())
-    forged = [replace(file, sha256=other.sha256) if file == own else file for file in of_shards[0]]
+def test_a_shard_and_the_items_of_another_are_no_pair(items: MadeItems, tmp_path: Path) -> None:
+    index = write_index(str(tmp_path), items, 2)
+    forged = replace(index, items={0: index.items[1], 1: index.items[0]})
     with pytest.raises(InputError, match=r"shard 0 of .* cannot be used: the index has .*: build the index again"):
-        load_shard(str(tmp_path), 0, forged)
+        forged.load(0)
+
+
+def test_the_items_of_a_shard_are_in_the_order_of_its_rows(items: MadeItems) -> None:
+    rows = [7, 3, 68, 0]
+    ids = pa.array([items.ids[row] for row in rows])
+    shuffled = items.known.take(pa.array(np.random.default_rng(0).permutation(70)))
+    found = items_of_shard(ids, in_blocks(shuffled, 9))
+    assert found.equals(items.known.take(pa.array(rows)))
+    assert items_of_shard(ids[:0], []).schema.equals(SHARD_ITEMS)
+    with pytest.raises(InputError, match=r"^item 'item 00068' is in the index and not in the catalogue: build"):
+        items_of_shard(ids, [items.known.slice(0, 60)])
 
 
 class FakeShards:

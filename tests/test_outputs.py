@@ -5,27 +5,28 @@ from typing import Any
 
 import pytest
 
-from pipelines.stages.outputs import IndexOutputs, IngestOutputs, TrainOutputs
+from pipelines.engine.outputs import Outputs
+from pipelines.stages.outputs import CalibrateOutputs, IndexOutputs, IngestOutputs, TrainOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest
 from transforms.search.search import SearchSettings
 from transforms.train.recency import Blend
 
-FOUND = {"num_shards": 3, "search": asdict(SearchSettings(7, 2.0)), "calibration": {"recall": 0.97}}
+FOUND = {"search": asdict(SearchSettings(7, 2.0)), "calibration": {"recall": 0.97}}
 
 
 def told(outputs: dict[str, Any], metrics: dict[str, Any]) -> StageManifest:
-    return StageManifest("index", "f1", "stages/index-f1/attempt-0", "d", {}, {}, [], [], metrics, {}, "", "", outputs)
+    return StageManifest("calibrate", "f1", "stages/calibrate-f1/attempt-0", "d", {}, {}, [], [], metrics, {}, "", "", outputs)
 
 
 def test_some_metrics_are_handed_on_as_they_were_meant() -> None:
-    outputs = IndexOutputs.among(FOUND)
-    assert outputs.keys() == {"num_shards", "search"}
-    assert IndexOutputs.of(told(outputs, {})) == IndexOutputs(num_shards=3, search=SearchSettings(7, 2.0))
+    outputs = CalibrateOutputs.among(FOUND)
+    assert outputs.keys() == {"search"}
+    assert CalibrateOutputs.of(told(outputs, {})) == CalibrateOutputs(search=SearchSettings(7, 2.0))
 
 
 def test_manifests_of_earlier_programs_have_them_among_their_metrics() -> None:
-    assert IndexOutputs.of(told({}, FOUND)) == IndexOutputs.of(told(IndexOutputs.among(FOUND), {}))
+    assert CalibrateOutputs.of(told({}, FOUND)) == CalibrateOutputs.of(told(CalibrateOutputs.among(FOUND), {}))
 
 
 def test_what_may_be_missing_has_a_value_all_the_same() -> None:
@@ -39,13 +40,15 @@ def test_what_may_be_missing_has_a_value_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outputs", "message"),
+    ("kind", "outputs", "message"),
     [
-        ({"num_shards": 0, "search": {}}, "num_shards must be a whole number, 1 or more, got 0"),
-        ({"num_shards": 2}, "search is missing"),
-        ({"num_shards": 2, "search": {"leaves": 3}}, "leaves"),
+        (IndexOutputs, {"num_shards": 0}, "num_shards must be a whole number, 1 or more, got 0"),
+        (CalibrateOutputs, {"other": 2}, "search is missing"),
+        (CalibrateOutputs, {"search": {"leaves": 3}}, "leaves"),
     ],
 )
-def test_what_is_no_output_is_named_with_the_folder_to_delete(outputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=rf"^index f1 does not say .*{message}.*: delete stages/index-f1 and run"):
-        IndexOutputs.of(told(outputs, {}))
+def test_what_is_no_output_is_named_with_the_folder_to_delete(
+    kind: type[Outputs], outputs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^calibrate f1 does not say .*{message}.*: delete stages/calibrate-f1 and run"):
+        kind.of(told(outputs, {}))

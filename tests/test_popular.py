@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.blocks import Block
-from schemas.embeddings import ID_MAP
+from schemas.embeddings import SHARD_ITEMS
 from transforms.index.popular import OVERALL, RANKINGS, RECENT, PopularItems, most_popular
 from transforms.search.top_k import PAD, Lists, codes_of, unpack
 
@@ -14,7 +14,7 @@ from transforms.search.top_k import PAD, Lists, codes_of, unpack
 def items_of(codes: np.ndarray, counts: np.ndarray) -> Block:
     ids = pa.array([f"item {code}" for code in codes], pa.string())
     columns = [ids, pa.array(codes, pa.int32()), pa.array(counts, pa.int64()), pa.array(counts % 7 / 2, pa.float64())]
-    return pa.RecordBatch.from_arrays(columns, schema=ID_MAP)
+    return pa.RecordBatch.from_arrays(columns, schema=SHARD_ITEMS)
 
 
 def scores_of(counts: np.ndarray, by: str) -> np.ndarray:

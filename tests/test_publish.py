@@ -89,7 +89,7 @@ def test_the_manifest_of_a_release_reaches_every_file_and_says_what_it_was_made_
             Path(file["path"]).stat().st_size,
             pytest.approx(Path(file["path"]).stat().st_mtime),
         )
-    assert list(release["stages"]) == ["ingest", "lists", "train", "embed", "index", "recommend", "judge"]
+    assert list(release["stages"]) == ["ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge"]
     reached = set()
     for stage in release["stages"].values():
         assert read(output / stage["manifest"])["fingerprint"] == stage["fingerprint"]
@@ -375,7 +375,7 @@ def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evalua
     # Stage by stage, as a scheduler runs it, it is the same release; a second run finds all done.
     assert run_command(run.main, [*flags, "--refit"]) == OK
     assert capsys.readouterr().err.count("done before") == 14
-    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
+    for name in ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge"):
         assert run_command(single_stage.stage_command(name), [*flags, "--refit"]) == OK, name
     assert run_command(publish.main, [*flags, "--refit"]) == OK
     assert run_command(publish.main, [f"--output={output}"]) == OK
@@ -514,7 +514,7 @@ def test_a_table_judged_beside_another_release_is_judged_again(
 ) -> None:
     output, flags = job
     other = [*flags, "--seed=8"]
-    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
+    for name in ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge"):
         assert run_command(single_stage.stage_command(name), other) == OK
     (output / "LATEST").unlink()  # As if something else had been published, or withdrawn.
     capsys.readouterr()

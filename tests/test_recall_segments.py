@@ -51,7 +51,7 @@ def exact_lists() -> Block:
     return pa.RecordBatch.from_arrays([users, lists], schema=EXACT_LISTS)
 
 
-def embeddings() -> Block:
+def indexed() -> Block:
     return pa.record_batch({"item_id": [f"i{at}" for at in range(NUM_ITEMS)], "train_count": pa.array(COUNTS, pa.int64())})
 
 
@@ -81,7 +81,7 @@ def found_of(metrics: dict) -> dict:
 def test_segments_equal_a_count_however_blocks_are_cut(rows_a_block: int) -> None:
     served = [served_lists(block, 1.0) for block in in_blocks(table(), 11)]
     items = compare(served, list(in_blocks(exact_lists(), 13))[::-1])
-    sums = sum(sums_by_popularity(block, items) for block in in_blocks(embeddings(), rows_a_block))
+    sums = sum(sums_by_popularity(block, items) for block in in_blocks(indexed(), rows_a_block))
     assert found_of(report(np.asarray(sums), items)) == expected()
 
 
@@ -93,14 +93,14 @@ def test_segments_come_out_of_a_pipeline() -> None:
         lists = Compared(
             pipeline | "Served" >> beam.Create([served_lists(block, 1.0) for block in in_blocks(table(), 25)]),
             pipeline | "Exact" >> beam.Create([exact_lists()]),
-            pipeline | "Embeddings" >> beam.Create(list(in_blocks(embeddings(), 20))),
+            pipeline | "Indexed" >> beam.Create(list(in_blocks(indexed(), 20))),
         )
         assert_that(lists | RecallBySegment(), check)
 
 
 def test_without_users_there_is_nothing_to_tell() -> None:
     items = compare([], [])
-    metrics = report(sums_by_popularity(embeddings(), items), items)
+    metrics = report(sums_by_popularity(indexed(), items), items)
     assert {each["users"] for segments in metrics.values() for each in segments.values()} == {0}
 
 

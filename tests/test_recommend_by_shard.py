@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,11 @@ from apache_beam.coders.coders import IterableCoder, TupleCoder
 from apache_beam.testing.test_pipeline import TestPipeline
 
 from schemas.blocks import BlockCoder
-from schemas.embeddings import ID_MAP
 from schemas.stage_files import SUMMARY
 from schemas.storage import WrittenFile, join, read_json
 from schemas.topk import TOPK
 from tests.made_index import MadeItems, item_lists, make_items, make_users, users_block, with_vectors, write_index, write_users
-from transforms.index import load
-from transforms.index.item_lists import ItemLists
-from transforms.index.load import EVERY_ITEM, IndexFiles, LoadedShard, files_of_shards, load_shard
+from transforms.index.load import EVERY_ITEM, BuiltIndex, IndexFiles, LoadedShard
 from transforms.index.popular import OVERALL, most_popular
 from transforms.io.read import PlacedBlock, ReadParts
 from transforms.io.write import WritePlacedBlocks, WriteSummary
@@ -102,13 +100,13 @@ def test_both_plans_make_the_same(case: dict[str, Any], tmp_path: Path, monkeypa
         monkeypatch.setattr(by_shard_plan, "POPULAR_ITEMS", 1)
     items = make_items(case.get("num_items", 120))
     num_shards, k = case["num_shards"], case.get("k", 12)
-    files = write_index(str(tmp_path), items, num_shards, case.get("num_leaves"))
     made_users = make_users(items, NUM_USERS)
     users = write_users(str(tmp_path), made_users, PARTS, case.get("block_rows", 10))
     settings = ListSettings(k, case.get("recommend_seen", False), case.get("search", SearchSettings()), checked_fraction=0.5)
     blocked = [items.ids[code] for code in case.get("blocked", [])]
     lists = item_lists(tmp_path, items.ids, block=blocked) if blocked else EVERY_ITEM
-    job = (IndexFiles.of(str(tmp_path), files, num_shards, lists), len(items.ids), settings)
+    index = write_index(str(tmp_path), items, num_shards, case.get("num_leaves"), lists)
+    job = (index, len(items.ids), settings)
 
     outputs = {name: str(tmp_path / name) for name in ("fused", "by_shard")}
     fused = run(RecommendFused(*job), users, outputs["fused"])
@@ -126,7 +124,7 @@ def test_both_plans_make_the_same(case: dict[str, Any], tmp_path: Path, monkeypa
     # The case is what its name says.
     counts = by_shard["metrics"]
     assert counts["users"] == NUM_USERS
-    assert (len(files_of_shards(files, num_shards)) < num_shards) == (num_shards >= 16)
+    assert (len(index.of_shards) < num_shards) == (num_shards >= 16)
     assert (counts["rows_researched"] > 20) == bool(case.get("narrow"))
     assert (counts["rows_exact"] > 0) == ("num_leaves" in case)
     rows = rows_of(outputs["by_shard"], by_shard)
@@ -151,7 +149,7 @@ def test_held_out_items_are_judged(tmp_path: Path) -> None:
     files = write_index(str(tmp_path), items, 3)
     settings = ListSettings(20, False, SearchSettings(), checked_fraction=1.0)
 
-    summary = run(RecommendByShard(IndexFiles.of(str(tmp_path), files, 3), 60, settings), users, str(tmp_path / "out"))
+    summary = run(RecommendByShard(files, 60, settings), users, str(tmp_path / "out"))
 
     for report, vectors in (("quality", True), ("recent_popularity", False)):
         recalls = []
@@ -171,19 +169,21 @@ def test_a_worker_holds_one_shard_at_a_time(tmp_path: Path, monkeypatch: pytest.
     held: list[weakref.ref] = []
     others_held = []
 
-    def load_and_look(root: str, shard: int, of_shard: list[WrittenFile], lists: ItemLists) -> LoadedShard:
+    load = IndexFiles.load
+
+    def load_and_look(index: IndexFiles, shard: int) -> LoadedShard:
         others_held.append(sum(each() is not None for each in held))
-        loaded = load_shard(root, shard, of_shard, lists)
+        loaded = load(index, shard)
         held.append(weakref.ref(loaded))
         return loaded
 
-    monkeypatch.setattr(load, "load_shard", load_and_look)
+    monkeypatch.setattr(IndexFiles, "load", load_and_look)
     monkeypatch.setattr("transforms.search.search.width_per_shard", lambda width, num_shards: max(1, width // num_shards - 2))
     settings = ListSettings(5, False, SearchSettings(), 0.1)
     for number, (max_worker_bytes, loads, most_others) in enumerate([(1, 8, 0), (1 << 30, 4, 3)]):
         held.clear()
         others_held.clear()
-        plan = RecommendByShard(IndexFiles.of(str(tmp_path), files, 4), 90, settings, max_worker_bytes=max_worker_bytes)
+        plan = RecommendByShard(files, 90, settings, max_worker_bytes=max_worker_bytes)
         run(plan, users, str(tmp_path / str(number)))
         assert len(others_held) == loads
         assert max(others_held) == most_others
@@ -193,16 +193,16 @@ def test_an_altered_shard_is_refused(tmp_path: Path) -> None:
     items = make_items(60)
     files = write_index(str(tmp_path), items, 2)
     users = write_users(str(tmp_path), make_users(items, 5), {0: 5}, 5)
-    path = tmp_path / next(file.path for file in files if file.path.endswith("dataset.npy"))
+    path = tmp_path / next(file.path for file in files.of_shards[0] if file.path.endswith("dataset.npy"))
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    plan = RecommendByShard(IndexFiles.of(str(tmp_path), files, 2), 60, ListSettings(5, False, SearchSettings(), 0.1))
+    plan = RecommendByShard(files, 60, ListSettings(5, False, SearchSettings(), 0.1))
     with pytest.raises(Exception, match=r"dataset.npy is not what was written"):
         run(plan, users, str(tmp_path / "out"))
 
 
 def test_what_is_shuffled_travels_as_blocks() -> None:
     """Neither pickled nor a row at a time."""
-    plan = RecommendByShard(IndexFiles.of("root", [WrittenFile("shards/00000/items.arrow", 0, 1, "")], 1), 1, settings_of(1))
+    plan = RecommendByShard(ONE_SHARD, 1, settings_of(1))
     pipeline = beam.Pipeline("FnApiRunner")
     _ = pipeline | beam.Create([]).with_output_types(PlacedBlock) | "Plan" >> plan
     proto, context = pipeline.to_runner_api(return_context=True)
@@ -224,13 +224,18 @@ def test_what_is_shuffled_travels_as_blocks() -> None:
         assert kinds <= {"BlockCoder", "VarIntCoder", "BooleanCoder"}, name
 
 
+ONE_SHARD = BuiltIndex.of("root", [WrittenFile("shards/00000/items.arrow", 0, 1, "")], 1).with_items(
+    "root", [WrittenFile("shard_items/part-000000.parquet", 1, 1, "")]
+)
+
+
 def settings_of(k: int) -> ListSettings:
     return ListSettings(k, False, SearchSettings(), 0.1)
 
 
 def test_slices_must_be() -> None:
     with pytest.raises(ValueError, match="num_slices must be at least 1, got 0"):
-        RecommendByShard(IndexFiles.of("root", [], 1), 1, settings_of(1), num_slices=0)
+        RecommendByShard(replace(ONE_SHARD, of_shards={}), 1, settings_of(1), num_slices=0)
 
 
 def test_a_request_is_unpacked_as_it_was() -> None:
@@ -250,7 +255,7 @@ def test_codes_in_keys(codes: list[int]) -> None:
 
 def test_popular_lists_ask_for_as_much_of_the_ranking_as_they_need() -> None:
     items = make_items(100)
-    block = items.block.select(ID_MAP.names)
+    block = items.known
     ranked = most_popular([block], 100, OVERALL)["item_id"].to_pylist()
     asked_for: list[int] = []
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from pipelines import export, publish, run, sweep
 from pipelines.cli.command import GATE_FAILED, MISTAKE, OK, run_command
 from pipelines.engine.stage import Kept
-from pipelines.job import runner, single_stage
+from pipelines.job import chains, runner, single_stage
 from pipelines.lifecycle.collect import collect
-from pipelines.stages import index, recommend
+from pipelines.stages import calibrate, index, recommend
 from schemas.release import PASSED, Withdrawal, write_withdrawal
 from schemas.storage import exists, join, read_json
 from schemas.workspace import Workspace
@@ -119,15 +120,17 @@ def test_the_table_is_that_of_a_search_for_everyone_with_the_same_model(
         else:
             assert row == old
     # The model is the very same, the index too, and nothing of yesterday's evaluation is named but its figures.
-    for stage in ("train",):
+    for stage in ("train", "index"):
         assert made["stages"][stage] == base["stages"][stage]
-    assert made["stages"]["index"]["settings"]["copied"] == base["stages"]["index"]["digest"]
+    assert made["stages"]["embed"] != base["stages"]["embed"]
     assert made["evaluated"]["stages"] == {}
     assert made["evaluated"]["metrics"] == base["evaluated"]["metrics"]
     assert made["evaluated"]["model"] == f"that of release {base['release']}"
 
     # The oracle: the same command that carries nothing over and builds its index anew.
-    monkeypatch.setattr(index, "kept_index", lambda *_: None)
+    anew = replace(index.STAGE, plan=lambda chain: replace(index.plan(chain), sources=[{"another": "index"}]))
+    monkeypatch.setitem(chains.STAGES, "index", anew)
+    monkeypatch.setattr(calibrate, "kept_search", lambda *_: None)
     monkeypatch.setattr(recommend, "base_lists", lambda *_: "everyone is searched for")
     full = [flag.replace(f"--output={folder / 'out'}", f"--output={folder / 'full'}") for flag in flags]
     assert run_job(*full, "--reuse_model_from=LATEST") == OK
@@ -196,7 +199,7 @@ def test_stages_can_run_one_by_one(today: tuple[Path, list[str]], capsys: pytest
     folder, flags = today
     base = latest_of(folder / "out")["release"]
     given = [*QUICK, *flags, f"--reuse_model_from={base}"]
-    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
+    for name in ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge"):
         assert run_command(single_stage.stage_command(name), given) == OK, name
     assert run_command(publish.main, given) == OK
     made = latest_of(folder / "out")

@@ -119,7 +119,7 @@ def test_a_second_run_finds_all_done(job: tuple[Path, Path], capsys: pytest.Capt
     assert run_job(f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv", f"--output={output}") == OK
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()} == files
     captured = capsys.readouterr()
-    assert captured.err.count("done before") == 7
+    assert captured.err.count("done before") == 8
     assert "already published" in captured.out
 
 
@@ -151,7 +151,7 @@ def test_the_release_and_the_pointer_say_what_was_published(job: tuple[Path, Pat
     assert set(latest) == {"schema_version", "release", "manifest", "topk"}
     assert [file["path"] for file in release["topk"]] == latest["topk"]
     assert release["rows"] == 60
-    assert list(release["stages"]) == ["ingest", "lists", "train", "embed", "index", "recommend", "judge"]
+    assert list(release["stages"]) == ["ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge"]
     assert release["metrics"]["recall_against_exact"]["mean"] == 1.0
     assert release["metrics"]["users"] == 60
 
@@ -164,7 +164,7 @@ def test_a_long_table_holds_the_same_and_passes_the_same_gates(
     sources = [f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv"]
     assert run_job(*sources, f"--output={tmp_path}/out", "--layout=long", "--as_of=2026-11-24") == OK
     captured = capsys.readouterr()
-    assert captured.err.count("done before") == 5
+    assert captured.err.count("done before") == 6
     assert "Title of" in captured.out
     rows = topk_of(tmp_path / "out")
     assert {row["scored_at"] for row in rows} == {datetime(2026, 11, 24, tzinfo=UTC)}
@@ -201,7 +201,7 @@ def test_stages_run_one_by_one_like_the_whole(job: tuple[Path, Path], tmp_path: 
     flags = [*QUICK, f"--output={tmp_path}"]
     sources = [f"--ratings={folder}/ratings.csv", f"--items={folder}/items.csv"]
     assert run_command(single_stage.stage_command("ingest"), [*flags, *sources]) == OK
-    for name in ("lists", "train", "embed", "index"):
+    for name in ("lists", "train", "embed", "index", "calibrate"):
         assert run_command(single_stage.stage_command(name), flags) == OK
     # With the sources, a stage finds exactly what those flags made.
     assert run_command(single_stage.stage_command("recommend"), [*flags, *sources]) == OK

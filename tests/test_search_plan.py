@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from schemas.storage import WrittenFile
 from tests.made_index import make_items, write_index
-from transforms.index.load import files_of_shards
 from transforms.index.search_plan import BY_SHARD, FUSED, ShardBytes, bytes_of_shard, choose_plan, choose_slices
 
 GIB = 1 << 30
@@ -75,18 +74,20 @@ def test_more_memory_never_leads_away_from_fused(shards: list[ShardBytes], max_w
 @pytest.mark.parametrize("num_leaves", [None, 5])
 def test_bytes_are_those_of_the_files(tmp_path: Path, num_leaves: int | None) -> None:
     items = make_items(500)
-    for shard, files in files_of_shards(write_index(str(tmp_path), items, 2, num_leaves), 2).items():
-        found = bytes_of_shard(files)
+    index = write_index(str(tmp_path), items, 2, num_leaves)
+    for shard in index.of_shards:
+        found = index.bytes_of(shard)
+        counts = 20 * index.items[shard].rows
         folder = tmp_path / f"shards/{shard:05d}"
-        assert found.files == sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        assert found.files == sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) + counts
         assert found.vectors_again == (0 if num_leaves is None else (folder / "scann/dataset.npy").stat().st_size)
         assert found.alone == found.files + found.vectors_again
-        assert found.among_all - found.alone == 2 * (folder / "items.arrow").stat().st_size
+        assert found.among_all - found.alone == 2 * ((folder / "items.arrow").stat().st_size + counts)
 
 
 def test_no_files_take_no_bytes() -> None:
-    assert bytes_of_shard([]) == ShardBytes(0, 0, 0)
-    assert bytes_of_shard([WrittenFile("shards/00000/scann/dataset.npy", 0, 8, "")]) == ShardBytes(8, 0, 0)
+    assert bytes_of_shard([], 0) == ShardBytes(0, 0, 0)
+    assert bytes_of_shard([WrittenFile("shards/00000/scann/dataset.npy", 0, 8, "")], 3) == ShardBytes(68, 0, 120)
 
 
 @pytest.mark.parametrize(("num_users", "expected"), [(0, 1), (1, 1), (1 << 20, 1), ((1 << 20) + 1, 2), (10**9, 954)])

@@ -140,6 +140,27 @@ def test_what_a_stage_does_not_read_does_not_change_its_fingerprint() -> None:
     assert counting(5, inputs={"up": upstream(read, other)}, reads={"up": ["b"]}).fingerprint != first
 
 
+@pytest.mark.parametrize(
+    ("now", "same"),
+    [
+        ({"contents": {"a": "01"}}, True),  # The same rows, in other files.
+        ({"contents": {"a": "02"}}, False),
+        ({"contents": {"b": "01"}}, False),  # Its files count, and they are others.
+        ({}, False),
+    ],
+)
+def test_rows_without_an_order_may_lie_in_other_files(now: dict[str, Any], same: bool) -> None:
+    def read_of(outputs: dict[str, Any], *files: WrittenFile) -> str:
+        upstream = StageManifest("up", "f", "folder", digest_of(files), {}, {}, [], files, {}, {}, "", "", outputs)
+        return counting(5, inputs={"up": upstream}, reads={"up": ["a", "c"]}).fingerprint
+
+    other = WrittenFile("c/1", 1, 2, "00")
+    before = read_of({"contents": {"a": "01"}}, WrittenFile("a/1", 2, 2, "00"), other)
+    assert (read_of(now, WrittenFile("a/1", 1, 1, "05"), WrittenFile("a/2", 1, 1, "06"), other) == before) == same
+    # What is in an order beside it still counts.
+    assert read_of(now, WrittenFile("a/1", 2, 2, "00"), WrittenFile("c/1", 1, 2, "07")) != before
+
+
 def test_code_version_ignores_comments_docstrings_and_help_only(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {
         "transforms.a": '"""Doc."""\nfrom schemas.b import f\n\ndef g():\n    return f()\n',
@@ -168,7 +189,7 @@ def test_code_version_ignores_comments_docstrings_and_help_only(monkeypatch: pyt
     fingerprint._read_code.cache_clear()
 
 
-RESULTS = ("ingest", "lists", "train", "embed", "index", "recommend", "judge")
+RESULTS = ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge")
 
 
 def decided_by() -> dict[str, tuple[str, dict[str, str]]]:
@@ -180,9 +201,9 @@ def decided_by() -> dict[str, tuple[str, dict[str, str]]]:
 @pytest.mark.parametrize(
     ("package", "again"),
     [
-        ("scann", {"index", "recommend"}),
-        ("tensorflow", {"train", "embed", "index", "recommend"}),
-        ("tf-keras", {"train", "embed", "index", "recommend"}),
+        ("scann", {"index", "calibrate", "recommend"}),
+        ("tensorflow", {"train", "embed", "calibrate", "recommend"}),
+        ("tf-keras", {"train", "embed", "calibrate", "recommend"}),
         ("tensorflow-recommenders", {"train"}),
         ("numpy", set(RESULTS)),
         ("apache-beam", set()),
@@ -234,14 +255,14 @@ def test_code_version_covers_every_module_that_a_stage_reaches() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ingest", "lists", "train", "embed", "index", "recommend", "judge", "sweep", "tune", "export"]
+    "name", ["ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge", "sweep", "tune", "export"]
 )
 def test_no_stage_is_made_again_for_a_chart(name: str) -> None:
     reached = fingerprint._imported(f"pipelines.stages.{name}")
     assert not [each for each in reached if each.startswith(("transforms.charts", "transforms.report"))]
 
 
-@pytest.mark.parametrize("name", ["ingest", "lists", "embed", "index", "recommend", "judge", "tune", "export"])
+@pytest.mark.parametrize("name", ["ingest", "lists", "embed", "index", "calibrate", "recommend", "judge", "tune", "export"])
 def test_no_stage_but_those_that_train_is_made_again_for_how_training_goes(name: str) -> None:
     reached = fingerprint._imported(f"pipelines.stages.{name}")
     assert not {"transforms.train.training", "transforms.train.curves"} & reached

@@ -33,9 +33,9 @@ from schemas.storage import WrittenFile
 from schemas.stored import StoredFolder
 from schemas.workspace import Workspace
 from tests.made_data import write_ratings
+from tests.made_index import plan_in
 from transforms.index.calibration import CalibrationSettings, UserSample, calibrate, start_trial
 from transforms.index.embed import vector_column
-from transforms.index.load import load_plan
 from transforms.index.tune import (
     EXACT,
     ShardVectors,
@@ -78,7 +78,7 @@ def sample(items: np.ndarray) -> UserSample:
 
 
 def shards_of(items: np.ndarray, num_shards: int) -> list[ShardVectors]:
-    of_item = shard_of(pa.array([f"i{code}" for code in range(len(items))]), num_shards)
+    of_item = shard_of(pa.array([f"i{code:05d}" for code in range(len(items))]), num_shards)
     return [ShardVectors(np.flatnonzero(of_item == shard), items[of_item == shard]) for shard in range(num_shards)]
 
 
@@ -86,11 +86,20 @@ def write_embeddings(root: str, items: np.ndarray) -> StoredFolder:
     """Writes the items to two files, the later codes first."""
     written: list[WrittenFile] = []
     for part, codes in enumerate((np.arange(5000, len(items)), np.arange(5000))):
-        columns = [pa.array([f"i{code}" for code in codes]), pa.array(codes, pa.int32())]
-        columns += [pa.array(np.zeros(len(codes), np.int64)), pa.array(np.zeros(len(codes))), vector_column(items[codes])]
+        columns = [pa.array([f"i{code:05d}" for code in codes]), vector_column(items[codes])]
         block = pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(DIM))
         with parquet_writer(root, f"part-{part}.parquet", block.schema, written) as writer:
             writer.write_batch(block)
+    return StoredFolder(root, tuple(written))
+
+
+def write_items(root: str, items: np.ndarray) -> StoredFolder:
+    """Writes the codes of the items, the last ones first."""
+    codes = np.arange(len(items))[::-1]
+    block = pa.RecordBatch.from_pydict({"item_id": [f"i{code:05d}" for code in codes], "code": pa.array(codes, pa.int32())})
+    written: list[WrittenFile] = []
+    with parquet_writer(root, "items.parquet", block.schema, written) as writer:
+        writer.write_batch(block)
     return StoredFolder(root, tuple(written))
 
 
@@ -180,19 +189,19 @@ def test_time_is_that_of_this_thread_and_sleep_is_none() -> None:
     assert seconds < 0.04
 
 
-def test_vectors_are_read_by_shard_in_the_order_of_their_codes(items: np.ndarray, tmp_path: Path) -> None:
-    stored = write_embeddings(str(tmp_path), items)
-    for mine, expected in zip(read_shards(stored, 3, 2), shards_of(items, 3)[:2], strict=True):
+def test_vectors_are_read_by_shard_in_the_order_of_their_ids(items: np.ndarray, tmp_path: Path) -> None:
+    stored = write_embeddings(str(tmp_path), items), write_items(str(tmp_path), items)
+    for mine, expected in zip(read_shards(*stored, 3, 2), shards_of(items, 3)[:2], strict=True):
         np.testing.assert_array_equal(mine.codes, expected.codes)
         np.testing.assert_array_equal(mine.vectors, expected.vectors)
     assert len(list(key_by_shard(pa.RecordBatch.from_pydict({"item_id": ["i1"]}), 50))) == 1
-    assert len(read_shards(stored, 12_000_000, 1_000)) < 10  # Shards without items are left out.
+    assert len(read_shards(*stored, 12_000_000, 1_000)) < 10  # Shards without items are left out.
 
 
 def test_the_transform_finds_what_the_function_finds(items: np.ndarray, sample: UserSample, tmp_path: Path) -> None:
-    stored = write_embeddings(str(tmp_path), items)
+    stored = write_embeddings(str(tmp_path), items), write_items(str(tmp_path), items)
     builds, sweep = [TREE, BuildSettings("hashed", None, 0.4)], Sweep(leaves_to_search=(5, 10), reorder_factors=(2.0, 4.0))
-    shards = shards_of(items, 2)
+    shards = read_shards(*stored, 2, 2)
     truth = find_truth(shards, sample, K)
     blocks = [try_build(shards, each, 3, truth, sample, ASK, sweep) for each in (EXACT, *builds)]
     expected = conclude(blocks).drop_columns([*MEASURED, "is_front"])
@@ -203,7 +212,7 @@ def test_the_transform_finds_what_the_function_finds(items: np.ndarray, sample: 
 
     with TestPipeline("FnApiRunner") as pipeline:
         drawn = pipeline | beam.Create([sample])
-        assert_that(drawn | TuneIndex(stored, 2, 2, 3, builds, ASK, sweep), check)
+        assert_that(drawn | TuneIndex(*stored, 2, 2, 3, builds, ASK, sweep), check)
 
 
 def test_nobody_to_search_for_is_a_mistake(items: np.ndarray) -> None:
@@ -359,17 +368,18 @@ def test_tuning_ends_in_a_table_a_plot_and_settings_that_index_takes(job: Path, 
         run_command(single_stage.stage_command("index"), [*FLAGS, f"--output={job}", f"--config={folder / TUNED_FILE}"]) == OK
     )
     indexed = Workspace(str(job)).finished("index")[-1]
-    plan = load_plan(str(job / indexed.folder), 0, indexed.dataset("shards"))
+    plan = plan_in(job, indexed)
     assert plan.kind == chosen["kind"] == yaml.safe_load((folder / TUNED_FILE).read_text())["index_kind"]
 
 
 def test_an_approximate_choice_is_what_index_then_builds_and_searches(job: Path, tmp_path: Path) -> None:
     config = tmp_path / "tuned.yaml"
     config.write_text(config_of(trial(leaves=6, leaves_to_search=2, soar=False, quantization_threshold=0.4), 1, ASK))
-    assert run_command(single_stage.stage_command("index"), [f"--output={job}", "--k=3", f"--config={config}"]) == OK
-    indexed = Workspace(str(job)).finished("index")[-1]
-    assert SearchSettings(**indexed.metrics["search"]) == SearchSettings(2, 2.0)
-    plan = load_plan(str(job / indexed.folder), 0, indexed.dataset("shards"))
+    for name in ("index", "calibrate"):
+        assert run_command(single_stage.stage_command(name), [f"--output={job}", "--k=3", f"--config={config}"]) == OK
+    indexed, calibrated = (Workspace(str(job)).finished(name)[-1] for name in ("index", "calibrate"))
+    assert SearchSettings(**calibrated.metrics["search"]) == SearchSettings(2, 2.0)
+    plan = plan_in(job, indexed)
     assert plan == ShardPlan("tree", plan.num_vectors, 9, 6, 0.4, False)
 
 

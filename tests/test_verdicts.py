@@ -230,7 +230,7 @@ def test_a_single_publish_that_was_overtaken_says_so_and_leaves_what_is_served(
 ) -> None:
     output, flags = job
     first, _ = names(output)
-    for name in ("ingest", "lists", "train", "embed", "index", "recommend", "judge"):
+    for name in ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge"):
         assert run_command(single_stage.stage_command(name), [*flags, "--k=8"]) == OK
     meanwhile(monkeypatch, publishing, step, lambda: ask(capsys, "rollback", f"--output={output}"))
     capsys.readouterr()

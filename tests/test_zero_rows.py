@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.stages.ingest import key_rejected
 from schemas.blocks import Block, in_blocks, one_block, text_lengths
-from schemas.embeddings import ID_MAP, embeddings_schema
+from schemas.embeddings import SHARD_ITEMS, embeddings_schema
 from schemas.interactions import EXCLUSIONS, SERVED_USERS, VALID
 from schemas.items import BLOCKED_ITEMS, with_features
 from schemas.rejected import REJECTED
@@ -97,7 +97,7 @@ def split_as(split: str, holdout: float) -> Callable[[Block], Any]:
 
 
 FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
-    "hash_ids": (ID_MAP, lambda block: partition.hash_ids(block["item_id"])),
+    "hash_ids": (SHARD_ITEMS, lambda block: partition.hash_ids(block["item_id"])),
     "hash_vectors": (EMBEDDINGS, lambda block: partition.hash_vectors(block["item_id"], block["embedding"])),
     "is_sampled": (USERS, lambda block: partition.is_sampled(block["user_id"], 0.5)),
     "key_by_user": (USERS, lambda block: list(partition.key_by_user(block, 3))),
@@ -120,7 +120,7 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
             catalogue.FindRanges().add_input(catalogue.FindRanges().create_accumulator(), block)
         ),
     ),
-    "range_of": (ID_MAP, lambda block: catalogue.range_of(block["item_id"], ["a", "b"])),
+    "range_of": (SHARD_ITEMS, lambda block: catalogue.range_of(block["item_id"], ["a", "b"])),
     "merge_range": (histories.ITEM_COUNTS, lambda block: catalogue.merge_range([block], []).items),
     **{
         f"split_bucket_{split}": (VALID, split_as(split, holdout))
@@ -130,9 +130,9 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
         f"add_lists_{kind}": (schema, lambda block: add_lists(none_of(USERS), [block])[0])
         for kind, schema in (("users", SERVED_USERS), ("exclusions", EXCLUSIONS))
     },
-    "forms_of": (ID_MAP, forms_of_block),
-    "join_ids": (ID_MAP, lambda block: join_ids(block["item_id"], block["item_id"])),
-    "find_spellings": (ID_MAP, lambda block: find_spellings(block["item_id"], ["a"])),
+    "forms_of": (SHARD_ITEMS, forms_of_block),
+    "join_ids": (SHARD_ITEMS, lambda block: join_ids(block["item_id"], block["item_id"])),
+    "find_spellings": (SHARD_ITEMS, lambda block: find_spellings(block["item_id"], ["a"])),
     "blocked_items": (BLOCKED_ITEMS, lambda block: blocked_items(block, block["item_id"], block["item_id"])),
     "embed_items": (with_features([]), lambda block: embed_items(block, KnowsNobody(), DIM)),
     "embed_users": (USERS, lambda block: embed_users(block, KnowsNobody())),
@@ -153,16 +153,16 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
     ),
     "asked_of": (WITH_VECTORS, lambda block: asked_of(block, SETTINGS)),
     "unwanted_of": (USERS, lambda block: unwanted_of(block, SETTINGS)),
-    "most_popular": (ID_MAP, lambda block: most_popular([block], 3, OVERALL)),
-    "popular_items": (ID_MAP, lambda block: PopularItems.of(block, OVERALL).top_k(Lists.none(0), 2)),
-    "popular_lists": (ID_MAP, lambda block: PopularItems.of(block, OVERALL).top_k(Lists.of([[1], []]), 2)[:0]),
+    "most_popular": (SHARD_ITEMS, lambda block: most_popular([block], 3, OVERALL)),
+    "popular_items": (SHARD_ITEMS, lambda block: PopularItems.of(block, OVERALL).top_k(Lists.none(0), 2)),
+    "popular_lists": (SHARD_ITEMS, lambda block: PopularItems.of(block, OVERALL).top_k(Lists.of([[1], []]), 2)[:0]),
     "id_map_of": (requests.ITEMS, lambda block: requests.id_map_of([block]).codes_of(block["item_id"])),
     "sample_users": (
         WITH_VECTORS,
         lambda block: SampleUsers(3, DIM).add_input(SampleUsers(3, DIM).create_accumulator(), block),
     ),
     "sample_of": (WITH_VECTORS, lambda block: len(sample_of(block, [], ASK))),
-    "wanted_rows": (ID_MAP, lambda block: list(wanted_rows(block, none_of(USERS).select(["excluded", "history"])))),
+    "wanted_rows": (SHARD_ITEMS, lambda block: list(wanted_rows(block, none_of(USERS).select(["excluded", "history"])))),
     "dated": (USERS, lambda block: table.dated(block, None)),
     "one_row_a_rank": (TOPK, table.one_row_a_rank),
     "one_row_a_user": (LONG_TOPK, table.one_row_a_user),
@@ -171,9 +171,9 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
     "count_listings": (TOPK, describe_table.count_listings),
     "users_by_history": (TOPK, describe_table.users_by_history),
     "pick_users": (TOPK, lambda block: describe_table.pick_users(block, 3)),
-    "eligible_items": (ID_MAP, lambda block: EligibleItems.of(block, ItemLists())),
+    "eligible_items": (SHARD_ITEMS, lambda block: EligibleItems.of(block, ItemLists())),
     "known_items": (
-        ID_MAP,
+        SHARD_ITEMS,
         lambda block: KnownItems.of([partition.hash_ids(block["item_id"])], [EligibleItems.of(block, ItemLists())]),
     ),
     "last_lists": (TOPK, last_lists),
@@ -195,11 +195,14 @@ FUNCTIONS: dict[str, tuple[pa.Schema, Callable[[Block], Any]]] = {
         lambda block: canaries.judge(canaries.measure(none_of(EMBEDDINGS), block, 2), block)["users"],
     ),
     "recall_segments": (
-        EMBEDDINGS,
+        SHARD_ITEMS,
         lambda block: recall_segments.sums_by_popularity(block, recall_segments.compare([], [])).sum(),
     ),
-    "metrics_of_users": (ID_MAP, lambda block: metrics_of_users(np.zeros((len(block), 2), np.int64), Lists.none(0), [1, 2])),
-    "recall_of_rows": (ID_MAP, lambda block: recall_of_rows(*[np.zeros((len(block), 2), np.int64)] * 2)),
+    "metrics_of_users": (
+        USERS,
+        lambda block: metrics_of_users(np.zeros((len(block), 2), np.int64), Lists.none(0), [1, 2]),
+    ),
+    "recall_of_rows": (SHARD_ITEMS, lambda block: recall_of_rows(*[np.zeros((len(block), 2), np.int64)] * 2)),
 }
 
 

@@ -6,12 +6,12 @@ from pipelines.engine.stage import Chain, ManifestsByName, Stage, StageDefinitio
 from pipelines.job.prepare import Job
 from pipelines.job.publishing import JobStages
 from pipelines.job.refit import settings_of_refit
-from pipelines.stages import embed, index, ingest, judge, lists, recommend, train
+from pipelines.stages import calibrate, embed, index, ingest, judge, lists, recommend, train
 from pipelines.stages.judge import last_table
 from schemas.workspace import Workspace
 
 STAGES: Mapping[str, StageDefinition] = {
-    each.STAGE.name: each.STAGE for each in (ingest, lists, train, embed, index, recommend)
+    each.STAGE.name: each.STAGE for each in (ingest, lists, train, embed, index, calibrate, recommend)
 }
 """The stages that make a table, in order."""
 

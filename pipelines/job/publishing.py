@@ -134,7 +134,7 @@ def gate_inputs_of(made: JobStages, last: LastRelease | None, withdrawals: Seque
     return GateInputs(
         table=made.published["judge"].metrics[FOUND],
         recall=made.published["recommend"].metrics["recall_against_exact"],
-        target_recall=made.published["index"].settings["calibration"]["target_recall"],
+        target_recall=made.published["calibrate"].settings["asked"]["calibration"]["target_recall"],
         evaluation=Evaluation(evaluated["split"], evaluated["metrics"]["quality"]),
         against_popularity=evaluated["metrics"]["against_popularity"],
         rejected={

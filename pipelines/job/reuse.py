@@ -1,8 +1,9 @@
 """Keeps the towers of a release for a new table: `--reuse_model_from RELEASE`, the daily case between two trainings.
 
-    ingest ── train ─── embed ── index ── recommend ── judge ── publish
-       │      of the      │        │          └ unchanged lists of the release are copied
-       │      release     │        └ reused if the embeddings are the same
+    ingest ── train ─── embed ── index ── calibrate ── recommend ── judge ── publish
+       │      of the      │        │          │            └ unchanged lists of the release are copied
+       │      release     │        │          └ the search settings of the release, if the index is the same
+       │                  │        └ skipped if the embeddings are the same
        │                  └ the catalogue of today, through the item tower of the release
        └ the ratings of today, in as many buckets of users
 
@@ -88,10 +89,9 @@ _READ: Mapping[str, Sequence[str]] = {
     "lists": ["users"],
     "train": [USER_TOWER, ITEM_TOWER],
     "embed": ["embeddings"],
-    "index": [],
     "recommend": ["topk"],
 }
-"""The stages of a release that are built on, and what of them is read as it is; the index is hashed as it is copied."""
+"""The stages of a release that are built on, and what of them is read as it is."""
 
 
 def check_files(workspace: Workspace, base: Release) -> None:

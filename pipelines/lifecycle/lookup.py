@@ -224,7 +224,11 @@ def look_up(published: Published, user_ids: Sequence[str], why: str | None = Non
     titles = published.titles_of(sorted(listed.union(*(each.history for each in found))))
     explained: list[Why | None] = [None] * len(found)
     if why is not None:
-        stages = {name: published.stage(name) for name in ("lists", "train", "embed", "recommend") if name in published.stages}
+        stages = {
+            name: published.stage(name)
+            for name in ("ingest", "lists", "train", "embed", "recommend")
+            if name in published.stages
+        }
         explainer = Explainer(published.workspace.root, stages, why)
         explained = [explainer.explain(each.row, each.user) for each in found]
     return [FoundUser(each.row, each.user, titles, reason) for each, reason in zip(found, explained, strict=True)]

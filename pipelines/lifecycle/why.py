@@ -112,7 +112,9 @@ class Explainer:
         if listed["source"] == SOURCES[0]:
             score, rounding = self._score(user)
         else:
-            score = float(self._embedding[RECENT][0].as_py())
+            known = self._row_of("ingest", "items")
+            assert known is not None
+            score = float(known[RECENT][0].as_py())
             rounding = _ROUNDING * max(1.0, abs(score))
             by = "recent popularity"
         place = len(listed["recommendations"])
@@ -139,11 +141,15 @@ class Explainer:
 
     @cached_property
     def _embedding(self) -> pa.RecordBatch | None:
-        """The item's row of the embeddings, once the file it is in is proved to be what was written."""
-        embedded = self._stages["embed"]
+        """The item's row of the embeddings."""
+        return self._row_of("embed", "embeddings")
+
+    def _row_of(self, stage: str, dataset: str) -> pa.RecordBatch | None:
+        """Returns the item's row of a dataset, once the file it is in is proved to be what was written."""
+        made = self._stages[stage]
         ids = pa.array([self._item_id], pa.string())
-        for file in embedded.dataset("embeddings"):
-            path = join(self._root, embedded.folder, file.path)
+        for file in made.dataset(dataset):
+            path = join(self._root, made.folder, file.path)
             found = find_rows([path], "item_id", ids)
             if len(found):
                 check_file(path, file)

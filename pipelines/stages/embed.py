@@ -8,10 +8,9 @@ import apache_beam as beam
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
 from pipelines.stages.outputs import EmbedOutputs, TrainOutputs
 from schemas.embeddings import embeddings_schema
-from schemas.items import ITEMS
 from schemas.stage_files import ITEM_TOWER
 from schemas.stored import StoredFolder
-from transforms.index.embed import DigestVectors, EmbedItems
+from transforms.index.embed import DigestEmbeddings, EmbedItems
 from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParts
 from transforms.io.write import WritePlacedBlocks, part_of
@@ -47,13 +46,13 @@ def build(root: beam.Pipeline, attempt: str, job: EmbedJob) -> Reports:
     """Adds the stage's steps: blocks of items pass through the tower, and those that it knows are written."""
     items = (
         root
-        | "ReadItems" >> ReadParts(job.parts, list(dict.fromkeys([*ITEMS.names, *job.features])))
+        | "ReadItems" >> ReadParts(job.parts, list(dict.fromkeys(["item_id", *job.features])))
         | "Progress" >> CountBlocks()
     )
     embeddings = items | "EmbedItems" >> EmbedItems(job.tower, job.dim)
     return [
         embeddings | "WriteEmbeddings" >> WritePlacedBlocks(attempt, "embeddings", embeddings_schema(job.dim)),
-        embeddings | "DigestVectors" >> DigestVectors(),
+        embeddings | "DigestEmbeddings" >> DigestEmbeddings("embeddings"),
         root | "ReportDim" >> beam.Create([{"dim": job.dim}]),
     ]
 

@@ -6,10 +6,10 @@ User ids in, item ids and scores out, the same as in the newest table; see docs/
 import apache_beam as beam
 
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
-from pipelines.stages.index import index_files
+from pipelines.stages.calibrate import index_files
 from pipelines.stages.lists import check_same_lists, reads_of
 from schemas.manifest import users_of
-from schemas.stage_files import USER_TOWER
+from schemas.stage_files import ITEMS_OF_SHARDS, USER_TOWER
 from transforms.search.list_settings import ListSettings
 from transforms.search.search import SearchSettings
 from transforms.serving.export import MODEL, ExportJob, ExportModel
@@ -25,7 +25,7 @@ def plan(chain: Chain) -> Stage[ExportJob]:
     trained, recommended = (done[name] for name in ("train", "recommend"))
     made = {name: recommended.settings[name] for name in ("k", "recommend_seen", "search")}
     check_same_lists(settings, done)
-    reads = {**reads_of(done), "train": [USER_TOWER], "index": ["shards"]}
+    reads = {**reads_of(done), "train": [USER_TOWER], "index": ["shards"], "calibrate": [ITEMS_OF_SHARDS]}
     job = ExportJob(
         users=users_of(done).stored(settings.output, "users"),
         tower=trained.stored(settings.output, USER_TOWER),

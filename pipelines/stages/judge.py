@@ -17,6 +17,7 @@ from pipelines.stages.outputs import IngestOutputs
 from schemas.manifest import StageManifest, fingerprint_of, users_of
 from schemas.release import read_latest, read_named, read_release
 from schemas.release_manifest import LastTable
+from schemas.stage_files import ITEMS_OF_SHARDS
 from schemas.storage import exists, join, list_files
 from schemas.stored import check_file
 from schemas.workspace import Workspace
@@ -102,7 +103,7 @@ def plan(chain: Chain, last: LastTable | None, evaluated: StageManifest | None =
       InputError: if lists are named that are not those that the table was made with.
     """
     settings, done = chain.settings, chain.done
-    ingested, embedded, recommended = (done[name] for name in ("ingest", "embed", "recommend"))
+    ingested, recommended = done["ingest"], done["recommend"]
     check_same_lists(settings, done)
     root = settings.output
     rules = TableRules(
@@ -126,7 +127,7 @@ def plan(chain: Chain, last: LastTable | None, evaluated: StageManifest | None =
         items=ingested.paths(root, "items"),
         num_items=ingested.rows("items"),
         examples=settings.report.users,
-        embeddings=embedded.paths(root, "embeddings"),
+        indexed=done["calibrate"].paths(root, ITEMS_OF_SHARDS),
         lists=items_of(root, done),
         rules=rules,
         regrouped=[] if same_buckets else last_paths,
@@ -141,8 +142,8 @@ def plan(chain: Chain, last: LastTable | None, evaluated: StageManifest | None =
             "evaluated": evaluated.fingerprint if evaluated else None,
             "examples": settings.report.users,
         },
-        inputs={name: done[name] for name in ("ingest", "lists", "embed", "recommend")},
-        reads={**reads_of(done, "items"), "embed": ["embeddings"], "recommend": ["topk"]},
+        inputs={name: done[name] for name in ("ingest", "lists", "calibrate", "recommend")},
+        reads={**reads_of(done, "items"), "calibrate": [ITEMS_OF_SHARDS], "recommend": ["topk"]},
         job=job,
         prove=lambda: check_last(Workspace(settings.output), last) if last else None,
     )
@@ -156,7 +157,7 @@ class JudgeJob:
     items: list[str]
     num_items: int
     examples: int
-    embeddings: list[str]
+    indexed: list[str]
     lists: ItemLists
     rules: TableRules
     regrouped: list[str]
@@ -170,7 +171,7 @@ def build(root: beam.Pipeline, attempt: str, job: JudgeJob) -> Reports:
     return [
         root
         | "JudgeTable"
-        >> JudgeTable(job.buckets, job.items, job.embeddings, job.lists, job.rules, job.regrouped, job.regrouped_users),
+        >> JudgeTable(job.buckets, job.items, job.indexed, job.lists, job.rules, job.regrouped, job.regrouped_users),
         root
         | "DescribeTable"
         >> DescribeTable(attempt, table, job.items, job.num_items, users, job.rules.num_buckets, job.examples),

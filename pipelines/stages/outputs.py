@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.engine.outputs import Outputs, output
-from schemas.shape import AtLeast, Maybe
+from schemas.shape import AtLeast, Each, Maybe
 from transforms.search.search import SearchSettings
 from transforms.train.recency import Blend, blend_of
 
@@ -42,8 +42,8 @@ class EmbedOutputs(Outputs):
 
     dim: int = output(AtLeast(1))
     """Of the vectors."""
-    vectors: str | None = output(Maybe(str))
-    """A digest of them and their ids; None in releases of earlier programs."""
+    contents: Mapping[str, str] = output(Maybe(Each(str)), lambda contents: contents or {})
+    """A digest of the vectors and their ids: see `schemas.manifest.CONTENTS`."""
 
 
 @dataclass(frozen=True)
@@ -51,5 +51,11 @@ class IndexOutputs(Outputs):
     """Of building the index."""
 
     num_shards: int = output(AtLeast(1))
+
+
+@dataclass(frozen=True)
+class CalibrateOutputs(Outputs):
+    """Of making the index ready to be searched."""
+
     search: SearchSettings = output(dict, lambda search: SearchSettings(**search))
     """How the index is to be searched."""

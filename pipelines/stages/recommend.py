@@ -11,16 +11,16 @@ import apache_beam as beam
 from pipelines.cli.logs import LOGGER
 from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
-from pipelines.stages.index import index_files, settings_of_index
-from pipelines.stages.lists import reads_of
-from pipelines.stages.outputs import EmbedOutputs, IndexOutputs, IngestOutputs
+from pipelines.stages.calibrate import index_files
+from pipelines.stages.lists import items_of, reads_of
+from pipelines.stages.outputs import CalibrateOutputs, EmbedOutputs, IngestOutputs
 from schemas.errors import InputError
 from schemas.manifest import StageManifest, users_of
-from schemas.stage_files import BLOCKED, USER_TOWER
+from schemas.stage_files import BLOCKED, ITEMS_OF_SHARDS, USER_TOWER
 from schemas.stored import StoredFolder
 from transforms.index.embed import EmbedUsers
 from transforms.index.load import IndexFiles
-from transforms.index.search_plan import FUSED, ChosenPlan, bytes_of_shard, choose_plan, choose_slices
+from transforms.index.search_plan import FUSED, ChosenPlan, choose_plan, choose_slices
 from transforms.io.progress import CountBlocks
 from transforms.io.read import ReadParts
 from transforms.io.write import part_of
@@ -50,8 +50,14 @@ def plan(chain: Chain) -> "Stage[RecommendJob]":
         | {"layout": job.layout, "scored_at": job.scored_at.isoformat() if job.scored_at else None}
         | ({"base": job.base.described if isinstance(job.base, BaseLists) else {"why_nobody": job.base}} if job.base else {}),
         check=check,
-        inputs={name: done[name] for name in ("ingest", "lists", "train", "embed", "index")},
-        reads={**reads_of(done, "items"), "train": [USER_TOWER], "embed": ["embeddings"], "index": ["shards"]},
+        inputs={name: done[name] for name in ("ingest", "lists", "train", "embed", "index", "calibrate")},
+        reads={
+            **reads_of(done, "items"),
+            "train": [USER_TOWER],
+            "embed": ["embeddings"],
+            "index": ["shards"],
+            "calibrate": [ITEMS_OF_SHARDS],
+        },
         job=job,
     )
 
@@ -80,13 +86,14 @@ def base_lists(chain: Chain, lists: ListSettings) -> BaseLists | str:
     for name in ("k", "recommend_seen"):
         if recommended.settings[name] != getattr(lists, name):
             return f"{name} was {recommended.settings[name]} in release {base.name}"
-    if settings_of_index(indexed) != settings_of_index(done["index"]):
+    if not {"lists", "calibrate"} <= base.stages.keys():
+        return f"release {base.name} was made by an earlier version of this program"
+    calibrated = base.stages["calibrate"].settings["asked"]
+    if indexed.settings != done["index"].settings or calibrated != done["calibrate"].settings["asked"]:
         return f"the index of release {base.name} was built in another way"
     then, now = (IngestOutputs.of(each).num_buckets for each in (ingested, done["ingest"]))
     if then != now:
         return f"release {base.name} has {then} buckets of users"
-    if "lists" not in base.stages:
-        return f"release {base.name} was made by an earlier version of this program"
     lists_then, users_then = base.stages["lists"], users_of(base.stages)
     root, digests = (
         chain.settings.output,
@@ -94,9 +101,7 @@ def base_lists(chain: Chain, lists: ListSettings) -> BaseLists | str:
     )
     by_bucket = {name: _by_bucket(digests[name].paths(root, name)) for name in ("users", FOLDER)}
     return BaseLists(
-        last=BaseFiles(
-            by_bucket["users"], by_bucket[FOLDER], embedded.paths(root, "embeddings"), lists_then.paths(root, BLOCKED)
-        ),
+        last=BaseFiles(by_bucket["users"], by_bucket[FOLDER], embedded.paths(root, "embeddings"), items_of(root, base.stages)),
         rules=CarryRules(
             by_history=done["train"].settings["user_tower"] != "id",
             recommend_seen=lists.recommend_seen,
@@ -134,7 +139,7 @@ def lists_of(settings: Settings, done: Mapping[str, StageManifest]) -> ListSetti
     return ListSettings(
         k=k,
         recommend_seen=settings.recommend.recommend_seen,
-        search=IndexOutputs.of(done["index"]).search,
+        search=CalibrateOutputs.of(done["calibrate"]).search,
         checked_fraction=min(1.0, CHECKED_USERS / max(1, users_of(done).rows("users"))),
     )
 
@@ -145,13 +150,14 @@ def job_of(chain: Chain) -> "RecommendJob":
     ingested, trained, embedded = (done[name] for name in ("ingest", "train", "embed"))
     served, lists, ask = users_of(done), lists_of(settings, done), settings.recommend
     index = index_files(settings.output, done)
-    plan = choose_plan([bytes_of_shard(files) for files in index.of_shards.values()], ask.max_worker_bytes)
+    plan = choose_plan([index.bytes_of(shard) for shard in index.of_shards], ask.max_worker_bytes)
     return RecommendJob(
         users={part_of(path): path for path in served.paths(settings.output, "users")},
         tower=trained.stored(settings.output, USER_TOWER),
         index=index,
         num_items=ingested.rows("items"),
         embeddings=embedded.paths(settings.output, "embeddings"),
+        items=done["calibrate"].paths(settings.output, ITEMS_OF_SHARDS),
         dim=EmbedOutputs.of(embedded).dim,
         lists=lists,
         plan=plan if ask.plan == "auto" else ChosenPlan(ask.plan, "asked for with --plan"),
@@ -173,6 +179,7 @@ class RecommendJob:
     index: IndexFiles
     num_items: int
     embeddings: list[str]
+    items: list[str]
     dim: int
     lists: ListSettings
     plan: ChosenPlan
@@ -194,7 +201,8 @@ def build(root: beam.Pipeline, attempt: str, job: RecommendJob) -> Reports:
     blocks = root | "ReadUsers" >> ReadParts(job.users) | "Progress" >> CountBlocks() | "DateRows" >> DateRows(job.scored_at)
     reports = []
     if isinstance(job.base, BaseLists):
-        blocks, carried = blocks | "CarryOver" >> CarryOver(job.base.last, job.embeddings, job.index.lists, job.base.rules)
+        carry = CarryOver(job.base.last, job.embeddings, job.items, job.index.lists, job.base.rules)
+        blocks, carried = blocks | "CarryOver" >> carry
         reports.append(carried)
     elif job.base:
         reports.append(root | "ReportCarried" >> beam.Create([nothing_carried(job.base, job.num_users)]))
@@ -206,7 +214,7 @@ def build(root: beam.Pipeline, attempt: str, job: RecommendJob) -> Reports:
         made.reports,
         *reports,
         Made(known, made.topk, made.exact)
-        | "AuditLists" >> AuditLists(job.embeddings, job.dim, canaries, job.lists, job.index.lists),
+        | "AuditLists" >> AuditLists(job.embeddings, job.items, job.dim, canaries, job.lists, job.index.lists),
         root | "ReportPlan" >> beam.Create([{"plan": job.plan.plan, "plan_reason": job.plan.why}]),
     ]
 

@@ -14,7 +14,8 @@ import apache_beam as beam
 from pipelines.cli import logs
 from pipelines.cli.settings import Settings
 from pipelines.engine.stage import Chain, Reports, Stage, StageDefinition
-from pipelines.stages.index import choose_shards, some_users
+from pipelines.stages.calibrate import some_users
+from pipelines.stages.index import choose_shards
 from pipelines.stages.outputs import EmbedOutputs
 from schemas.stage_files import USER_TOWER
 from schemas.storage import join
@@ -50,6 +51,7 @@ def plan(chain: Chain) -> "Stage[TuneJob]":
         num_vectors=math.ceil(num_candidates * num_tried / num_shards),
         seed=settings.index.seed,
         embeddings=embedded.stored(settings.output, "embeddings"),
+        items=ingested.stored(settings.output, "items"),
         users=[
             join(settings.output, ingested.folder, file.path) for file in some_users(ingested.dataset("users"), ask.num_users)
         ],
@@ -69,7 +71,7 @@ def plan(chain: Chain) -> "Stage[TuneJob]":
             "calibration": asdict(ask),
         },
         inputs={name: done[name] for name in ("ingest", "train", "embed")},
-        reads={"ingest": ["users"], "train": [USER_TOWER], "embed": ["embeddings"]},
+        reads={"ingest": ["items", "users"], "train": [USER_TOWER], "embed": ["embeddings"]},
         job=job,
     )
 
@@ -84,6 +86,7 @@ class TuneJob:
     num_vectors: int
     seed: int
     embeddings: StoredFolder
+    items: StoredFolder
     users: list[str]
     tower: StoredFolder
     builds: list[BuildSettings]
@@ -94,10 +97,10 @@ class TuneJob:
 def build(root: beam.Pipeline, attempt: str, job: TuneJob) -> Reports:
     """Adds the stage's steps: some users are searched for in one build after another, or side by side on many workers."""
     known = root | "ReadUsers" >> ReadParquet(job.users) | "EmbedUsers" >> EmbedUsers(job.tower)
-    items = root | "ReadItems" >> ReadParquet(job.embeddings.paths, ["item_id", "code"])
+    items = root | "ReadItems" >> ReadParquet(job.items.paths, ["item_id", "code"])
     sample = (known, items) | "DrawSample" >> DrawSample(job.ask, job.dim)
     trials = sample | "TuneIndex" >> TuneIndex(
-        job.embeddings, job.num_shards, job.num_tried, job.seed, job.builds, job.ask, job.sweep
+        job.embeddings, job.items, job.num_shards, job.num_tried, job.seed, job.builds, job.ask, job.sweep
     )
     made = (
         trials

@@ -178,7 +178,7 @@ class JudgeTable(beam.PTransform):
     Attributes:
       buckets: where each bucket lies, by its number.
       items: paths of the catalogue.
-      embeddings: paths of the stored embeddings: all that is indexed.
+      indexed: paths of the files of SHARD_ITEMS: all that is indexed.
       lists: which items may be recommended at all.
       rules: what the table claims of itself.
       regrouped: paths of the last table, where that has another number of buckets: its lists are regrouped by the new ones.
@@ -187,7 +187,7 @@ class JudgeTable(beam.PTransform):
 
     buckets: Mapping[int, BucketFiles]
     items: list[str]
-    embeddings: list[str]
+    indexed: list[str]
     lists: ItemLists
     rules: TableRules
     regrouped: list[str] = field(default_factory=list)
@@ -199,7 +199,7 @@ class JudgeTable(beam.PTransform):
     def expand(self, root: beam.pvalue.PBegin) -> beam.PCollection[dict[str, Any]]:
         rules, lists = self.rules, self.lists
         catalogue = root | "ReadItems" >> ReadParquet(self.items, ["item_id"]) | "HashItems" >> beam.Map(hashes)
-        indexed = root | "ReadIndexed" >> ReadParquet(self.embeddings, ["item_id", "code", "train_count"])
+        indexed = root | "ReadIndexed" >> ReadParquet(self.indexed, ["item_id", "code", "train_count"])
         eligible = indexed | "PickEligible" >> beam.Map(EligibleItems.of, lists)
         items = beam.pvalue.AsSingleton(
             root

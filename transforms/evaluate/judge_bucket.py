@@ -55,7 +55,7 @@ class EligibleItems(NamedTuple):
 
     @classmethod
     def of(cls, block: Block, lists: ItemLists) -> "EligibleItems":
-        """Returns those of a block of embeddings that may be recommended."""
+        """Returns those of a block of SHARD_ITEMS that may be recommended."""
         may = ~lists.blocked(block["code"].to_numpy())
         return cls(hashes(block)[may], block["code"].to_numpy()[may].astype(np.int64), block["train_count"].to_numpy()[may])
 

@@ -37,7 +37,7 @@ def build_shard(blocks: Iterable[Block], dim: int, seed: int, folder: Path, ask:
     """Builds one shard and writes it to a local folder.
 
     Args:
-      blocks: the shard's rows of `embeddings_schema(dim)`, in any order; the index keeps them in the order of their codes.
+      blocks: the shard's rows of `embeddings_schema(dim)`, in any order; the index keeps them in the order of their ids.
       dim: of the vectors.
       seed: of the clustering.
       folder: where to write; `scann/` and the id map.
@@ -47,22 +47,12 @@ def build_shard(blocks: Iterable[Block], dim: int, seed: int, folder: Path, ask:
       How many vectors the shard has.
     """
     rows = one_block(blocks, embeddings_schema(dim), FEWER_ITEMS)
-    rows = rows.take(pc.sort_indices(rows["code"]))
+    rows = rows.take(pc.sort_indices(rows["item_id"]))
     index = build(vectors_of(rows["embedding"]), ask.applied_to(plan_shard(rows.num_rows, dim)), seed)
     index.save(folder / INDEX_FOLDER)
-    write_id_map(rows, folder)
-    return rows.num_rows
-
-
-def write_id_map(rows: Block, folder: Path) -> None:
-    """Writes what turns a shard's row numbers back into items to a local folder.
-
-    Args:
-      rows: the shard's items, in the order of its vectors, with at least the columns of ID_MAP.
-      folder: of the shard.
-    """
     with pa.ipc.new_file(str(folder / ID_MAP_FILE), ID_MAP) as writer:
         writer.write_batch(rows.select(ID_MAP.names).cast(ID_MAP))
+    return rows.num_rows
 
 
 def write_shard(

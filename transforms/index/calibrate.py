@@ -37,9 +37,10 @@ from transforms.index.calibration import (
     settle_trial,
     truth_of,
 )
-from transforms.index.load import LoadedShard, ShardCache, load_shard
-from transforms.index.search_plan import MAX_WORKER_BYTES, bytes_of_shard
+from transforms.index.load import BuiltIndex, IndexFiles, LoadedShard, ShardCache
+from transforms.index.search_plan import MAX_WORKER_BYTES
 from transforms.io.partition import hash_ids
+from transforms.io.write import part_of
 from transforms.search.id_map import IdMap
 from transforms.search.list_settings import unwanted_of
 
@@ -70,9 +71,9 @@ class SampleUsers(beam.CombineFn):
 
 
 def wanted_rows(items: Block, unwanted: Block) -> Iterator[Block]:
-    """Yields the rows of `items` (item_id, code) that are in any list of `unwanted`'s columns, if there are any."""
+    """Yields the ids and codes of `items` that are in any list of `unwanted`'s columns, if there are any."""
     ids = pa.concat_arrays([column.flatten() for column in unwanted.columns])
-    found = items.filter(pc.is_in(items["item_id"], ids))
+    found = items.select(ITEMS.names).filter(pc.is_in(items["item_id"], ids))
     if found.num_rows:
         yield found.cast(ITEMS)
 
@@ -82,7 +83,7 @@ def sample_of(users: Block, items: Sequence[Block], ask: CalibrationSettings) ->
 
     Args:
       users: from `SampleUsers`.
-      items: item_id and code of those items of the index that these users must not get, at least.
+      items: item_id and code of those items of the catalogue that these users must not get, at least.
       ask: what a list may hold.
     """
     table = one_block(items, ITEMS)
@@ -92,7 +93,7 @@ def sample_of(users: Block, items: Sequence[Block], ask: CalibrationSettings) ->
 
 @dataclass
 class DrawSample(beam.PTransform):
-    """Draws the sample of users from their blocks and the items of the index.
+    """Draws the sample of users from their blocks and the items of the catalogue.
 
     Attributes:
       ask: how many users, and what their lists may hold.
@@ -111,11 +112,6 @@ class DrawSample(beam.PTransform):
         unwanted = drawn | "Unwanted" >> beam.Map(unwanted_of, self.ask.lists)
         known = items | "KeepUnwanted" >> beam.FlatMap(wanted_rows, AsSingleton(unwanted)).with_output_types(Block)
         return drawn | "AddLists" >> beam.Map(sample_of, AsList(known), self.ask)
-
-
-def _shard_of(file: WrittenFile) -> int:
-    """Returns the shard that a file, named by `shard_path`, is part of."""
-    return int(file.path.split("/")[1])
 
 
 def _choose(
@@ -144,68 +140,70 @@ def _report(tried: Sequence[TrialResult], truth: Truth, ask: CalibrationSettings
 class _HeldShards:
     """The shards that a process has loaded; `DoFn`s of all steps share them."""
 
-    def __init__(self, root: str, max_bytes: int) -> None:
+    def __init__(self, built: BuiltIndex, root: str, max_bytes: int) -> None:
+        self._built = built
         self._root = root
-        self._files: dict[int, list[WrittenFile]] = {}
+        self._items: dict[int, WrittenFile] = {}
         self._bytes_of: dict[int, int] = {}
-        self._cache = ShardCache(self._load, self._bytes_of, max_bytes)
+        self._cache = ShardCache(lambda shard: self._index_of(shard).load(shard), self._bytes_of, max_bytes)
 
-    def hold(self, shard: int, files: Iterable[WrittenFile]) -> AbstractContextManager[LoadedShard]:
-        self._files[shard] = sorted(files, key=lambda file: file.path)
-        self._bytes_of[shard] = bytes_of_shard(self._files[shard]).alone
+    def hold(self, items: WrittenFile) -> AbstractContextManager[LoadedShard]:
+        """Gives the shard of a file of SHARD_ITEMS."""
+        shard = part_of(items.path)
+        self._items[shard] = items
+        self._bytes_of[shard] = self._index_of(shard).bytes_of(shard).alone
         return self._cache.hold(shard)
 
-    def _load(self, shard: int) -> LoadedShard:
-        return load_shard(self._root, shard, self._files[shard])
+    def _index_of(self, shard: int) -> IndexFiles:
+        return self._built.with_items(self._root, [self._items[shard]])
 
 
 class _OnShard(beam.DoFn):
-    """Does something with a shard."""
+    """Does something with the shard of a file of SHARD_ITEMS."""
 
-    def __init__(self, shared: Shared, root: str, max_worker_bytes: int) -> None:
+    def __init__(self, shared: Shared, built: BuiltIndex, root: str, max_worker_bytes: int) -> None:
         super().__init__()
         self._shared = shared
+        self._built = built
         self._root = root
         self._max_worker_bytes = max_worker_bytes
 
     def setup(self) -> None:
-        self._held = self._shared.acquire(lambda: _HeldShards(self._root, self._max_worker_bytes), tag=self._root)
+        self._held = self._shared.acquire(lambda: _HeldShards(self._built, self._root, self._max_worker_bytes), tag=self._root)
 
 
 class _FindExact(_OnShard):
-    def process(self, element: tuple[int, Iterable[WrittenFile]], sample: UserSample, k: int) -> Iterator[ExactLists]:
-        number, files = element
-        with self._held.hold(number, files) as loaded:
-            yield find_exact(number, loaded.shard, sample, k)
+    def process(self, items: WrittenFile, sample: UserSample, k: int) -> Iterator[ExactLists]:
+        with self._held.hold(items) as loaded:
+            yield find_exact(part_of(items.path), loaded.shard, sample, k)
 
 
 class _AnswerTrials(_OnShard):
     """Yields what a shard answers to each trial that still asks something, and the place of that trial."""
 
-    def process(
-        self, element: tuple[int, Iterable[WrittenFile]], trials: Sequence[SearchTrial]
-    ) -> Iterator[tuple[int, ShardAnswers]]:
-        number, files = element
+    def process(self, items: WrittenFile, trials: Sequence[SearchTrial]) -> Iterator[tuple[int, ShardAnswers]]:
         asking = [(at, trial) for at, trial in enumerate(trials) if trial.requests]
         if asking:
-            with self._held.hold(number, files) as loaded:
+            with self._held.hold(items) as loaded:
                 for at, trial in asking:
-                    yield at, answer_trial(number, loaded.shard, trial)
+                    yield at, answer_trial(part_of(items.path), loaded.shard, trial)
 
 
 @dataclass
 class CalibrateSearch(beam.PTransform):
     """Finds the cheapest search settings that find enough, and reports them.
 
-    Takes the files of the shards, as `BuildIndexes` wrote them, and the sample. Of each trial, 8 bytes an item that a shard
+    Takes the files of SHARD_ITEMS, as `WriteShardItems` wrote them, and the sample. Of each trial, 8 bytes an item that a shard
     finds for a user of the sample travel to where the answers of all shards meet.
 
     Attributes:
-      root: the folder of the attempt that builds the index.
+      built: the index.
+      root: the folder of the attempt that calibrates.
       ask: what must be found.
       max_worker_bytes: what the shards that a worker holds may take together; one is always held.
     """
 
+    built: BuiltIndex
     root: str
     ask: CalibrationSettings
     max_worker_bytes: int = MAX_WORKER_BYTES
@@ -215,13 +213,9 @@ class CalibrateSearch(beam.PTransform):
 
     def expand(self, inputs: tuple[beam.PCollection[WrittenFile], beam.PCollection[UserSample]]) -> beam.PCollection[dict]:
         files, drawn = inputs
-        ask, on_shard = self.ask, (Shared(), self.root, self.max_worker_bytes)
+        ask, on_shard = self.ask, (Shared(), self.built, self.root, self.max_worker_bytes)
         sample = AsSingleton(drawn)
-        shards = (
-            files
-            | "KeyByShard" >> beam.Map(lambda file: (_shard_of(file), file)).with_output_types(tuple[int, WrittenFile])
-            | "GroupByShard" >> beam.GroupByKey()
-        )
+        shards = files | "SpreadShards" >> beam.Reshuffle()
         truth = (
             shards
             | "FindExact" >> beam.ParDo(_FindExact(*on_shard), sample, ask.k)

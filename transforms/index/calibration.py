@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from schemas.embeddings import ID_MAP
+from schemas.embeddings import SHARD_ITEMS
 from schemas.flags import Rule, check_value
 from transforms.search.list_settings import ListSettings
 from transforms.search.ranking_metrics import MeanOfRows, recall_of_rows
@@ -74,7 +74,7 @@ EXACT_SHARDS = "every shard is searched exactly"
 """A fact that leaves nothing to calibrate."""
 
 _EXACT = SearchSettings(exact=True)
-ITEMS = pa.schema([ID_MAP.field("item_id"), ID_MAP.field("code")])
+ITEMS = pa.schema([SHARD_ITEMS.field("item_id"), SHARD_ITEMS.field("code")])
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import MaybeKeyedModelHandler, ModelHandler, RunInference
 
 from schemas.blocks import Block
-from schemas.embeddings import ID_MAP, embeddings_schema
+from schemas.embeddings import embeddings_schema
 from schemas.errors import InputError
+from schemas.manifest import CONTENTS
 from schemas.stage_files import FEATURES_FILE
 from schemas.stored import StoredFolder, checked_folder
 from transforms.io.partition import hash_vectors
@@ -160,7 +161,7 @@ def embed_items(block: Block, tower: Tower, dim: int) -> Block:
     """Returns the rows of `embeddings_schema(dim)` of the items that the tower knows.
 
     Args:
-      block: rows of ITEMS.
+      block: rows of ITEMS, with item_id and what the tower looks at.
       tower: an item tower.
       dim: that its vectors must have.
 
@@ -171,9 +172,7 @@ def embed_items(block: Block, tower: Tower, dim: int) -> Block:
         raise InputError(f"the item tower must give vectors of {dim} dimensions, got {tower.dim}: pass the towers' own --dim")
     vectors, known = tower.embed(block)
     rows = block.filter(pa.array(known))
-    columns = [rows[name] for name in ID_MAP.names]
-    columns.append(vector_column(vectors[known]))
-    return pa.RecordBatch.from_arrays(columns, schema=embeddings_schema(dim))
+    return pa.RecordBatch.from_arrays([rows["item_id"], vector_column(vectors[known])], schema=embeddings_schema(dim))
 
 
 def embed_users(block: Block, tower: Tower) -> Block:
@@ -248,26 +247,28 @@ class EmbedItems(beam.PTransform):
         return embeddings
 
 
-VECTORS = "vectors"
-"""The metric that stands for all ids of items and their vectors, in whatever order and files they are."""
-
-
 @dataclass
-class DigestVectors(beam.PTransform):
-    """Reports a digest of placed blocks of embeddings, VECTORS: 16 hex digits, equal for equal ids and vectors.
+class DigestEmbeddings(beam.PTransform):
+    """Reports a digest of placed blocks of embeddings, 16 hex digits, as the contents of a dataset: see `CONTENTS`.
 
-    It is the sum of the rows' hashes, so neither the order nor anything else that is known of an item plays a part.
+    It is the sum of the rows' hashes: equal for equal ids and vectors, in whatever order, blocks and files they are. With an
+    item that the tower does not know, files of a large catalogue begin elsewhere, and yet nothing has changed.
+
+    Attributes:
+      dataset: its name.
     """
+
+    dataset: str
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, embeddings: beam.PCollection[PlacedBlock]) -> beam.PCollection[dict[str, str]]:
+    def expand(self, embeddings: beam.PCollection[PlacedBlock]) -> beam.PCollection[dict[str, dict[str, str]]]:
         return (
             embeddings
             | "SumHashes" >> beam.MapTuple(lambda _, block: _sum_of_hashes(block))
             | "Sum" >> beam.CombineGlobally(_sum_of_numbers)
-            | "Report" >> beam.Map(lambda total: {VECTORS: f"{total:016x}"})
+            | "Report" >> beam.Map(lambda total: {CONTENTS: {self.dataset: f"{total:016x}"}})
         )
 
 

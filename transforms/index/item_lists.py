@@ -22,10 +22,11 @@ from schemas.items import BLOCKED_ITEMS
 from schemas.parquet_files import read_parquet_blocks
 from schemas.stage_files import BLOCKED
 from schemas.storage import WrittenFile
-from transforms.io.partition import key_by_shard
+from transforms.io.partition import hash_ids, key_by_shard, places_in
 from transforms.io.write import Counts, Part, WriteParts
 
 _LOADING = threading.Lock()
+_ID_SEED = 6
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class ItemLists:
             mask = _load(self.paths, self.num_items)
         return mask[codes]
 
+    def blocked_ids(self, ids: pa.Array) -> np.ndarray:
+        """Returns [n] bool: the same, of items known by their ids; of 2^64 / m items, one passes for one of m blocked ones."""
+        if not self.paths:
+            return np.zeros(len(ids), bool)
+        with _LOADING:
+            hashes = _load_hashes(self.paths)
+        return places_in(hashes, hash_ids(ids, _ID_SEED)) >= 0
+
 
 @lru_cache(maxsize=2)
 def _load(paths: tuple[str, ...], num_items: int) -> np.ndarray:
@@ -57,6 +66,13 @@ def _load(paths: tuple[str, ...], num_items: int) -> np.ndarray:
         for block in read_parquet_blocks(path, ["code"]):
             mask[block["code"].to_numpy()] = True
     return mask
+
+
+@lru_cache(maxsize=2)
+def _load_hashes(paths: tuple[str, ...]) -> np.ndarray:
+    """Returns [m] uint64, ascending: the hashes of the ids of all blocked items."""
+    blocks = (block for path in paths for block in read_parquet_blocks(path, ["item_id"]))
+    return np.sort(np.concatenate([np.zeros(0, np.uint64), *(hash_ids(block["item_id"], _ID_SEED) for block in blocks)]))
 
 
 def blocked_items(catalogue: Block, block: pa.Array | None, allow: pa.Array | None) -> Block:
@@ -127,7 +143,7 @@ def _part_of_blocked(part: int, found: dict[str, Iterable[Block]]) -> Iterator[P
 
 @dataclass
 class CountItems(beam.PTransform):
-    """Reports how many items the index has, and how many of them may be recommended, given blocks of all that is indexed.
+    """Reports how many items the index has, and how many of them may be recommended, given blocks of SHARD_ITEMS.
 
     Attributes:
       lists: which items may be recommended at all.
@@ -138,8 +154,8 @@ class CountItems(beam.PTransform):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, embeddings: beam.PCollection[Block]) -> beam.PCollection[Counts]:
-        return embeddings | "CountBlock" >> beam.Map(self._count)
+    def expand(self, items: beam.PCollection[Block]) -> beam.PCollection[Counts]:
+        return items | "CountBlock" >> beam.Map(self._count)
 
     def _count(self, block: Block) -> Counts:
         may = ~self.lists.blocked(block["code"].to_numpy())

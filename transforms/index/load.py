@@ -9,20 +9,23 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from schemas.blocks import FEWER_ITEMS, Block, one_block
-from schemas.embeddings import ID_MAP
+from schemas.embeddings import SHARD_ITEMS
 from schemas.errors import InputError
-from schemas.stage_files import ID_MAP_FILE, INDEX_FOLDER
-from schemas.storage import WrittenFile
+from schemas.parquet_files import read_parquet_blocks
+from schemas.stage_files import INDEX_FOLDER
+from schemas.storage import WrittenFile, join
 from schemas.stored import checked_folder
 from transforms.index.build import shard_path
 from transforms.index.item_lists import ItemLists
 from transforms.index.popular import RANKINGS, PopularItems
+from transforms.index.search_plan import ShardBytes, bytes_of_shard
+from transforms.io.write import part_of
 from transforms.search.id_map import IdMap
 from transforms.search.scann_index import ShardPlan, load
 from transforms.search.search import Shard
@@ -40,7 +43,7 @@ class LoadedShard:
 
     shard: Shard
     items: Block
-    """Rows of ID_MAP in ascending order of code: the shard's items that may be recommended."""
+    """Rows of SHARD_ITEMS in ascending order of code: the shard's items that may be recommended."""
 
     def items_of(self, codes: np.ndarray) -> Block:
         """Returns the rows of `items` that have `codes`, [n] integers, all of them the shard's."""
@@ -68,95 +71,108 @@ def files_of_shards(files: Sequence[WrittenFile], num_shards: int) -> dict[int, 
     return found
 
 
-def load_plan(root: str, shard: int, files: Sequence[WrittenFile]) -> ShardPlan:
-    """Returns what a shard is, before any item is left out; the arguments are those of `load_items`."""
-    path = f"{shard_path(shard)}/{INDEX_FOLDER}/{_PLAN_FILE}"
-    with checked_folder(root, [file for file in files if file.path == path]) as folder:
-        return ShardPlan(**json.loads((folder / path).read_text())["plan"])
+class ItemsFile(NamedTuple):
+    """A file of SHARD_ITEMS.
 
-
-def load_items(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemLists = EVERY_ITEM) -> Block:
-    """Returns a shard's items that may be recommended, rows of ID_MAP in ascending order of code, without its index.
-
-    Args:
-      root: the folder of the attempt that wrote the index.
-      shard: which one.
-      files: the shard's.
-      lists: which items may be recommended.
-
-    Raises:
-      InputError: if the file is missing or altered.
+    Attributes:
+      path: where it is.
+      rows: how many items the shard has.
     """
-    path = f"{shard_path(shard)}/{ID_MAP_FILE}"
-    with checked_folder(root, [file for file in files if file.path == path]) as folder:
-        items = _read_items(folder / path)
-        return items.filter(pa.array(~lists.blocked(items["code"].to_numpy())))
 
-
-def _read_items(path: Path) -> Block:
-    with pa.memory_map(str(path)) as source:
-        return one_block(pa.ipc.open_file(source).read_all().cast(ID_MAP).to_batches(), ID_MAP, FEWER_ITEMS)
-
-
-def load_shard(root: str, shard: int, files: Sequence[WrittenFile], lists: ItemLists = EVERY_ITEM) -> LoadedShard:
-    """Loads a shard that `BuildIndexes` wrote, after its files are proved unchanged.
-
-    Args:
-      root: the folder of the attempt that wrote the index.
-      shard: which one.
-      files: the shard's.
-      lists: which items may be recommended.
-
-    Raises:
-      InputError: if a file is missing or altered, or the shard and its id map are no pair.
-    """
-    with checked_folder(root, files) as folder:
-        at = folder / shard_path(shard)
-        items = _read_items(at / ID_MAP_FILE)
-        blocked = lists.blocked(items["code"].to_numpy())
-        try:
-            shard_to_search = Shard(load(at / INDEX_FOLDER), items["code"].to_numpy(), blocked)
-        except ValueError as error:
-            raise InputError(f"shard {shard} of {root} cannot be used: {error}: build the index again") from error
-        return LoadedShard(shard_to_search, items.filter(pa.array(~blocked)))
+    path: str
+    rows: int
 
 
 @dataclass(frozen=True)
-class IndexFiles:
-    """An index as it was written, of which nothing is loaded yet.
+class BuiltIndex:
+    """An index as it was built: vectors and ids.
 
     Attributes:
       root: the folder of the attempt that built it.
       of_shards: the files of each shard that has items, shards ascending.
+      num_shards: those without items included.
+    """
+
+    root: str
+    of_shards: Mapping[int, Sequence[WrittenFile]]
+    num_shards: int
+
+    @classmethod
+    def of(cls, root: str, files: Sequence[WrittenFile], num_shards: int) -> "BuiltIndex":
+        """Returns the index of so many shards, empty ones included, whose files are among those that an attempt wrote."""
+        return cls(root, files_of_shards(files, num_shards), num_shards)
+
+    def with_items(self, root: str, items: Sequence[WrittenFile], lists: ItemLists = EVERY_ITEM) -> "IndexFiles":
+        """Returns the index with what a catalogue says of its items.
+
+        Args:
+          root: the folder of the attempt that joined them.
+          items: the files of SHARD_ITEMS.
+          lists: which items may be recommended.
+        """
+        items_of = {part_of(file.path): ItemsFile(join(root, file.path), file.rows) for file in items}
+        return IndexFiles(self.root, self.of_shards, items_of, lists)
+
+
+@dataclass(frozen=True)
+class IndexFiles:
+    """An index, and what the catalogue says of its items; nothing of it is loaded yet.
+
+    Attributes:
+      root: the folder of the attempt that built the index.
+      of_shards: the files of each shard that has items, shards ascending.
+      items: what the catalogue says of each shard's items.
       lists: which of its items may be recommended.
     """
 
     root: str
     of_shards: Mapping[int, Sequence[WrittenFile]]
+    items: Mapping[int, ItemsFile]
     lists: ItemLists = EVERY_ITEM
 
-    @classmethod
-    def of(cls, root: str, files: Sequence[WrittenFile], num_shards: int, lists: ItemLists = EVERY_ITEM) -> "IndexFiles":
-        """Returns the index of so many shards, empty ones included, whose files are among those that an attempt wrote."""
-        return cls(root, files_of_shards(files, num_shards), lists)
+    def bytes_of(self, shard: int) -> ShardBytes:
+        """Returns what a shard takes in memory."""
+        return bytes_of_shard(self.of_shards[shard], self.items[shard].rows)
 
-    def plan(self, shard: int) -> ShardPlan:
-        """Returns what a shard is: see `load_plan`."""
-        return load_plan(self.root, shard, self.of_shards[shard])
+    def plan_of(self, shard: int) -> ShardPlan:
+        """Returns what a shard is, before any item is left out.
 
-    def items(self, shard: int) -> Block:
-        """Returns a shard's items that may be recommended: see `load_items`."""
-        return load_items(self.root, shard, self.of_shards[shard], self.lists)
+        Raises:
+          InputError: if the file that says it is missing or altered.
+        """
+        path = f"{shard_path(shard)}/{INDEX_FOLDER}/{_PLAN_FILE}"
+        with checked_folder(self.root, [file for file in self.of_shards[shard] if file.path == path]) as folder:
+            return ShardPlan(**json.loads((folder / path).read_text())["plan"])
+
+    def items_of(self, shard: int) -> Block:
+        """Returns a shard's items that may be recommended, rows of SHARD_ITEMS by ascending code, without its index."""
+        items = self._all_items_of(shard)
+        return items.filter(pa.array(~self.lists.blocked(items["code"].to_numpy())))
+
+    def _all_items_of(self, shard: int) -> Block:
+        return one_block(read_parquet_blocks(self.items[shard].path), SHARD_ITEMS, FEWER_ITEMS)
 
     def load(self, shard: int) -> LoadedShard:
-        """Loads a shard: see `load_shard`."""
-        return load_shard(self.root, shard, self.of_shards[shard], self.lists)
+        """Loads a shard, after the files of its index are proved unchanged.
+
+        Raises:
+          InputError: if a file is missing or altered, or the shard and its items are no pair.
+        """
+        items = self._all_items_of(shard)
+        codes = items["code"].to_numpy()
+        blocked = self.lists.blocked(codes)
+        with checked_folder(self.root, self.of_shards[shard]) as folder:
+            try:
+                shard_to_search = Shard(load(folder / shard_path(shard) / INDEX_FOLDER), codes, blocked)
+            except ValueError as error:
+                raise InputError(f"shard {shard} of {self.root} cannot be used: {error}: build the index again") from error
+        return LoadedShard(shard_to_search, items.filter(pa.array(~blocked)))
 
 
 def load_index(index: IndexFiles) -> LoadedIndex:
-    """Loads all shards of an index; see `load_shard`."""
+    """Loads all shards of an index; see `IndexFiles.load`."""
     loaded = [index.load(shard) for shard in index.of_shards]
-    items = one_block([each.items for each in loaded], ID_MAP, _ONE_SHARD_AT_A_TIME)
+    items = one_block([each.items for each in loaded], SHARD_ITEMS, _ONE_SHARD_AT_A_TIME)
     id_map = IdMap(items["item_id"], items["code"].to_numpy())
     return LoadedIndex([each.shard for each in loaded], id_map, {by: PopularItems.of(items, by) for by in RANKINGS})
 

@@ -12,20 +12,20 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.blocks import FEWER_ITEMS, Block, one_block
-from schemas.embeddings import ID_MAP
+from schemas.embeddings import SHARD_ITEMS
 from transforms.search.search import in_parts, rows_by_need
 from transforms.search.top_k import PAD, Lists, exclude, merge, pack, pack_counts
 
 OVERALL, RECENT = RANKINGS = ("train_count", "recent_count")
-"""The columns of ID_MAP that items are ranked by. RECENT is what users without a vector get; both are baselines."""
+"""The columns of SHARD_ITEMS that items are ranked by. RECENT is what users without a vector get; both are baselines."""
 
 
 def most_popular(blocks: Iterable[Block], count: int, by: str) -> Block:
-    """Returns the `count` most popular of the items in blocks (rows of ID_MAP), best first; all if there are fewer.
+    """Returns the `count` most popular of the items in blocks (rows of SHARD_ITEMS), best first; all if there are fewer.
 
     So the ranking of all items begins with what this returns of what it returns of each shard.
     """
-    items = one_block(blocks, ID_MAP, FEWER_ITEMS)
+    items = one_block(blocks, SHARD_ITEMS, FEWER_ITEMS)
     keys = _keys_of(items, by)
     if count < len(keys):
         rows = np.argpartition(keys, count)[:count]
@@ -49,7 +49,7 @@ class PopularItems:
 
     @classmethod
     def of(cls, items: Block, by: str) -> "PopularItems":
-        """Ranks items, rows of ID_MAP in any order, by one of RANKINGS."""
+        """Ranks items, rows of SHARD_ITEMS in any order, by one of RANKINGS."""
         return cls(np.sort(_keys_of(items, by)))
 
     def top_k(self, excluded: Lists, k: int) -> np.ndarray:

@@ -23,6 +23,8 @@ USERS_A_SLICE = 1 << 20
 _VECTORS_FILE = f"/{INDEX_FOLDER}/dataset.npy"
 _HASHES_FILE = f"/{INDEX_FOLDER}/hashed_dataset.npy"
 _ID_MAP_COPIES = 2
+_ITEM_BYTES = 20
+"""Of an item's code and counts."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class ShardBytes:
     """About what a shard takes in memory."""
 
     files: int
-    """What was written, all of which is loaded."""
+    """What was written, all of which is loaded, and what the catalogue says of the items."""
     vectors_again: int
     """The second copy of the vectors that exact searches need where the index is approximate; 0 where it is not."""
     id_map: int
@@ -47,13 +49,14 @@ class ShardBytes:
         return self.alone + self.id_map
 
 
-def bytes_of_shard(files: Sequence[WrittenFile]) -> ShardBytes:
-    """Returns what a shard takes in memory, by the sizes of its files."""
+def bytes_of_shard(files: Sequence[WrittenFile], num_items: int) -> ShardBytes:
+    """Returns what a shard of so many items takes in memory, by the sizes of its files."""
+    items = num_items * _ITEM_BYTES + sum(file.bytes for file in files if file.path.endswith(f"/{ID_MAP_FILE}"))
     approximate = any(file.path.endswith(_HASHES_FILE) for file in files)
     return ShardBytes(
-        files=sum(file.bytes for file in files),
+        files=sum(file.bytes for file in files) + num_items * _ITEM_BYTES,
         vectors_again=sum(file.bytes for file in files if approximate and file.path.endswith(_VECTORS_FILE)),
-        id_map=sum(_ID_MAP_COPIES * file.bytes for file in files if file.path.endswith(f"/{ID_MAP_FILE}")),
+        id_map=_ID_MAP_COPIES * items,
     )
 
 

@@ -15,7 +15,7 @@ that ScaNN does not spread over others. The choice is made by `cost`, which depe
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -150,18 +150,29 @@ class ShardVectors:
         return Shard(build(self.vectors, ask.applied_to(plan_shard(*self.vectors.shape)), seed), self.codes)
 
 
-def read_shards(embeddings: StoredFolder, num_shards: int, num_tried: int) -> list[ShardVectors]:
-    """Reads the vectors of the first `num_tried` of `num_shards` shards, where they have any, from the stored embeddings."""
-    blocks: dict[int, list[Block]] = {}
-    for block in embeddings.blocks(["item_id", "code", "embedding"]):
+def read_shards(embeddings: StoredFolder, items: StoredFolder, num_shards: int, num_tried: int) -> list[ShardVectors]:
+    """Reads the first `num_tried` of `num_shards` shards, where they have any vectors: from the stored embeddings and items."""
+    vectors, catalogue = (
+        _by_shard(stored.blocks(columns), num_shards, num_tried)
+        for stored, columns in ((embeddings, ["item_id", "embedding"]), (items, ["item_id", "code"]))
+    )
+    found = []
+    for shard in sorted(vectors):
+        rows, known = (
+            one_block(blocks, blocks[0].schema, FEWER_ITEMS) for blocks in (vectors.pop(shard), catalogue.pop(shard))
+        )
+        rows = rows.take(pc.sort_indices(rows["item_id"]))
+        codes = known["code"].take(pc.index_in(rows["item_id"], known["item_id"]))
+        found.append(ShardVectors(codes.to_numpy().astype(np.int64), vectors_of(rows["embedding"])))
+    return found
+
+
+def _by_shard(blocks: Iterable[Block], num_shards: int, num_tried: int) -> dict[int, list[Block]]:
+    found: dict[int, list[Block]] = {}
+    for block in blocks:
         for shard, part in key_by_shard(block, num_shards):
             if shard < num_tried:
-                blocks.setdefault(shard, []).append(part)
-    found = []
-    for shard in sorted(blocks):
-        rows = one_block(blocks.pop(shard), part.schema, FEWER_ITEMS)
-        rows = rows.take(pc.sort_indices(rows["code"]))
-        found.append(ShardVectors(rows["code"].to_numpy().astype(np.int64), vectors_of(rows["embedding"])))
+                found.setdefault(shard, []).append(part)
     return found
 
 
@@ -321,6 +332,7 @@ class TuneIndex(beam.PTransform):
 
     Attributes:
       embeddings: the stored embeddings.
+      items: the stored catalogue.
       num_shards: of the index.
       num_tried: shards that are tried: the first ones.
       seed: of the clustering.
@@ -330,6 +342,7 @@ class TuneIndex(beam.PTransform):
     """
 
     embeddings: StoredFolder
+    items: StoredFolder
     num_shards: int
     num_tried: int
     seed: int
@@ -341,7 +354,7 @@ class TuneIndex(beam.PTransform):
         super().__init__()
 
     def expand(self, drawn: beam.PCollection[UserSample]) -> beam.PCollection[Block]:
-        vectors = (Shared(), partial(read_shards, self.embeddings, self.num_shards, self.num_tried))
+        vectors = (Shared(), partial(read_shards, self.embeddings, self.items, self.num_shards, self.num_tried))
         truth = drawn | "FindTruth" >> beam.ParDo(_FindTruth(*vectors), self.calibration.k)
         return (
             drawn.pipeline

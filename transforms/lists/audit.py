@@ -1,8 +1,8 @@
-"""Audits the lists of a table beside the stored embeddings, which are read once, a block at a time.
+"""Audits the lists of a table beside the stored embeddings and items, each of which is read once, a block at a time.
 
 users, lists, exact lists ──┐
                             ├──> are they right, where does the search find less, what may be listed at all
-stored embeddings ──────────┘     (canaries)            (recall by segment)           (counts)
+stored embeddings, items ───┘     (canaries)            (recall by segment)           (counts)
 """
 
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ class AuditLists(beam.PTransform):
 
     Attributes:
       embeddings: paths of the stored embeddings: all that is indexed.
+      items: paths of the files of SHARD_ITEMS.
       dim: of the vectors.
       canaries: the share of all users who are canaries; not more than those who are compared with exact search.
       settings: what a list holds.
@@ -42,6 +43,7 @@ class AuditLists(beam.PTransform):
     """
 
     embeddings: list[str]
+    items: list[str]
     dim: int
     canaries: float
     settings: ListSettings
@@ -52,11 +54,13 @@ class AuditLists(beam.PTransform):
 
     def expand(self, made: Made) -> beam.PCollection[Any]:
         fraction = self.settings.checked_fraction
-        embeddings = made.users.pipeline | "ReadEmbeddings" >> ReadParquet(self.embeddings)
+        root = made.users.pipeline
+        embeddings = root | "ReadEmbeddings" >> ReadParquet(self.embeddings)
+        indexed = root | "ReadItems" >> ReadParquet(self.items)
         served = made.topk | "PickServed" >> beam.MapTuple(lambda _, block: served_lists(block, fraction))
         judge = JudgeRun(self.dim, self.canaries, self.settings, self.lists)
         return (
             Listed(made.users, served, made.exact, embeddings) | "JudgeRun" >> judge,
-            Compared(served, made.exact, embeddings) | "RecallBySegment" >> RecallBySegment(),
-            embeddings | "CountItems" >> CountItems(self.lists),
+            Compared(served, made.exact, indexed) | "RecallBySegment" >> RecallBySegment(),
+            indexed | "CountItems" >> CountItems(self.lists),
         ) | "GatherReports" >> beam.Flatten()

@@ -35,7 +35,7 @@ from apache_beam.utils.shared import Shared
 from schemas.blocks import Block, one_block
 from transforms.index.load import IndexFiles, ShardCache
 from transforms.index.popular import RANKINGS, PopularItems, most_popular
-from transforms.index.search_plan import MAX_WORKER_BYTES, bytes_of_shard
+from transforms.index.search_plan import MAX_WORKER_BYTES
 from transforms.io.read import Place, PlacedBlock
 from transforms.lists.carry_over import carried_items
 from transforms.lists.fused import (
@@ -102,7 +102,7 @@ def popular_lists(
     Args:
       unwanted: what the users must not get, from `recommend.unwanted_of`.
       k: how many items each row wants.
-      ranking: rows of ID_MAP, the most popular items.
+      ranking: rows of SHARD_ITEMS, the most popular items.
       num_items: how many there are that may be recommended.
       rank: returns so many of the most popular items; called if some user must not get nearly all of `ranking`.
       by: one of RANKINGS.
@@ -149,17 +149,17 @@ def _in_order(blocks: Sequence[Block], k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def rank_items(index: IndexFiles, count: int, by: str) -> Block:
     """Returns the `count` most popular items, after reading the items of one shard at a time."""
-    return most_popular((most_popular([index.items(shard)], count, by) for shard in index.of_shards), count, by)
+    return most_popular((most_popular([index.items_of(shard)], count, by) for shard in index.of_shards), count, by)
 
 
 Overview = tuple[Block, dict[str, Block]]
-"""What all workers know of some shards: rows of SHARDS, and for each of RANKINGS rows of ID_MAP, the most popular items."""
+"""What all workers know of some shards: rows of SHARDS, and for each of RANKINGS the most popular of SHARD_ITEMS."""
 
 
 def describe_shard(shard: int, index: IndexFiles, num_popular: int) -> Overview:
     """Reads what all workers have to know of a shard."""
-    items = index.items(shard)
-    plan = served_plan(index.plan(shard), items.num_rows)
+    items = index.items_of(shard)
+    plan = served_plan(index.plan_of(shard), items.num_rows)
     return shard_block(plan, items.num_rows), {by: most_popular([items], num_popular, by) for by in RANKINGS}
 
 
@@ -244,7 +244,7 @@ class _AnswerRequests(beam.DoFn):
                 yield key, (False, *answer_block(loaded, request_of(request), self._settings))
 
     def _new_cache(self) -> ShardCache:
-        bytes_of = {shard: bytes_of_shard(files).alone for shard, files in self._index.of_shards.items()}
+        bytes_of = {shard: self._index.bytes_of(shard).alone for shard in self._index.of_shards}
         return ShardCache(self._index.load, bytes_of, self._max_worker_bytes)
 
 

@@ -211,7 +211,7 @@ class _MeasureBlock(beam.DoFn):
 
     def process(self, embeddings: Block, canaries: Block) -> Iterator[Measured]:
         if canaries.num_rows:
-            yield measure(embeddings, canaries, self._k, self._lists.blocked(embeddings["code"].to_numpy()))
+            yield measure(embeddings, canaries, self._k, self._lists.blocked_ids(embeddings["item_id"]))
 
 
 def report(measured: Measured | None, canaries: Block) -> dict[str, Any]:

@@ -16,7 +16,7 @@ made anew: counts change every day, and it takes no search.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -94,19 +94,33 @@ class SomeItems(NamedTuple):
     Attributes:
       ids: [n] uint64, hashes of their ids.
       rows: [n] uint64, hashes of their ids and vectors.
-      codes: [n] int32.
     """
 
     ids: np.ndarray
     rows: np.ndarray
-    codes: np.ndarray
 
     @classmethod
     def of(cls, embeddings: Block, lists: ItemLists) -> "SomeItems":
         """Returns those of a block of embeddings that may be recommended."""
-        may = embeddings.filter(pa.array(~lists.blocked(embeddings["code"].to_numpy())))
-        rows = hash_vectors(may["item_id"], may["embedding"])
-        return cls(hash_ids(may["item_id"], _ID_SEED), rows, may["code"].to_numpy())
+        may = embeddings.filter(pa.array(~lists.blocked_ids(embeddings["item_id"])))
+        return cls(hash_ids(may["item_id"], _ID_SEED), hash_vectors(may["item_id"], may["embedding"]))
+
+
+class ItemCodes(NamedTuple):
+    """Some items' codes of now.
+
+    Attributes:
+      ids: [n] uint64, hashes of their ids.
+      codes: [n] int32.
+    """
+
+    ids: np.ndarray
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, items: Block) -> "ItemCodes":
+        """Returns those of a block of SHARD_ITEMS."""
+        return cls(hash_ids(items["item_id"], _ID_SEED), items["code"].to_numpy())
 
 
 class KeptItems(NamedTuple):
@@ -125,14 +139,15 @@ class KeptItems(NamedTuple):
     lost: int
 
     @classmethod
-    def of(cls, before: Iterable[SomeItems], blocked: Iterable[np.ndarray], now: Iterable[SomeItems]) -> "KeptItems":
-        """Compares the items of the release, of which `blocked` (hashes of ids) could not be recommended, with those of now."""
-        then, those = _joined(before), _joined(now)
-        could = then.rows[~np.isin(then.ids, np.concatenate([np.zeros(0, np.uint64), *blocked]))]
-        same = np.isin(those.rows, could)
-        order = np.argsort(those.ids[same])
-        kept = int(same.sum())
-        return cls(those.ids[same][order], those.codes[same][order], len(same) - kept, len(could) - kept)
+    def of(cls, before: Iterable[SomeItems], now: Iterable[SomeItems], codes: Iterable[ItemCodes]) -> "KeptItems":
+        """Compares what could be recommended in the release with what can be now, whose codes are among `codes`."""
+        then, those = (SomeItems(*_joined(items, (np.uint64, np.uint64))) for items in (before, now))
+        known = ItemCodes(*_joined(codes, (np.uint64, np.int32)))
+        same = np.isin(those.rows, then.rows)
+        hashes = np.sort(those.ids[same])
+        order = np.argsort(known.ids)
+        places = order[places_in(known.ids[order], hashes)] if len(hashes) else np.zeros(0, np.int64)
+        return cls(hashes, known.codes[places], len(same) - len(hashes), len(then.rows) - len(hashes))
 
     def codes_of(self, ids: pa.Array) -> np.ndarray:
         """Returns [n] int32: the code of each item, -1 for one that is not kept."""
@@ -140,9 +155,10 @@ class KeptItems(NamedTuple):
         return np.append(self.codes, np.int32(-1))[places].astype(np.int32)
 
 
-def _joined(items: Iterable[SomeItems]) -> SomeItems:
-    columns = zip(SomeItems(*(np.zeros(0, kind) for kind in (np.uint64, np.uint64, np.int32))), *items, strict=True)
-    return SomeItems(*(np.concatenate(column) for column in columns))
+def _joined(items: Iterable[Sequence[np.ndarray]], kinds: Sequence[type]) -> Iterator[np.ndarray]:
+    """Yields the columns of all items, which have these kinds."""
+    for column in zip([np.zeros(0, kind) for kind in kinds], *items, strict=True):
+        yield np.concatenate(column)
 
 
 @dataclass(frozen=True)
@@ -251,13 +267,13 @@ class BaseFiles:
       users: paths of its users, by bucket.
       topk: paths of its table, by the same buckets.
       embeddings: paths of its embeddings.
-      blocked: paths of the items that could not be recommended.
+      lists: which items could be recommended.
     """
 
     users: Mapping[int, list[str]]
     topk: Mapping[int, list[str]]
     embeddings: list[str]
-    blocked: list[str]
+    lists: ItemLists
 
 
 class CarriedOver(NamedTuple):
@@ -293,12 +309,14 @@ class CarryOver(beam.PTransform):
     Attributes:
       last: the release; its users lie in the same buckets.
       embeddings: paths of the embeddings now.
+      items: paths of the files of SHARD_ITEMS now.
       lists: which items may be recommended now.
       rules: what else decides.
     """
 
     last: BaseFiles
     embeddings: list[str]
+    items: list[str]
     lists: ItemLists
     rules: CarryRules
 
@@ -307,13 +325,14 @@ class CarryOver(beam.PTransform):
 
     def expand(self, users: beam.PCollection[PlacedBlock]) -> CarriedOver:
         root = users.pipeline
-        before = root | "ReadBefore" >> ReadParquet(self.last.embeddings) | "HashBefore" >> beam.Map(SomeItems.of, ItemLists())
-        blocked = root | "ReadBlocked" >> ReadParquet(self.last.blocked) | "HashBlocked" >> beam.Map(_hashes_of)
+        before = root | "ReadBefore" >> ReadParquet(self.last.embeddings)
+        before = before | "HashBefore" >> beam.Map(SomeItems.of, self.last.lists)
+        codes = root | "ReadItems" >> ReadParquet(self.items, ["item_id", "code"]) | "HashItems" >> beam.Map(ItemCodes.of)
         now = root | "ReadNow" >> ReadParquet(self.embeddings) | "HashNow" >> beam.Map(SomeItems.of, self.lists)
         items = (
             root
             | "Once" >> beam.Create([None])
-            | "CompareItems" >> beam.Map(_compare, AsList(before), AsList(blocked), AsList(now))
+            | "CompareItems" >> beam.Map(_compare, AsList(before), AsList(now), AsList(codes))
         )
         made = users | "CarryBlock" >> beam.ParDo(_CarryBlock(self.last, self.rules), AsSingleton(items)).with_outputs(
             "counts", main="users"
@@ -322,12 +341,8 @@ class CarryOver(beam.PTransform):
         return CarriedOver(made.users, counts | "ReportCarried" >> beam.Map(report, AsSingleton(items)))
 
 
-def _hashes_of(block: Block) -> np.ndarray:
-    return hash_ids(block["item_id"], _ID_SEED)
-
-
-def _compare(_: None, before: list[SomeItems], blocked: list[np.ndarray], now: list[SomeItems]) -> KeptItems:
-    return KeptItems.of(before, blocked, now)
+def _compare(_: None, before: list[SomeItems], now: list[SomeItems], codes: list[ItemCodes]) -> KeptItems:
+    return KeptItems.of(before, now, codes)
 
 
 def _add(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 lists of the table ──┐
                      ├──> which items of the exact lists were found ──> a mean for each segment, with its standard error
-exact lists ─────────┘                  (popularity: from the stored embeddings, a block at a time)
+exact lists ─────────┘                  (popularity: from the items of the shards, a block at a time)
 """
 
 import math
@@ -75,19 +75,19 @@ def segment_names(bounds: Sequence[int]) -> list[str]:
     return [f"{low}-{high - 1}" for low, high in zip(starts, bounds, strict=False)] + [f"{bounds[-1]}+"]
 
 
-def sums_by_popularity(embeddings: Block, items: FoundItems) -> np.ndarray:
+def sums_by_popularity(indexed: Block, items: FoundItems) -> np.ndarray:
     """Counts, among the items of a block, those of the exact lists and those of them that were found.
 
     Args:
-      embeddings: rows with item_id and train_count.
+      indexed: rows of SHARD_ITEMS.
       items: of the exact lists.
 
     Returns:
       [2, num_users, num_segments] int64: items, and items found.
     """
-    rows = pc.index_in(items.items, embeddings["item_id"]).fill_null(-1).to_numpy(zero_copy_only=False)
+    rows = pc.index_in(items.items, indexed["item_id"]).fill_null(-1).to_numpy(zero_copy_only=False)
     at = np.flatnonzero(rows >= 0)
-    segment = np.searchsorted(POPULARITY_BOUNDS, embeddings["train_count"].to_numpy()[rows[at]], side="right")
+    segment = np.searchsorted(POPULARITY_BOUNDS, indexed["train_count"].to_numpy()[rows[at]], side="right")
     sums = np.zeros((2, len(items.history_length), len(POPULARITY_BOUNDS) + 1), np.int64)
     np.add.at(sums[0], (items.user[at], segment), 1)
     np.add.at(sums[1], (items.user[at], segment), items.found[at])
@@ -98,7 +98,7 @@ def report(sums: np.ndarray, items: FoundItems) -> dict[str, Any]:
     """Returns the recall of each segment: its mean over the users who have an item in it, the standard error, and how many.
 
     Args:
-      sums: from `sums_by_popularity`, of all embeddings.
+      sums: from `sums_by_popularity`, of all that is indexed.
       items: of the exact lists.
     """
     wanted, found = sums.sum(axis=2)
@@ -127,8 +127,8 @@ def served_lists(block: Block, fraction: float) -> Block:
 
 
 class _SumBlock(beam.DoFn):
-    def process(self, embeddings: Block, items: FoundItems) -> Iterator[np.ndarray]:
-        yield sums_by_popularity(embeddings, items)
+    def process(self, indexed: Block, items: FoundItems) -> Iterator[np.ndarray]:
+        yield sums_by_popularity(indexed, items)
 
 
 def _add(sums: Iterable[np.ndarray]) -> np.ndarray:
@@ -142,8 +142,8 @@ class Compared(NamedTuple):
     """Rows of SERVED_LISTS."""
     exact: beam.PCollection[Block]
     """Rows of EXACT_LISTS."""
-    embeddings: beam.PCollection[Block]
-    """All that is indexed, with at least item_id and train_count."""
+    indexed: beam.PCollection[Block]
+    """Rows of SHARD_ITEMS: all that is indexed."""
 
 
 class RecallBySegment(beam.PTransform):
@@ -156,7 +156,7 @@ class RecallBySegment(beam.PTransform):
             | "Compare" >> beam.Map(lambda _, served, exact: compare(served, exact), AsList(lists.served), AsList(lists.exact))
         )
         return (
-            lists.embeddings
+            lists.indexed
             | "SumBlock" >> beam.ParDo(_SumBlock(), items)
             | "Add" >> beam.CombineGlobally(_add)
             | "Report" >> beam.Map(report, items)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.blocks import Block, one_block
-from schemas.embeddings import ID_MAP
+from schemas.embeddings import SHARD_ITEMS
 from transforms.index.build import vectors_of
 from transforms.index.embed import vector_column
 from transforms.index.load import LoadedShard
@@ -37,7 +37,7 @@ Reply = tuple[RequestKey, tuple[bool, Block, Block]]
 """What meets at a request: (True, REQUEST, what its users must not get), and from each shard (False, ANSWER, ITEMS)."""
 ROWS, LISTS, CHECKS = range(3)
 
-ITEMS = pa.schema([ID_MAP.field("item_id"), ID_MAP.field("code")])
+ITEMS = pa.schema([SHARD_ITEMS.field("item_id"), SHARD_ITEMS.field("code")])
 """Items that turn ids into codes and back."""
 
 SHARDS = pa.schema(

@@ -17,15 +17,16 @@ from transforms.report.numbers import NOTHING, bytes_of, count_of, figure_of, nu
 
 
 def search(release: Release) -> Iterator[Html]:
-    metrics, index = release.metrics, release.stages["index"].metrics
-    recall, calibration = metrics["recall_against_exact"], index["calibration"]
+    indexed = release.stages["index"]
+    metrics, searched = release.metrics, release.stages.get("calibrate", indexed).metrics  # As earlier programs had it.
+    recall, calibration = metrics["recall_against_exact"], searched["calibration"]
     if recall["mean"] is not None:
         error = "" if recall["standard_error"] is None else f" ± {recall['standard_error']:.4f}"
         yield tag("p", f"The lists hold {recall['mean']:.4f}{error} of what exact search finds.")
-    curve, shards = calibration["curve"], index["num_shards"]
+    curve, shards = calibration["curve"], indexed.metrics["num_shards"]
     reason = calibration["reason"][:1].upper() + calibration["reason"][1:]
     yield tag("p", f"{reason}. The index has {shards:,} {'shard' if shards == 1 else 'shards'}.")
-    panels = recall_panels(curve, index["search"], calibration["target_recall"], calibration["k"])
+    panels = recall_panels(curve, searched["search"], calibration["target_recall"], calibration["k"])
     if panels:
         yield tag("div", *(figure_of(panel) for panel in panels), class_="figures")
         rows = [

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from schemas.blocks import one_block
-from schemas.embeddings import ID_MAP
+from schemas.embeddings import SHARD_ITEMS
 from schemas.errors import InputError
 from schemas.storage import WrittenFile, upload_folder
 from schemas.stored import StoredFolder, checked_folder
@@ -50,7 +50,7 @@ class ExportJob:
 def check_shards(job: ExportJob) -> None:
     """Raises InputError if a shard is of a kind that ScaNN's TensorFlow ops cannot hold."""
     for shard in job.index.of_shards:
-        plan = job.index.plan(shard)
+        plan = job.index.plan_of(shard)
         if plan.kind == "tree" and plan.soar:
             raise InputError(
                 f"shard {shard} has a tree with SOAR, which ScaNN's TensorFlow ops cannot hold: build the index with --no_soar"
@@ -76,7 +76,7 @@ def write_model(job: ExportJob, folder: Path) -> None:
         if loaded.items.num_rows:
             blocked = ~np.isin(loaded.shard.codes, loaded.items["code"].to_numpy())
             shards.append(ServedShard(loaded.shard, blocked))
-    items = one_block(allowed, ID_MAP)
+    items = one_block(allowed, SHARD_ITEMS)
     items = items.take(pc.sort_indices(items["code"]))
     if not items.num_rows:
         raise InputError("no item may be recommended: check the ids in --block_items and --allow_items")

@@ -62,7 +62,7 @@ def merge(keys: tf.Tensor, k: Any) -> tf.Tensor:
     return tf.pad(best, [[0, 0], [0, tf.maximum(0, k - columns)]], constant_values=PAD)
 
 
-class Answer(NamedTuple):
+class ServedAnswer(NamedTuple):
     """What a shard answers: see `search.Answer`."""
 
     keys: tf.Tensor
@@ -100,7 +100,7 @@ class ServedShard(tf.Module):
         self._name = f"shortlist-{digest.hexdigest()[:32]}"
         self._exact_config = None if index.is_exact else _config_of(index.subset(np.arange(1)))
 
-    def answer(self, queries: tf.Tensor, shard_width: tf.Tensor, exact: tf.Tensor, settings: SearchSettings) -> Answer:
+    def answer(self, queries: tf.Tensor, shard_width: tf.Tensor, exact: tf.Tensor, settings: SearchSettings) -> ServedAnswer:
         """Answers a request, as `search.Shard.answer` does.
 
         Args:
@@ -117,7 +117,7 @@ class ServedShard(tf.Module):
             lambda: self._approximate_answer(queries, shard_width, settings),
         )
 
-    def _approximate_answer(self, queries: tf.Tensor, shard_width: tf.Tensor, settings: SearchSettings) -> Answer:
+    def _approximate_answer(self, queries: tf.Tensor, shard_width: tf.Tensor, settings: SearchSettings) -> ServedAnswer:
         num_vectors = self.plan.num_vectors
         # As many more as are likely to be blocked.
         asked = tf.math.ceil(tf.cast(shard_width, tf.float64) * num_vectors / self._num_items)
@@ -144,16 +144,16 @@ class ServedShard(tf.Module):
         if self.blocked is not None:
             keys = merge(self._allowed(keys), shard_width)
             bounds = tf.where(keys[:, -1] == PAD, bounds, tf.maximum(bounds, keys[:, -1]))
-        return Answer(keys, bounds)
+        return ServedAnswer(keys, bounds)
 
-    def _exact_answer(self, queries: tf.Tensor, shard_width: tf.Tensor) -> Answer:
+    def _exact_answer(self, queries: tf.Tensor, shard_width: tf.Tensor) -> ServedAnswer:
         width = tf.minimum(shard_width, self._num_items)
         # The best of all rows hold the best of those that may be recommended.
         num_blocked = self.plan.num_vectors - self._num_items
         keys = self._exact_keys(queries, width + num_blocked)
         if self.blocked is not None:
             keys = merge(self._allowed(keys), width)
-        return Answer(keys, tf.where(shard_width < self._num_items, keys[:, -1], PAD))
+        return ServedAnswer(keys, tf.where(shard_width < self._num_items, keys[:, -1], PAD))
 
     def _exact_keys(self, queries: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         """Returns the best keys, [n, columns] int64; more rows are reordered until rounding cannot matter."""
