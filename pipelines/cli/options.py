@@ -54,7 +54,7 @@ _GROUPS = {
     "split": "split heldout holdout min_rating",
     "train": (
         "user_tower mixed_negatives history_sample item_tower features id_dropout dim l2 learning_rate batch_size candidates "
-        "validation_fraction recency epochs checkpoint_secs"
+        "validation_fraction recency epochs popularity_exponent checkpoint_secs"
     ),
     "sweep": "trials num_trials",
     "index": (

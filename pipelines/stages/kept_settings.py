@@ -41,7 +41,8 @@ def with_kept_settings(
     ):
         return training
     found = TrainOutputs.of(trained)
-    return replace(training, dim=found.settings["dim"], l2=found.settings["l2"], blend=found.recency, chosen_by=chosen_by)
+    epochs = 0 if found.epochs == 0 else training.epochs
+    return replace(training, epochs=epochs, blend=found.recency, chosen_by=chosen_by, **found.settings)
 
 
 def _trained(last: Release) -> StageManifest | None:

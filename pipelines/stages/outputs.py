@@ -32,8 +32,10 @@ class TrainOutputs(Outputs):
     """How scores are made."""
     feature_columns: tuple[str, ...] = output(Maybe([str]), lambda columns: tuple(columns or ()))
     """What the item tower looks at."""
-    settings: Mapping[str, Any] = output(Maybe({"dim": AtLeast(1), "l2": float}), lambda settings: settings or {})
-    """The dimensions and the weight of L2 that were given, or chosen; empty in releases of earlier programs."""
+    settings: Mapping[str, Any] = output(
+        Maybe({"dim": AtLeast(1), "l2": float, "popularity_exponent": Maybe(float)}), lambda settings: settings or {}
+    )
+    """What was given or chosen, by the names of `TrainingSettings`; empty in releases of earlier programs."""
 
 
 @dataclass(frozen=True)

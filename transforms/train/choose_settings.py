@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transforms.train.settings import L2_OF, TrainingSettings
+from transforms.train.validation import Quality
 
 L2_TRIED = (0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.45)
 """In steps of about 1.6."""
@@ -21,6 +22,12 @@ WORTH_TWICE = 0.01
 ROWS_FOR_TWICE = 200_000
 """Fewer ratings than these do not fill twice the dimensions, and are not asked."""
 
+WORTH_CLOSED_FORM = 0.01
+"""The share by which the closed form must be better than what is trained: the trainings that it is compared with are short."""
+
+FAR_BETTER = 0.03
+"""Where it is better by such a share than the first training, no other is tried."""
+
 WORTH_LESS_L2 = 0.003
 """The share by which less L2 must be better: what is learned by heart shows late, and these trainings are short."""
 
@@ -30,15 +37,26 @@ SEARCH_ROWS = 500_000
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to train.
+    """One way to train, or not to.
 
     Attributes:
       dim: of the vectors.
       l2: the weight of the penalty.
+      popularity_exponent: of the closed form (`transforms.train.closed_form`); None where the towers are trained.
     """
 
     dim: int
     l2: float
+    popularity_exponent: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether nothing is trained."""
+        return self.popularity_exponent is not None
 
 
 @dataclass(frozen=True)
@@ -56,18 +74,36 @@ class CandidateResult:
     ndcg_at_10: float
 
     @property
+    def means(self) -> Quality:
+        """The two of them."""
+        return Quality(self.recall_at_100, self.ndcg_at_10)
+
+    @property
     def quality(self) -> float:
         """What is to be as high as can be."""
         return self.recall_at_100 + self.ndcg_at_10
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as JSON."""
-        return {**asdict(self.candidate), "recall_at_100": self.recall_at_100, "ndcg_at_10": self.ndcg_at_10}
+        return {**self.candidate.to_json(), "recall_at_100": self.recall_at_100, "ndcg_at_10": self.ndcg_at_10}
 
     @staticmethod
     def of(told: dict[str, Any]) -> "CandidateResult":
         """Reads what `to_json` returned."""
-        return CandidateResult(Candidate(told["dim"], told["l2"]), told["recall_at_100"], told["ndcg_at_10"])
+        return CandidateResult(
+            Candidate(told["dim"], told["l2"], told.get("popularity_exponent")), told["recall_at_100"], told["ndcg_at_10"]
+        )
+
+
+def dimensions_to_try(settings: TrainingSettings, num_rows: int) -> list[int]:
+    """Returns the dimensions to choose from: those that are given, or the usual ones and, where rows are many, twice those."""
+    twice = settings.dim is None and num_rows >= ROWS_FOR_TWICE
+    return [settings.dimensions, *([2 * settings.dimensions] if twice else [])]
+
+
+def is_better(closed: CandidateResult | None, trained: Sequence[CandidateResult], worth: float) -> bool:
+    """Tells whether the closed form is better by a share `worth` than all that was trained; not where either is missing."""
+    return closed is not None and bool(trained) and all(closed.quality >= each.quality * (1 + worth) for each in trained)
 
 
 def next_candidate(settings: TrainingSettings, results: Sequence[CandidateResult], num_rows: int) -> Candidate | None:

@@ -15,9 +15,9 @@ class CurveRow(TypedDict):
     phase: str
     """'full' for the training on every row; the settings that were tried for one on all but the validation slice."""
     epoch: int
-    """From 1."""
-    loss: float
-    """The mean over the epoch's steps, L2 terms included."""
+    """From 1; 0 for the closed form, which is not trained."""
+    loss: float | None
+    """The mean over the epoch's steps, L2 terms included; None for the closed form."""
     recall_at_100: float | None
     ndcg_at_10: float | None
     """On the validation slice; None where it was not measured."""

@@ -33,6 +33,8 @@ from transforms.train.validation import Quality, Validation, qualities_of
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from transforms.train.towers import TwoTowers
+
 FULL = "full"
 """The phase that trains on every row."""
 
@@ -61,25 +63,9 @@ class Fit:
     """
 
     def __init__(self, rows: TrainingRows, settings: TrainingSettings, dim: int, num_epochs: int) -> None:
-        from transforms.train import item_towers, towers, user_towers
+        from transforms.train import towers
 
-        seed = 4 * settings.seed
-        num_users, num_items = len(rows.user_ids), len(rows.item_ids)
-        with np.errstate(divide="ignore"):  # What is in no row is never drawn from them.
-            log_probability = np.log(rows.rated.counts) - np.log(len(rows.item))
-        histories = user_towers.Histories(rows.user, rows.item, num_users)
-        self.model = towers.TwoTowers(
-            user_towers.make_user_tower(
-                settings.user_tower, histories, num_items, dim, settings.history_sample, settings.id_dropout, seed
-            ),
-            item_towers.make_item_tower(
-                rows.features if settings.looks_at_features else None, num_items, dim, settings.id_dropout, seed + 1
-            ),
-            log_probability,
-            settings.mixed_negatives,
-            seed,
-            item_bias(rows.rated, PLAIN),
-        )
+        self.model = make_model(rows, settings, dim)
         self._starts = starts_of_groups(rows, settings)
         self._batch = settings.batch_of(len(self._starts) - 1)
         self.num_steps = steps_an_epoch(rows, settings)
@@ -248,6 +234,29 @@ class Fit:
             f"the {what} must be finite, got nan or inf at step {step + 1} of epoch {epoch}: "
             f"lower --learning_rate, which is {self._settings.learning_rate:g}"
         )
+
+
+def make_model(rows: TrainingRows, settings: TrainingSettings, dim: int) -> "TwoTowers":
+    """Returns towers for the users and items of some rows, which have learned nothing yet; the arguments are those of Fit."""
+    from transforms.train import item_towers, towers, user_towers
+
+    seed = 4 * settings.seed
+    num_users, num_items = len(rows.user_ids), len(rows.item_ids)
+    with np.errstate(divide="ignore"):  # What is in no row is never drawn from them.
+        log_probability = np.log(rows.rated.counts) - np.log(len(rows.item))
+    histories = user_towers.Histories(rows.user, rows.item, num_users)
+    return towers.TwoTowers(
+        user_towers.make_user_tower(
+            settings.user_tower, histories, num_items, dim, settings.history_sample, settings.id_dropout, seed
+        ),
+        item_towers.make_item_tower(
+            rows.features if settings.looks_at_features else None, num_items, dim, settings.id_dropout, seed + 1
+        ),
+        log_probability,
+        settings.mixed_negatives,
+        seed,
+        item_bias(rows.rated, PLAIN),
+    )
 
 
 def starts_of_groups(rows: TrainingRows, settings: TrainingSettings) -> np.ndarray:

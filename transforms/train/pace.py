@@ -55,7 +55,8 @@ class Pace:
 
 def describe(row: CurveRow) -> str:
     """Returns a row of the curve in a few words."""
-    text = f"{row['phase']}: epoch {row['epoch']}, loss {row['loss']:.4f}"
+    loss = "nothing trained" if row["loss"] is None else f"loss {row['loss']:.4f}"
+    text = f"{row['phase']}: epoch {row['epoch']}, {loss}"
     if row["recall_at_100"] is not None:
         text += f", Recall@100 {row['recall_at_100']:.4f}, NDCG@10 {row['ndcg_at_10']:.4f}"
     return text

@@ -22,12 +22,15 @@ ITEM_TOWERS = ("id", "id+features")
 VALIDATIONS = ("random", "temporal", "last")
 
 _ROWS_TO_LEARN_FROM = 11_000_000
-_FEWEST_EPOCHS, _MOST_EPOCHS = 2, 15
+_FEWEST_EPOCHS, _MOST_EPOCHS = 2, 12
 _GROUPS_A_USER = 8
 _SMALLEST_GROUP, _LARGEST_GROUP = 4, 32
 _SMALLEST_BATCH = 32
 _STEPS_AN_EPOCH = 32
 _FEWEST_CANDIDATES, _MOST_CANDIDATES = 1024, 4096
+
+POPULARITY_EXPONENT = 0.5
+"""Of the closed form, where it is not chosen."""
 
 CHECKPOINT_SECS = 5.0
 """How much work an interrupted training may lose, about."""
@@ -70,7 +73,10 @@ class TrainingSettings:
         and time, not what is served, which is made of the whole history.
       l2: adds l2 / 2 times the mean squared length of a batch's user and item vectors to the loss; None for what the
         validation slice shows to be best.
-      epochs: passes over the data; None for what suits its size, see `epochs_of`.
+      epochs: passes over the data; 0 for the closed form, which is not trained: see `transforms.train.closed_form`. None for
+        the closed form where the validation slice shows it to be clearly better, else for what suits the size: `epochs_of`.
+      popularity_exponent: in the closed form items' vectors are multiplied by their number of ratings to this power; None for
+        what the validation slice shows to be best.
       validation: how the validation slice is chosen, which should be as what is to come will be: 'random', by a stable hash
         of (user, item); 'temporal', the latest rows; 'last', the last rows of users. Without times it is random.
       validation_fraction: of the rows, at most; 0 turns every choice off.
@@ -120,7 +126,16 @@ class TrainingSettings:
         help="weight of the L2 penalty on a batch's embeddings (default: chosen on the validation slice)",
     )
     epochs: int | None = flag(
-        None, rule=between(1, 10_000), help="passes over the training ratings (default: by their number, 2 to 15)"
+        None,
+        rule=between(0, 10_000),
+        help="passes over the training ratings; with 0, vectors are those of a singular value decomposition, untrained "
+        "(default: by the number of ratings, 2 to 12, or 0 where that is better on the validation slice)",
+    )
+    popularity_exponent: float | None = flag(
+        None,
+        rule=between(0, 1),
+        help="without training, items' vectors are multiplied by their number of ratings to this power (default: chosen on the "
+        "validation slice)",
     )
     validation: str = "random"
     validation_fraction: float = flag(0.1, rule=between(0, 0.5), help="share of the training rows to validate on")
@@ -139,6 +154,10 @@ class TrainingSettings:
         check_fields(self)
         if self.looks_at_features and not self.features:
             raise InputError(f"item_tower {self.item_tower} needs features: declare them, as in --features genres=categories")
+        if self.epochs == 0 and self.looks_at_features:
+            raise InputError("with epochs 0 nothing is learned, of features neither: leave --epochs out, or --features")
+        if self.epochs == 0 and self.recency == "on":
+            raise InputError("with epochs 0 popularity is not a bias, so recency cannot be on: leave --epochs or --recency out")
         if self.validation not in VALIDATIONS:
             raise ValueError(f"validation must be one of {', '.join(VALIDATIONS)}, got {self.validation!r}")
 
@@ -154,7 +173,9 @@ class TrainingSettings:
 
     def epochs_of(self, num_rows: int) -> int:
         """Returns how many passes to make over some rows: the more there are, the less often each is needed."""
-        return self.epochs or min(max(round(_ROWS_TO_LEARN_FROM / max(1, num_rows)), _FEWEST_EPOCHS), _MOST_EPOCHS)
+        if self.epochs is not None:
+            return self.epochs
+        return min(max(round(_ROWS_TO_LEARN_FROM / max(1, num_rows)), _FEWEST_EPOCHS), _MOST_EPOCHS)
 
     def group_of(self, num_rows: int, num_users: int) -> int:
         """Returns how many of a user's rows are learned from at once, at most: the longer histories are, the more."""
@@ -169,8 +190,17 @@ class TrainingSettings:
         return self.candidates or min(max(num_items // 20, _FEWEST_CANDIDATES), _MOST_CANDIDATES)
 
     @property
+    def may_be_closed_form(self) -> bool:
+        """Whether the closed form is a model to choose: nothing is said of a training, nor of what it cannot take."""
+        if self.epochs is not None:
+            return self.epochs == 0
+        return self.l2 is None and self.recency != "on" and self.blend is None and not self.looks_at_features
+
+    @property
     def leaves_open(self) -> bool:
         """Whether there is anything to choose."""
+        if self.epochs == 0:
+            return self.dim is None or self.popularity_exponent is None
         return self.dim is None or self.l2 is None or (self.recency == "auto" and self.blend is None)
 
     @property

@@ -22,18 +22,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 
 from schemas.stage_files import CURVES_FILE, ITEM_TOWER, TENSORBOARD, USER_TOWER
 from schemas.storage import WrittenFile, delete, join, upload_folder, write_file
 from transforms.io.progress import WORKER_PROGRESS
 from transforms.train.checkpoints import TrainingState, checkpoint_path, read_checkpoint, write_checkpoint
-from transforms.train.choose_settings import SEARCH_ROWS, Candidate, CandidateResult, best_result, next_candidate
+from transforms.train.choose_settings import (
+    FAR_BETTER,
+    SEARCH_ROWS,
+    WORTH_CLOSED_FORM,
+    Candidate,
+    CandidateResult,
+    best_result,
+    is_better,
+    next_candidate,
+)
+from transforms.train.closed_form import best_closed_form, closed_form_model, closed_form_results
 from transforms.train.curves import CurveRow, TensorBoardLogs
 from transforms.train.fit import FULL, Fit, opening_blends, steps_an_epoch
 from transforms.train.pace import Pace, Standing, describe
 from transforms.train.recency import PLAIN, Blend, blend_of, item_bias
 from transforms.train.rows import TrainingPaths, TrainingRows, read_rows, with_features
-from transforms.train.settings import CHECKPOINT_SECS, TrainingSettings
+from transforms.train.settings import CHECKPOINT_SECS, POPULARITY_EXPONENT, TrainingSettings
 from transforms.train.validation import Quality, Validation, make_validation, some_users, validation_rows
 
 if TYPE_CHECKING:
@@ -54,9 +65,9 @@ class Trained(NamedTuple):
       model: the towers.
       candidate: the dimensions and the weight of L2.
       num_epochs: how many epochs made its weights.
-      curve: a row an epoch.
+      curve: a row an epoch; one row where nothing was trained.
       quality: on the validation slice, before the slice was trained on; None where nothing was chosen by it.
-      results: of the settings that were tried.
+      results: of the settings that were tried, closed forms first.
       blend: how scores are made of the towers' inner products and the popularity of items.
       recency: how that was chosen; None where it was not.
       resumed_epochs: how many epochs were done already by an attempt that was broken off.
@@ -106,9 +117,11 @@ class _Training:
         self._best = self._checkpoint.best if self._checkpoint else []
         self._checkpoint_secs, self._on_epoch, self._on_steps = checkpoint_secs, on_epoch, on_steps
         self._done_before = 0
+        self.closed_forms: list[CandidateResult] = []
 
     @property
     def results(self) -> list[CandidateResult]:
+        """Of the trainings that settings were tried in."""
         return [CandidateResult.of(each) for each in self.state.results]
 
     def fit(
@@ -149,22 +162,40 @@ class _Training:
         self._done_before = done_before + fit.steps_done
         self.state.epoch = 0
 
-    def on_slice(self, given: Choice, num_epochs: int, chooses_blend: bool) -> tuple[Fit, Choice]:
+    def make(self, candidate: Candidate, num_epochs: int) -> "TwoTowers":
+        """Returns the towers that are served: trained on every row, or the closed form of them all."""
+        if candidate.is_closed_form:
+            return self._closed_form(self._rows, candidate, FULL, None)
+        fit = Fit(self._rows, self._settings, candidate.dim, num_epochs)
+        self.fit(fit, candidate, FULL)
+        return fit.model
+
+    def _closed_form(self, rows: TrainingRows, candidate: Candidate, phase: str, quality: Quality | None) -> "TwoTowers":
+        """Returns the closed form, and adds its row to the curve."""
+        recall, ndcg = quality or (None, None)
+        self.state.curve.append({"phase": phase, "epoch": 0, "loss": None, "recall_at_100": recall, "ndcg_at_10": ndcg})
+        if self._on_epoch:
+            self._on_epoch(self.state.curve)
+        return closed_form_model(rows, self._settings, candidate)
+
+    def on_slice(self, given: Choice, num_epochs: int, chooses_blend: bool) -> tuple["TwoTowers", Choice]:
         """Trains once on all rows but the validation slice, and measures there what came of it, if there is a slice."""
         candidate = given.candidate
         held_out, trained_on = validation_rows(self._rows, self._settings)
         if not held_out.any():
-            fit = Fit(self._rows, self._settings, candidate.dim, num_epochs)
-            self.fit(fit, candidate, FULL)
-            return fit, given
+            return self.make(candidate, num_epochs), given
         rows = self._rows.where(trained_on)
         validation = make_validation(self._rows, held_out, trained_on, self._settings.seed)
+        if candidate.is_closed_form:
+            best = best_closed_form(closed_form_results(rows, self._settings, validation))
+            model = self._closed_form(rows, best.candidate, "search", best.means)
+            return model, Choice(best.candidate, given.blend, best.means)
         blends = opening_blends(rows, validation, self._settings)
         fit = Fit(rows, self._settings, candidate.dim, num_epochs)
         self.fit(fit, candidate, "search", validation, blends)
         if chooses_blend:
             self.state.recency = fit.choose_blend(validation)
-        return fit, self._choice(candidate, blends[0], _quality_of(self.state.curve[-1]))
+        return fit.model, self._choice(candidate, blends[0], _quality_of(self.state.curve[-1]))
 
     def choose(self, num_epochs: int, chooses_blend: bool) -> Choice | None:
         """Tries settings on the validation slice until it is known which are best; None where there is no slice.
@@ -183,13 +214,25 @@ class _Training:
         rows = self._rows.where(trained_on)
         validation = make_validation(self._rows, held_out, trained_on, settings.seed)
         blends = opening_blends(rows, validation, settings)
-        if next_candidate(settings, self.results, len(self._rows.user)):
+        if settings.may_be_closed_form:
+            self.closed_forms = closed_form_results(rows, settings, validation)
+        closed = best_closed_form(self.closed_forms) if self.closed_forms else None
+        if settings.epochs != 0 and self._next(closed):
             enough = -(-_ROWS_OF_A_TRIAL // len(rows.user))
             shorter = min(num_epochs, max(enough, -(-num_epochs // _SHORTER)))
-            fit = self._try_settings(rows, validation, blends, shorter, num_epochs)
-            self.state.recency = fit.choose_blend(validation) if chooses_blend else None
+            fit = self._try_settings(rows, validation, blends, closed, shorter, num_epochs)
+            if chooses_blend and not is_better(closed, self.results, WORTH_CLOSED_FORM):
+                self.state.recency = fit.choose_blend(validation)
+        if closed and (settings.epochs == 0 or is_better(closed, self.results, WORTH_CLOSED_FORM)):
+            return Choice(closed.candidate, PLAIN, closed.means)
         best = best_result(self.results)
-        return self._choice(best.candidate, blends[0], Quality(best.recall_at_100, best.ndcg_at_10))
+        return self._choice(best.candidate, blends[0], best.means)
+
+    def _next(self, closed: CandidateResult | None) -> Candidate | None:
+        """Returns what to train next to choose settings by; nothing where the closed form is far better than what was."""
+        if is_better(closed, self.results, FAR_BETTER):
+            return None
+        return next_candidate(self._settings, self.results, len(self._rows.user))
 
     def _choice(self, candidate: Candidate, blend: Blend, quality: Quality) -> Choice:
         """Returns what was chosen: with the blend, and its quality, where that was chosen too."""
@@ -198,7 +241,13 @@ class _Training:
         return Choice(candidate, blend, quality)
 
     def _try_settings(
-        self, rows: TrainingRows, validation: Validation, blends: Sequence[Blend], num_epochs: int, later: int
+        self,
+        rows: TrainingRows,
+        validation: Validation,
+        blends: Sequence[Blend],
+        closed: CandidateResult | None,
+        num_epochs: int,
+        later: int,
     ) -> Fit:
         """Tries settings; returns the model that the best led to.
 
@@ -206,6 +255,7 @@ class _Training:
           rows: what to train on.
           validation: what to measure on.
           blends: ways to make scores.
+          closed: the best closed form, if there is one to choose.
           num_epochs: of each training.
           later: epochs of the training that follows, on all rows.
         """
@@ -218,7 +268,7 @@ class _Training:
             return fits[dim]
 
         steps_later = later * steps_an_epoch(self._rows, self._settings)
-        while candidate := next_candidate(self._settings, self.results, len(self._rows.user)):
+        while candidate := self._next(closed):
             fit = fit_of(candidate.dim)
             self.fit(fit, candidate, f"dim {candidate.dim}, L2 {candidate.l2:g}", validation, blends, steps_later)
             result = CandidateResult(candidate, *_quality_of(self.state.curve[-1]))
@@ -260,22 +310,25 @@ def train(
     resumed = len(training.state.curve)
     chooses_blend = settings.recency == "auto" and settings.blend is None and rows.timestamp is not None
     num_epochs = settings.epochs_of(len(rows.user))
-    choice = Choice(Candidate(settings.dimensions, settings.l2_weight), opening_blends(rows, None, settings)[0], None)
+    exponent = None
+    if settings.epochs == 0:
+        exponent = POPULARITY_EXPONENT if settings.popularity_exponent is None else settings.popularity_exponent
+    given = Candidate(settings.dimensions, settings.l2_weight, exponent)
+    choice = Choice(given, opening_blends(rows, None, settings)[0], None)
     if not settings.include_validation:
-        fit, choice = training.on_slice(choice, num_epochs, chooses_blend)
+        model, choice = training.on_slice(choice, num_epochs, chooses_blend)
     else:
-        if settings.dim is None or settings.l2 is None or chooses_blend:
+        if settings.leaves_open and (settings.dim is None or settings.l2 is None or settings.epochs == 0 or chooses_blend):
             choice = training.choose(num_epochs, chooses_blend) or choice
-        fit = Fit(rows, settings, choice.candidate.dim, num_epochs)
-        training.fit(fit, choice.candidate, FULL)
+        model = training.make(choice.candidate, num_epochs)
     state = training.state
     return Trained(
-        fit.model,
+        model,
         choice.candidate,
-        num_epochs,
+        0 if choice.candidate.is_closed_form else num_epochs,
         state.curve,
         choice.quality,
-        training.results,
+        [*training.closed_forms, *training.results],
         choice.blend,
         state.recency,
         resumed_epochs=resumed,
@@ -287,6 +340,8 @@ def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[Writte
     written: list[WrittenFile] = []
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
         bias = item_bias(rows.rated, trained.blend)
+        if trained.candidate.is_closed_form:
+            bias = np.zeros_like(bias)
         trained.model.user_tower.save(rows.user_ids, rows.item_ids, Path(folder, USER_TOWER))
         trained.model.item_tower.save(rows.item_ids, Path(folder, ITEM_TOWER), trained.blend.affinity_weight, bias)
         for name in (USER_TOWER, ITEM_TOWER):
@@ -322,7 +377,7 @@ def train_and_write(
         "train_items": len(rows.item_ids),
         "train_rows": len(rows.user),
         "epochs": trained.num_epochs,
-        "settings": asdict(trained.candidate),
+        "settings": trained.candidate.to_json(),
         "settings_tried": [each.to_json() for each in trained.results],
         "resumed_epochs": trained.resumed_epochs,
         "loss": trained.curve[-1]["loss"],
