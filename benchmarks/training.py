@@ -28,11 +28,13 @@ from benchmarks.timing import num_threads
 from pipelines.cli import logs
 from pipelines.cli.command import run_command
 from schemas.errors import InputError
+from schemas.words import counted
 from transforms.charts.draw import Axis, Marks, Panel, draw
-from transforms.train.recency import PLAIN, item_bias, lift_items, lift_users
+from transforms.train.choose_settings import best_result
+from transforms.train.recency import lift_items, lift_users
 from transforms.train.rows import TrainingRows
 from transforms.train.settings import TrainingSettings
-from transforms.train.training import train
+from transforms.train.training import Trained, served_bias, train
 from transforms.train.validation import Quality, Validation, make_validation, quality_of, validation_rows
 
 EPOCHS = (1, 2, 4, 8)
@@ -102,19 +104,38 @@ def measure(rows: TrainingRows, test: Validation) -> Iterator[Point]:
       rows: what to learn from.
       test: what to judge by.
     """
-    chosen = train(rows, TrainingSettings(epochs=1)).candidate  # Also pays for what a process compiles only once.
-    known = TrainingSettings(dim=chosen.dim, l2=chosen.l2)
+    chosen = train(rows, TrainingSettings())  # Also pays for what a process compiles only once.
+    known = settings_known(chosen)
+    trained = TrainingSettings(dim=chosen.candidate.dim, l2=best_l2(chosen))
     als = tuned_als(rows)
     for place in range(max(len(EPOCHS), len(ITERATIONS))):
         for epochs in EPOCHS[place : place + 1]:
-            fit = partial(tower_vectors, rows, replace(known, epochs=epochs))
-            yield timed_point(f"Shortlist, {known.dim} dimensions", f"{epochs} epochs", fit, test)
+            fit = partial(tower_vectors, rows, replace(trained, epochs=epochs))
+            yield timed_point(f"Shortlist, trained, {trained.dim} dimensions", in_words(epochs), fit, test)
         for iterations in ITERATIONS[place : place + 1]:
             fit = partial(als_vectors, rows, *als, iterations)
-            yield timed_point(f"implicit ALS, {FACTORS} factors", f"{iterations} iterations", fit, test)
-    usual = known.epochs_of(len(rows.user))
-    yield timed_point("Shortlist, settings known", f"{usual} epochs", partial(tower_vectors, rows, known), test)
-    yield timed_point("Shortlist, settings chosen", f"{usual} epochs", partial(tower_vectors, rows, TrainingSettings()), test)
+            yield timed_point(f"implicit ALS, {FACTORS} factors", counted(iterations, "iteration"), fit, test)
+    length = in_words(chosen.num_epochs)
+    yield timed_point("Shortlist, settings known", length, partial(tower_vectors, rows, known), test)
+    yield timed_point("Shortlist, settings chosen", length, partial(tower_vectors, rows, TrainingSettings()), test)
+
+
+def in_words(epochs: int) -> str:
+    """Returns how long something was trained."""
+    return counted(epochs, "epoch") if epochs else "closed form"
+
+
+def settings_known(chosen: Trained) -> TrainingSettings:
+    """Returns the settings of the nights after the first, when these were chosen."""
+    found, is_closed = chosen.candidate, chosen.candidate.is_closed_form
+    return TrainingSettings(
+        dim=found.dim, l2=found.l2, popularity_exponent=found.popularity_exponent, epochs=0 if is_closed else None
+    )
+
+
+def best_l2(chosen: Trained) -> float:
+    """Returns the weight of L2 that was best among what was trained."""
+    return best_result([each for each in chosen.results if not each.candidate.is_closed_form]).candidate.l2
 
 
 Vectors = tuple[np.ndarray, np.ndarray]
@@ -132,7 +153,8 @@ def tower_vectors(rows: TrainingRows, settings: TrainingSettings) -> Vectors:
     """Trains the towers; returns the vectors that are served."""
     trained = train(rows, settings)
     users = trained.model.user_tower.vectors_of(np.arange(len(rows.user_ids)))
-    return lift_users(users), lift_items(trained.model.item_tower.vectors, 1.0, item_bias(rows.rated, PLAIN))
+    bias = served_bias(rows, trained)
+    return lift_users(users), lift_items(trained.model.item_tower.vectors, trained.blend.affinity_weight, bias)
 
 
 def als_vectors(rows: TrainingRows, alpha: float, regularization: float, iterations: int) -> Vectors:

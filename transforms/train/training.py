@@ -335,13 +335,17 @@ def train(
     )
 
 
+def served_bias(rows: TrainingRows, trained: Trained) -> np.ndarray:
+    """Returns [num_items] float32: the bias of each item's score; 0 in the closed form, where popularity is in the vectors."""
+    bias = item_bias(rows.rated, trained.blend)
+    return np.zeros_like(bias) if trained.candidate.is_closed_form else bias
+
+
 def write_towers(root: str, rows: TrainingRows, trained: Trained) -> list[WrittenFile]:
     """Writes the towers and the curve to the folder `root`, which may be remote."""
     written: list[WrittenFile] = []
     with tempfile.TemporaryDirectory(prefix="shortlist-") as folder:
-        bias = item_bias(rows.rated, trained.blend)
-        if trained.candidate.is_closed_form:
-            bias = np.zeros_like(bias)
+        bias = served_bias(rows, trained)
         trained.model.user_tower.save(rows.user_ids, rows.item_ids, Path(folder, USER_TOWER))
         trained.model.item_tower.save(rows.item_ids, Path(folder, ITEM_TOWER), trained.blend.affinity_weight, bias)
         for name in (USER_TOWER, ITEM_TOWER):
