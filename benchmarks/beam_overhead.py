@@ -73,11 +73,12 @@ def bare_loop(job: recommend.RecommendJob, attempt: str, lists: ListSettings) ->
     mean.extract_output(recalls)
     canaries = join_canaries(users, served, exact, job.dim)
     items = recall_segments.compare(served, exact)
-    merge, verdict, found = MergeMeasured(lists.k), None, []
+    merge, verdict = MergeMeasured(lists.k), None
     for path in job.embeddings:
         for block in read_parquet_blocks(path):
             verdict = merge.add_input(verdict, measure_block(block, canaries, lists.k))
-            found.append(recall_segments.sums_by_popularity(block, items))
+    indexed = (block for path in job.items for block in read_parquet_blocks(path))
+    found = [recall_segments.sums_by_popularity(block, items) for block in indexed]
     report(verdict, canaries)
     recall_segments.report(np.sum(found, axis=0), items)
     return time.perf_counter() - started

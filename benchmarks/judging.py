@@ -17,11 +17,12 @@ from schemas.users import unwanted_columns
 from transforms.ingest.split import hash_pairs
 from transforms.io.partition import hash_ids
 from transforms.search.id_map import IdMap
-from transforms.search.list_settings import CUTOFFS
 from transforms.search.ranking_metrics import metrics_of_users
 from transforms.search.top_k import PAD, Lists, codes_of, exclude, merge, pack
 
 K = 100
+CUTOFFS = (10, 20, 50, 100)
+"""Those of a run, and 20, at which papers on published splits report recall (hits for each held-out item) and NDCG."""
 METRICS = [f"{name}@{cutoff}" for cutoff in CUTOFFS for name in ("recall", "ndcg", "hit_rate")] + ["mrr"]
 """The order of `Judged.of_users`."""
 OBJECTIVE = ("recall@100", "ndcg@10")

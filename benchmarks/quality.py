@@ -1,6 +1,7 @@
 """How good the lists are, beside popularity, item-kNN, EASE and ALS: one split, one harness, one code for the metrics.
 
     python -m benchmarks.quality --ratings FILE --items FILE [--split random|temporal] [--seeds 3] [--save FILE] [--plot FILE]
+    python -m benchmarks.quality --ratings FILE --split given --heldout FILE
 
 Ratings are ingested once, as for a run. The anchors (benchmarks/anchors.py) are tuned on a validation slice of the training
 ratings; the towers are trained by the job's own stages, with the flags' settings, and searched exactly. Every model lists items
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from benchmarks.anchors import ANCHORS, Anchor, check_installed, tune
@@ -131,8 +133,9 @@ def measure(job: Job, models: Sequence[str], num_seeds: int) -> dict[str, Any]:
     warm = question.pairs.counts_of_users[judged] > 0
     groups = {"Users with training ratings": warm} | ({} if warm.all() else {"All users": np.ones(len(judged), bool)})
     positives = "ratings" if ask.split.min_rating is None else f"ratings of at least {ask.split.min_rating:g}"
+    held_out = Path(ask.heldout).name if ask.heldout else f"{ask.split.holdout:g}"
     return {
-        "title": f"{Path(str(ask.ratings)).name}: {positives}, {ask.split.split} split, {ask.split.holdout:g} held out",
+        "title": f"{Path(str(ask.ratings)).name}: {positives}, {ask.split.split} split, {held_out} held out",
         "seeds": seeds,
         "users": len(question.user_ids),
         "items": len(question.item_ids),
@@ -193,7 +196,7 @@ def towers_of(job: Job, done: dict[str, StageManifest], question: Question) -> M
     """Returns the model of finished towers: the inner products of the vectors that a run would search with."""
     output = job.settings.output
     blocks = [each for path in done["embed"].paths(output, "embeddings") for each in read_parquet_blocks(path)]
-    codes = np.concatenate([block["code"].to_numpy() for block in blocks])
+    codes = np.concatenate([pc.index_in(block["item_id"], question.item_ids).to_numpy() for block in blocks])
     items = np.concatenate([vectors_of(block["embedding"]) for block in blocks])
     tower = UserTower(done["train"].stored(output, USER_TOWER))
     users, known = (np.concatenate(parts) for parts in zip(*map(tower.embed, question.users), strict=True))

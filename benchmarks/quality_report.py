@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.judging import METRICS, OBJECTIVE, Judged
 from transforms.charts.draw import GREY, Axis, Marks, Panel, draw
 
-SHOWN = ("recall@10", "recall@50", "recall@100", "ndcg@10", "mrr")
+SHOWN = ("recall@10", "recall@20", "recall@50", "recall@100", "ndcg@10", "ndcg@20", "mrr")
 COMPARED = PLOTTED = ("recall@100", "ndcg@10")
 OURS = "Shortlist, "
 """Begins the name of each of our own rows."""

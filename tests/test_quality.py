@@ -233,7 +233,7 @@ def test_the_table_compares_user_by_user_with_the_best_anchor() -> None:
     assert found["models"][1]["standard_errors"]["mrr"] == pytest.approx(base[:, -1].std(ddof=1) / math.sqrt(50))
     lines = table_of(found).splitlines()
     assert lines[0].startswith(
-        "| model | Recall@10 | Recall@50 | Recall@100 | NDCG@10 | MRR | coverage@100 | Recall@100 against EASE"
+        "| model | Recall@10 | Recall@20 | Recall@50 | Recall@100 | NDCG@10 | NDCG@20 | MRR | coverage@100 | Recall@100 against"
     )
     assert lines[4].endswith("| +.0200 ± .0000 | +.0200 ± .0000 |")
     assert lines[3].endswith("|  |  |")

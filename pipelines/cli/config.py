@@ -3,6 +3,8 @@
 import argparse
 import difflib
 import json
+import os
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -14,10 +16,15 @@ from pipelines.cli.options import OneLineParser, ShortlistOptions
 from pipelines.cli.read_flags import settings_of
 from pipelines.cli.settings import Settings
 from schemas.errors import InputError
+from transforms.ingest.formats import TFDS
 
 LOCAL_RUNNER = "FnApiRunner"
 """Beam's in-process runner: what no --runner, or --runner DirectRunner, means here. Beam's own DirectRunner would first
 try to download another one."""
+
+
+_PATHS = ("output", "ratings", "items", "heldout", "users", "exclude", "block_items", "allow_items", "tfds_data_dir")
+"""Flags whose values workers open."""
 
 
 def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, PipelineOptions]:
@@ -34,12 +41,12 @@ def parse_command(argv: Sequence[str], description: str) -> tuple[Settings, Pipe
     ShortlistOptions._add_argparse_args(parser)
     flags, others = parser.parse_known_args(list(argv))
     if not flags.config:
-        return settings_of(flags), options_of(others, parser, flags.verbose)
+        return _settings_and_options(flags, others, parser)
     in_config = flags_of_config(flags.config, parser)
     try:
         flags, of_config = parser.parse_known_args(in_config)
         flags, of_command = parser.parse_known_args(list(argv), flags)
-        return settings_of(flags), options_of([*of_config, *of_command], parser, flags.verbose)
+        return _settings_and_options(flags, [*of_config, *of_command], parser)
     except InputError as error:
         if _is_mistake_without_config(argv, parser, flags.output, error):
             raise
@@ -50,26 +57,63 @@ def _is_mistake_without_config(argv: Sequence[str], parser: argparse.ArgumentPar
     """Tells whether what was given directly leads to the same mistake, without the config."""
     flags, others = parser.parse_known_args(list(argv), argparse.Namespace(output=output))
     try:
-        settings_of(flags)
-        options_of(others, parser, flags.verbose)
+        _settings_and_options(flags, others, parser)
     except InputError as other:
         return str(other) == str(error)
     return False
 
 
-def options_of(argv: Sequence[str], parser: argparse.ArgumentParser, verbose: bool = False) -> PipelineOptions:
+def _settings_and_options(
+    flags: argparse.Namespace, others: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[Settings, PipelineOptions]:
+    """Returns the settings, and Beam's options; where work is done elsewhere, the settings name no path from here on."""
+    options = options_of(others, parser, flags.verbose, flags.runner_option)
+    if options.view_as(StandardOptions).runner != LOCAL_RUNNER:
+        for name in _PATHS:
+            setattr(flags, name, absolute(getattr(flags, name)))
+    return settings_of(flags), options
+
+
+def absolute(path: str | None) -> str | None:
+    """Returns a path that means the same to every process of this machine; a URI, or a dataset of TFDS, as it is."""
+    if not path or "://" in path or path.startswith(TFDS):
+        return path
+    ending = "/" if path.endswith("/") else ""  # A folder may be asked for.
+    return os.path.abspath(path).rstrip("/") + ending
+
+
+def runner_options_of(texts: Sequence[str]) -> list[str]:
+    """Returns what --runner_option was given, NAME=VALUE each, as flags.
+
+    Raises:
+      InputError: for a text that is something else.
+    """
+    for text in texts:
+        name, equals, _ = text.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise InputError(
+                f"--runner_option takes the name of an option of the runner's and its value, got {text!r}: "
+                "write it as --runner_option NAME=VALUE, without dashes"
+            )
+    return [f"--{text}" for text in texts]
+
+
+def options_of(
+    argv: Sequence[str], parser: argparse.ArgumentParser, verbose: bool = False, runner_options: Sequence[str] = ()
+) -> PipelineOptions:
     """Turns what is left of a command line into Beam's options.
 
     Args:
       argv: the flags that `parser` does not know.
       parser: of the command; a flag of it may be what a typing error meant.
       verbose: whether Beam may speak.
+      runner_options: options that only the runner's job server knows, NAME=VALUE each.
 
     Raises:
       InputError: for a flag that Beam does not know either, or a runner that there is not.
     """
     _refuse_unknown(argv, parser)
-    options = PipelineOptions(list(argv))
+    options = PipelineOptions([*argv, *runner_options_of(runner_options)])
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
         standard.runner = LOCAL_RUNNER
@@ -78,7 +122,9 @@ def options_of(argv: Sequence[str], parser: argparse.ArgumentParser, verbose: bo
     except (ValueError, ImportError, AttributeError) as error:
         raise InputError(f"there is no runner {standard.runner!r} ({error}): check --runner") from error
     if not verbose:
-        options.view_as(WorkerOptions).default_sdk_harness_log_level = "CRITICAL"
+        # Job servers written in Java know no CRITICAL, and refuse a pipeline that asks for it.
+        quiet = "CRITICAL" if standard.runner == LOCAL_RUNNER else "ERROR"
+        options.view_as(WorkerOptions).default_sdk_harness_log_level = quiet
     return options
 
 

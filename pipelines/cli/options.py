@@ -46,7 +46,7 @@ _OWNERS = (
 """The settings that declare flags."""
 
 _GROUPS = {
-    "job": "output config seed refit reuse_model_from json check verbose",
+    "job": "output config seed refit reuse_model_from json check verbose runner_option",
     "data": (
         "ratings columns items item_columns users exclude list_columns tfds_data_dir timestamp_unit rating_range "
         "max_rejected_fraction recency_half_life_days num_buckets"
@@ -77,12 +77,26 @@ _CONFIG = Flag(
 )
 
 
+_RUNNER_OPTION = Flag(
+    "runner_option",
+    "an option that only the runner's job server knows, such as checkpointing_interval=60000; may be repeated",
+    str,
+    None,
+    None,
+    "runner_option",
+    "NAME=VALUE",
+    several=True,
+)
+
+
 class ShortlistOptions(PipelineOptions):
     """Every flag of every stage; each command takes them all and uses its own."""
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        declared = {each.name: each for owner in _OWNERS for each in flags_of(owner).values()} | {"config": _CONFIG}
+        declared = {each.name: each for owner in _OWNERS for each in flags_of(owner).values()} | {
+            each.name: each for each in (_CONFIG, _RUNNER_OPTION)
+        }
         for title, names in _GROUPS.items():
             group = parser.add_argument_group(title, _ABOUT.get(title))
             for name in names.split():

@@ -113,7 +113,7 @@ def _search_of(flags: argparse.Namespace) -> SearchSettings | None:
     return _made(SearchSettings, flags)
 
 
-_NOT_OF_JOB = ("output", "config", "json", "verbose", "check", "force", "reuse_model_from")
+_NOT_OF_JOB = ("output", "config", "json", "verbose", "runner_option", "check", "force", "reuse_model_from")
 """Flags that say where, how loudly and under which exceptions a job runs, not what it makes."""
 
 

@@ -4,10 +4,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from apache_beam.metrics import MetricsFilter
-from apache_beam.runners.runner import PipelineResult
+from apache_beam.runners.runner import PipelineResult, PipelineState
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -18,6 +18,7 @@ from transforms.io.progress import NAMESPACE, WORKER_PROGRESS
 
 _REFRESH_SECONDS = 0.2
 _LOG_SECONDS = 30.0
+_COUNT_SECONDS = 2.0
 
 
 def describe(blocks: int, rows: int, seconds: float, note: str = "") -> str:
@@ -88,20 +89,55 @@ class Progress:
 def follow(result: PipelineResult) -> None:
     """Waits for a pipeline that runs elsewhere, and takes its counts into the tally as they come.
 
+    One thread waits, once: a portable runner's result reads its streams anew each time that it is asked to wait. Where this
+    thread is interrupted, as by Ctrl-C, the pipeline is cancelled.
+
     Raises:
       RuntimeError: if the pipeline does not end well.
     """
+    waiting = _Waiting(result)
+    waiting.start()
+    try:
+        while waiting.is_alive():
+            waiting.join(_COUNT_SECONDS)
+            take_counts(result)
+    except BaseException:
+        with suppress(Exception):  # What was interrupted is what is to be told.
+            result.cancel()
+        raise
+    if waiting.error:
+        raise waiting.error
+    if waiting.state != PipelineState.DONE:
+        raise RuntimeError(f"the runner ended in state {waiting.state}")
+
+
+class _Waiting(threading.Thread):
+    """Waits for a pipeline's end, and keeps the state that it ended in, or what was raised."""
+
+    def __init__(self, result: PipelineResult) -> None:
+        super().__init__(daemon=True)
+        self._result = result
+        self.state: str | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.state = self._result.wait_until_finish()
+        except BaseException as error:
+            self.error = error
+
+
+def take_counts(result: PipelineResult) -> None:
+    """Takes a pipeline's counts into the tally, which never goes back; a runner that does not tell them is none the worse."""
     ours = MetricsFilter().with_namespace(NAMESPACE)
-    while True:
-        state = result.wait_until_finish(duration=2_000)
-        for counter in result.metrics().query(ours)["counters"]:
-            if counter.key.metric.name in ("blocks", "rows") and counter.result:
-                setattr(
-                    WORKER_PROGRESS,
-                    counter.key.metric.name,
-                    max(getattr(WORKER_PROGRESS, counter.key.metric.name), counter.result),
-                )
-        if result.state in ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED"):
-            break
-    if result.state != "DONE":
-        raise RuntimeError(f"the runner ended in state {state or result.state}")
+    try:
+        if hasattr(result, "_metrics"):
+            result._metrics = None  # A portable result keeps its first answer for good.
+        counters = result.metrics().query(ours)["counters"]
+    except Exception as error:
+        LOGGER.debug("the runner tells no counts: %s", error)
+        return
+    for counter in counters:
+        name = counter.key.metric.name
+        if name in ("blocks", "rows") and counter.result:
+            setattr(WORKER_PROGRESS, name, max(getattr(WORKER_PROGRESS, name), counter.result))

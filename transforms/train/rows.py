@@ -73,13 +73,20 @@ def read_rows(paths: Iterable[str]) -> TrainingRows:
     if not users:
         raise InputError("there is nothing to train on, the training interactions have 0 rows: check the ratings and the split")
     user_ids, user = _codes(users)
+    users.clear()  # What is no longer needed goes at once: rows are what memory is spent on.
     item_ids, item = _codes(items)
+    items.clear()
     pair = user.astype(np.int64) * len(item_ids) + item
-    order = np.argsort(pair)
     timestamp = pa.chunked_array(timestamps)
-    return TrainingRows(
-        user_ids, item_ids, user[order], item[order], None if timestamp.null_count else timestamp.to_numpy()[order]
-    )
+    if timestamp.null_count:
+        del user, item
+        pair.sort()
+        return TrainingRows(
+            user_ids, item_ids, (pair // len(item_ids)).astype(np.int32), (pair % len(item_ids)).astype(np.int32)
+        )
+    order = np.argsort(pair)
+    del pair
+    return TrainingRows(user_ids, item_ids, user[order], item[order], timestamp.to_numpy()[order])
 
 
 def _codes(blocks: list[pa.DictionaryArray]) -> tuple[pa.Array, np.ndarray]:

@@ -90,8 +90,9 @@ class _Matrix:
         self._tf = tf
         self._num_users, self._num_items = len(rows.user_ids), len(rows.item_ids)
         by_item = np.argsort(rows.item, kind="stable")
-        self._user, self._item = tf.constant(rows.user), tf.constant(rows.item)
         self._user_by_item, self._item_by_item = tf.constant(rows.user[by_item]), tf.constant(rows.item[by_item])
+        del by_item
+        self._user, self._item = tf.constant(rows.user), tf.constant(rows.item)
         self._user_weight = _weight(rows.user, self._num_users)
         self.item_weight = _weight(rows.item, self._num_items)
 
