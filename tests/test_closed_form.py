@@ -12,7 +12,7 @@ from tests.made_stored import stored_folder
 from tests.test_training import clustered_pairs, rows_of
 from transforms.index.embed import ItemTower, UserTower
 from transforms.train import training as training_module
-from transforms.train.choose_settings import Candidate, CandidateResult
+from transforms.train.choose_settings import FAR_BETTER, Candidate, CandidateResult, is_better
 from transforms.train.closed_form import (
     EXPONENTS,
     best_closed_form,
@@ -113,25 +113,28 @@ def test_twice_the_dimensions_must_be_worth_it(of_twice: float, chosen: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("share", "num_trained", "is_closed"),
-    [(1.04, 1, True), (1.02, 3, True), (1.005, 3, False), (0.9, 3, False)],
+    ("share", "is_twice_tried", "is_closed"),
+    [(1.04, False, True), (1.02, True, True), (1.005, True, False), (0.9, True, False)],
 )
 def test_the_closed_form_is_chosen_where_it_is_clearly_better(
-    rows: TrainingRows, share: float, num_trained: int, is_closed: bool, monkeypatch: pytest.MonkeyPatch
+    rows: TrainingRows, share: float, is_twice_tried: bool, is_closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it is far better than the first training, that is the only one."""
+    """Where it is far better than all with the usual dimensions, none with twice those is tried."""
     monkeypatch.setattr(training_module, "_ROWS_OF_A_TRIAL", 1)
-    settings = TrainingSettings(dim=4, recency="off")
-    alone = train(rows, replace(settings, epochs=15))
-    best = max(each.quality for each in alone.results)
+    monkeypatch.setattr("transforms.train.choose_settings.ROWS_FOR_TWICE", 1)
+    monkeypatch.setattr("transforms.train.settings.DIM", 4)
+    settings = TrainingSettings(recency="off")
+    alone = train(rows, replace(settings, epochs=12))
     assert not any(each.candidate.is_closed_form for each in alone.results)
+    assert {each.candidate.dim for each in alone.results} == {4, 8}
+    best = max(each.quality for each in alone.results)
     closed = [CandidateResult(Candidate(4, 0.12, 0.5), share * best, 0.0)]
     monkeypatch.setattr(training_module, "closed_form_results", lambda *_: closed)
     trained = train(rows, settings)
     assert trained.candidate.is_closed_form == is_closed
     assert (trained.num_epochs == 0) == is_closed
     assert trained.results[0] == closed[0]
-    assert min(3, len(trained.results) - 1) == num_trained
+    assert any(each.candidate.dim == 8 for each in trained.results) == is_twice_tried
     if is_closed:
         assert trained.quality == closed[0].means
         expected = closed_form_model(rows, settings, trained.candidate).item_tower.vectors
@@ -157,3 +160,11 @@ def test_a_row_without_a_loss_can_be_told() -> None:
 
     row = CurveRow(phase="full", epoch=0, loss=None, recall_at_100=0.5, ndcg_at_10=0.25)
     assert describe(row) == "full: epoch 0, nothing trained, Recall@100 0.5000, NDCG@10 0.2500"
+
+
+def test_a_slice_that_says_nothing_chooses_what_is_trained() -> None:
+    nothing = CandidateResult(Candidate(4, 0.1), 0.0, 0.0)
+    assert not is_better(result(4, 0.5, 0.0), [nothing], FAR_BETTER)
+    assert is_better(result(4, 0.5, 0.1), [nothing], FAR_BETTER)
+    assert not is_better(result(4, 0.5, 0.1), [], FAR_BETTER)
+    assert not is_better(None, [nothing], FAR_BETTER)

@@ -74,7 +74,9 @@ def test_items_with_a_known_value_are_in_the_index(job: tuple[list[str], Path]) 
     done = finished.finished_before("publish", Job(parse_command([f"--output={job[1]}"], "")[0])).published
     items = [row for path in done["embed"].paths(str(job[1]), "embeddings") for row in _rows(path)]
     assert {row["item_id"] for row in items} == {item for _, item, *_ in ratings()} | {"new 0", "new 1", "no shelf"}
-    assert {row["item_id"]: row["train_count"] for row in items}["new 0"] == 0
+    known = [row for path in done["calibrate"].paths(str(job[1]), "shard_items") for row in _rows(path)]
+    assert {row["item_id"]: row["train_count"] for row in known}["new 0"] == 0
+    assert {row["item_id"] for row in known} == {row["item_id"] for row in items}
     report = done["train"].metrics["features"]
     assert {name: found["codes"] for name, found in report.items()} == {"shelf": 3, "year": 4, "title": 1, "language": 0}
     assert report["language"]["warning"] == "left out: every rated item has the same value"
@@ -110,7 +112,7 @@ def test_what_is_popular_comes_before_what_nobody_has_rated(job: tuple[list[str]
 def test_a_second_run_finds_all_done_and_warns_again(job: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(run.main, job[0]) == OK
     error = capsys.readouterr().err
-    assert error.count("done before") == 7
+    assert error.count("done before") == 8
     assert "the feature language left out: every rated item has the same value" in error
 
 

@@ -156,7 +156,7 @@ def test_a_release_that_fails_a_gate_is_kept_beside_the_one_that_is_served(
     capsys.readouterr()
     assert run_command(run.main, [*other, "--min_overlap=1", "--force", "overlap=a new seed"]) == OK
     captured = capsys.readouterr()
-    assert captured.err.count("done before") == 7
+    assert captured.err.count("done before") == 8
     assert "1 forced (overlap)" in captured.out
     release = release_of(output)
     assert release["release"] == failed["release"]
@@ -374,7 +374,7 @@ def test_a_refit_publishes_the_table_of_everything_and_the_metrics_of_the_evalua
     assert f"{len([1 for user, _ in rated if user == 'u3'])} in the history" in capsys.readouterr().out
     # Stage by stage, as a scheduler runs it, it is the same release; a second run finds all done.
     assert run_command(run.main, [*flags, "--refit"]) == OK
-    assert capsys.readouterr().err.count("done before") == 14
+    assert capsys.readouterr().err.count("done before") == 16
     for name in ("ingest", "lists", "train", "embed", "index", "calibrate", "recommend", "judge"):
         assert run_command(single_stage.stage_command(name), [*flags, "--refit"]) == OK, name
     assert run_command(publish.main, [*flags, "--refit"]) == OK

@@ -13,7 +13,7 @@ _OF_REFIT = ("validation", "validation_fraction", "epochs", "blend", "chosen_by"
 """Settings of a training that a refit takes from the evaluation; how long a model that is kept was trained does not matter."""
 
 
-_CHOSEN = ("dim", "l2")
+_CHOSEN = ("dim", "l2", "popularity_exponent")
 """Settings that a training chooses where none is asked for."""
 
 

@@ -26,7 +26,7 @@ WORTH_CLOSED_FORM = 0.01
 """The share by which the closed form must be better than what is trained: the trainings that it is compared with are short."""
 
 FAR_BETTER = 0.03
-"""Where it is better by such a share than the first training, no other is tried."""
+"""Where it is better by such a share than all trainings with the usual dimensions, none with twice those is tried."""
 
 WORTH_LESS_L2 = 0.003
 """The share by which less L2 must be better: what is learned by heart shows late, and these trainings are short."""
@@ -103,7 +103,7 @@ def dimensions_to_try(settings: TrainingSettings, num_rows: int) -> list[int]:
 
 def is_better(closed: CandidateResult | None, trained: Sequence[CandidateResult], worth: float) -> bool:
     """Tells whether the closed form is better by a share `worth` than all that was trained; not where either is missing."""
-    return closed is not None and bool(trained) and all(closed.quality >= each.quality * (1 + worth) for each in trained)
+    return closed is not None and bool(trained) and all(closed.quality > each.quality * (1 + worth) for each in trained)
 
 
 def next_candidate(settings: TrainingSettings, results: Sequence[CandidateResult], num_rows: int) -> Candidate | None:
