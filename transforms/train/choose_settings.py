@@ -26,7 +26,7 @@ WORTH_CLOSED_FORM = 0.01
 """The share by which the closed form must be better than what is trained: the trainings that it is compared with are short."""
 
 FAR_BETTER = 0.03
-"""Where it is better by such a share than all trainings with the usual dimensions, none with twice those is tried."""
+"""Where it is better by such a share, neither less L2 nor twice the dimensions are tried."""
 
 WORTH_LESS_L2 = 0.003
 """The share by which less L2 must be better: what is learned by heart shows late, and these trainings are short."""

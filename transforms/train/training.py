@@ -229,10 +229,12 @@ class _Training:
         return self._choice(best.candidate, blends[0], best.means)
 
     def _next(self, closed: CandidateResult | None) -> Candidate | None:
-        """Returns what to train next to choose settings by; no more dimensions where the closed form is far better already."""
-        candidate = next_candidate(self._settings, self.results, len(self._rows.user))
-        is_larger = candidate is not None and candidate.dim > self._settings.dimensions
-        return None if is_larger and is_better(closed, self.results, FAR_BETTER) else candidate
+        """Returns what to train next to choose settings by; none where the closed form is far better, but more L2."""
+        settings = self._settings
+        candidate = next_candidate(settings, self.results, len(self._rows.user))
+        if candidate is None or not is_better(closed, self.results, FAR_BETTER):
+            return candidate
+        return candidate if candidate.dim == settings.dimensions and candidate.l2 > settings.l2_weight else None
 
     def _choice(self, candidate: Candidate, blend: Blend, quality: Quality) -> Choice:
         """Returns what was chosen: with the blend, and its quality, where that was chosen too."""
