@@ -87,6 +87,7 @@ OTHER_TESTS: Mapping[tuple[str, str], str] = {
     ("data-contract.md", "sql"): "",  # BigQuery: the page says that this was not run.
     ("data-contract.md", "python nested"): "tests/test_readers.py",
     ("data-contract.md", "python long"): "tests/test_readers.py",
+    ("runners.md", "text prism"): "tests/test_remote.py",
 }
 """Blocks that another test runs."""
 
