@@ -184,3 +184,25 @@ sys.exit(run_command(command, []))
         assert made.stderr is not None
         assert made.stderr.read() == "error: this is wrong\n"
     assert made.returncode == MISTAKE
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_thread_that_fails_because_all_are_told_to_stop_is_no_news(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    def fail() -> None:
+        raise RuntimeError("a worker has gone")
+
+    def fails(_: object) -> None:
+        try:
+            if is_told:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        finally:
+            thread = threading.Thread(target=fail)
+            thread.start()
+            thread.join()
+
+    assert run_command(fails, []) == (TERMINATED if is_told else OK)
+    assert len(told) == (not is_told)

@@ -215,7 +215,7 @@ def test_flags_in_the_documentation_exist() -> None:
     # Those of Beam, git, TensorBoard and tools.
     known |= {
         "--runner",
-        "--flink_master",
+        "--prism_location",
         "--setup_file",
         "--direct_running_mode",
         "--direct_num_workers",

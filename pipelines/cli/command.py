@@ -88,7 +88,13 @@ def _stopping_when_told_to() -> Iterator[None]:
         if not has_ended.is_set():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
+    def unless_told(failed: "threading.ExceptHookArgs") -> None:
+        """Beam's threads fail when their workers end, as they do when all are told to stop: that is no news then."""
+        if not _TOLD_TO_STOP.is_set():
+            report_thread(failed)
+
     report, sys.unraisablehook = sys.unraisablehook, try_again
+    report_thread, threading.excepthook = threading.excepthook, unless_told
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
@@ -96,6 +102,7 @@ def _stopping_when_told_to() -> Iterator[None]:
         has_ended.set()
         patience.cancel()
         sys.unraisablehook = report
+        threading.excepthook = report_thread
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
